@@ -1,0 +1,1 @@
+"""DataFlare: one workflow file moves rows from sources through processors to destinations."""

@@ -1,0 +1,90 @@
+"""Contracts: the Protocols and small frozen dataclasses that hooks and components speak in.
+
+Nothing here knows Arrow, SQL or threads. Data is named by the Arrow C data interface's own methods, so
+that any library that speaks it will do. One file per role; this module hands all of them on.
+"""
+
+from dataflare.contracts.actors import ActorRef, ActorSystem, Channel, RestartPolicy
+from dataflare.contracts.batch import (
+    ArrowBatch,
+    ArrowSchema,
+    ArrowStream,
+    Barrier,
+    Batch,
+    End,
+    Message,
+    Offset,
+    Pause,
+    RowRejection,
+    Watermark,
+)
+from dataflare.contracts.component import Component, ComponentContext, RunInfo
+from dataflare.contracts.destination import Destination, Opened, Target, WriteSpec
+from dataflare.contracts.executor import (
+    EdgeSpec,
+    Executor,
+    NodeSpec,
+    Plan,
+    RunHandle,
+    RunOptions,
+    RunReport,
+    TaskSpec,
+)
+from dataflare.contracts.host import Host, Provided, Surroundings
+from dataflare.contracts.isolation import Loader
+from dataflare.contracts.monitor import PHASES, RunEvent
+from dataflare.contracts.processor import Processor
+from dataflare.contracts.security import Decision, SecretProvider
+from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
+from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
+
+__all__ = [
+    "PHASES",
+    "ActorRef",
+    "ActorSystem",
+    "ArrowBatch",
+    "ArrowSchema",
+    "ArrowStream",
+    "Barrier",
+    "Batch",
+    "Channel",
+    "Checkpoint",
+    "Component",
+    "ComponentContext",
+    "DeadLetter",
+    "Decision",
+    "Destination",
+    "EdgeSpec",
+    "End",
+    "Executor",
+    "ExtractSpec",
+    "Host",
+    "Lease",
+    "Loader",
+    "Message",
+    "NodeSpec",
+    "Offset",
+    "Opened",
+    "Partition",
+    "Pause",
+    "Plan",
+    "Processor",
+    "Provided",
+    "Reader",
+    "RestartPolicy",
+    "RowRejection",
+    "RunEvent",
+    "RunHandle",
+    "RunInfo",
+    "RunOptions",
+    "RunReport",
+    "SecretProvider",
+    "Source",
+    "StateStore",
+    "StreamInfo",
+    "Surroundings",
+    "Target",
+    "TaskSpec",
+    "Watermark",
+    "WriteSpec",
+]

@@ -1,0 +1,117 @@
+"""Messages: what flows on a channel between two tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Offset = Mapping[str, Any]
+"""Where a source stands: opaque, versioned JSON that only the source itself compares."""
+
+
+class ArrowSchema(Protocol):
+    """Anything that hands out an Arrow schema."""
+
+    def __arrow_c_schema__(self) -> object: ...
+
+
+class ArrowBatch(Protocol):
+    """Anything that hands out one Arrow record batch."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the batch."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes its buffers hold."""
+        ...
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+
+
+class ArrowStream(Protocol):
+    """Anything that hands out a stream of Arrow record batches."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+class Batch(Protocol):
+    """Rows of one stream, the unit of work: never one row at a time.
+
+    Attributes:
+        stream: name of the stream the rows belong to.
+        data: the rows.
+        offset: where to resume after this batch, or None inside the graph.
+        rejected: rows that a reader could not read and that are therefore not in `data`.
+    """
+
+    stream: str
+    offset: Offset | None
+    rejected: Sequence[RowRejection]
+
+    @property
+    def data(self) -> Any:
+        """The rows, an Arrow record batch (see `ArrowBatch`)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowRejection:
+    """A row that a step refused, with what is needed to find and mend it.
+
+    Attributes:
+        code: error code, `data.…`.
+        cause: why, one sentence.
+        position: where the row stands in its source (`{"file": …, "row": …}`), JSON-able.
+        row: the row as plain values when it could be read at all.
+        raw: its text when it could not.
+        index: its index in the batch that was being worked on, when there is one.
+        detail: more places to look (column, expression), JSON-able.
+    """
+
+    code: str
+    cause: str
+    position: Mapping[str, Any] | None = None
+    row: Mapping[str, Any] | None = None
+    raw: str | None = None
+    index: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Ends an epoch on a channel: everything before it belongs to `epoch` or an earlier one.
+
+    Attributes:
+        epoch: number of the epoch it ends, counted from 1 per run.
+        final: nothing follows it on this channel.
+        replay: this epoch was logged before a crash and is being read again; destinations that
+            already hold it drop it.
+    """
+
+    epoch: int
+    final: bool = False
+    replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """No row with an event time before `time` (microseconds since 1970, UTC) is expected any more."""
+
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The input is complete: windows close, whole-input steps answer, their state is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The input stops for now: state stays in the checkpoint and a later run goes on from it."""
+
+
+Message = Batch | Barrier | Watermark | End | Pause

@@ -1,0 +1,135 @@
+"""Sources: where rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dataflare.contracts.batch import Message, Offset
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractSpec:
+    """The `extract:` block of a source.
+
+    Attributes:
+        mode: `full`, `incremental` or `cdc`.
+        cursor: cursor column for incremental extraction.
+        start: cursor value to begin at on the first run.
+        key: columns that identify a row.
+        overlap: how far to read back for late commits, seconds.
+        columns: what the workflow uses of the stream, in stream order; None means all.
+        types: the user's `columns:` block, name to DuckDB type name; they name all that is read.
+        options: anything else the block carried, for the source to judge.
+    """
+
+    mode: str = "full"
+    cursor: str | None = None
+    start: Any = None
+    key: tuple[str, ...] = ()
+    overlap: float = 0.0
+    columns: tuple[str, ...] | None = None
+    types: Mapping[str, str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One stream (table, file set, topic) that a source offers.
+
+    Attributes:
+        name: its name; the only stream of a source bears the source's id.
+        schema: its Arrow schema, or None when it cannot be known offline.
+        key: columns that identify a row, if known.
+        cursors: columns that could serve as incremental cursors.
+        pins: what the source wants kept in the plan so that every later read is the same read (files with
+            size and mtime, the dialect that was sniffed), JSON-able.
+    """
+
+    name: str
+    schema: Any | None
+    key: tuple[str, ...] = ()
+    cursors: tuple[str, ...] = ()
+    pins: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A part of a stream that one reader reads by itself.
+
+    Attributes:
+        id: stable name; checkpoints keep one offset per partition id.
+        stream: the stream it is part of.
+        spec: what `open` needs, JSON-able; travels in the TaskSpec.
+    """
+
+    id: str
+    stream: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """Reads one partition, on one thread."""
+
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
+        """Return the next batch, `End`, `Pause`, or None when `deadline` (monotonic seconds) passed.
+
+        After `End` or `Pause` it is not called again. `max_rows` and `max_bytes` are wishes; a batch may
+        exceed `max_bytes` by one row.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop reading and release what is held."""
+        ...
+
+
+class Source(Protocol):
+    """Rows from somewhere. One instance, one task, one thread; only `cancel()` comes from outside.
+
+    Attributes:
+        features: of `full incremental cdc replayable resumable_snapshot ordered parallel_partitions
+            emits_deletes unbounded`. `replayable`: the same rows again for the same (offset, until).
+    """
+
+    features: frozenset[str]
+
+    def check(self) -> None:
+        """Prove that the source can be reached and read. Not called offline."""
+        ...
+
+    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
+        """Return the streams with their schemas, and pin what later reads must agree on.
+
+        Args:
+            extract: what the workflow asks for.
+            offset: the offset a finished run left (incremental), or None.
+        """
+        ...
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
+        """Split a stream; at least one partition, also for an empty stream."""
+        ...
+
+    def open(
+        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
+    ) -> Reader:
+        """Read a partition after `offset` (None: from its beginning), and to `until` exactly if given."""
+        ...
+
+    def ack(self, partition: Partition, offset: Offset) -> None:
+        """Every route has durably committed up to `offset`. Called between reads."""
+        ...
+
+    def idle(self) -> None:
+        """Keep connections alive; called at least every 5 s while nothing is read."""
+        ...
+
+    def cancel(self) -> None:
+        """Make a blocking `read` return soon. May be called from another thread."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, on every path."""
+        ...

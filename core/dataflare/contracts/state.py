@@ -1,0 +1,172 @@
+"""The state store: what survives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run a workflow: an OS-held lock for liveness, a fence number for safety.
+
+    Attributes:
+        workflow: name of the workflow.
+        workflow_id: random id made at its first run.
+        fence: grows by one at every acquisition; any write with an older one ends that run.
+    """
+
+    workflow: str
+    workflow_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that could not be processed, kept so that it can be read, mended and replayed.
+
+    Attributes:
+        id: assigned by the store when it is kept, "" before.
+        run_id: the run it fell out of.
+        position: where it stands in its source, JSON-able.
+        row: the original source row (or the step's input row after a join or aggregate), JSON-able.
+        raw: its text when it could not be read.
+        step: id of the node that refused it.
+        code: error code.
+        cause: why.
+        source: id of the source node, when one row can be traced to one.
+        saved_at: seconds since 1970 UTC, 0.0 before it is kept.
+    """
+
+    run_id: str
+    step: str
+    code: str
+    cause: str
+    position: Mapping[str, Any] | None = None
+    row: Mapping[str, Any] | None = None
+    raw: str | None = None
+    source: str | None = None
+    id: str = ""
+    saved_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One logged epoch: enough to go on after it, or to finish it after a crash.
+
+    Attributes:
+        epoch: its number, from 1 in each run.
+        run_id: the run it belongs to.
+        plan_hash: hash of what must not change while a run is unfinished.
+        start: partition id to offset before the epoch (None value: from the beginning).
+        stop: partition id to offset after it.
+        states: node id to operator state after it (references to chunks included).
+        counts: node id to counters, of all epochs of the run up to and including this one.
+        final: the run's last epoch.
+        run_started: when the run began, microseconds since 1970 UTC.
+        done: every destination has committed it.
+        saved_at: seconds since 1970 UTC.
+        extra: what else the engine wants kept (lane, plan document), JSON-able.
+    """
+
+    epoch: int
+    run_id: str
+    plan_hash: str
+    start: Mapping[str, Any]
+    stop: Mapping[str, Any]
+    states: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    final: bool = False
+    run_started: int = 0
+    done: bool = False
+    saved_at: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StateStore(Protocol):
+    """Keeps leases, checkpoints, operator state, dead letters and run records; atomic, durable, checksummed.
+
+    One store serves all workflows of its file or database. After `acquire`, every write carries the
+    lease's fence and raises `state.fenced` (exit 4) when a newer lease exists.
+    """
+
+    def acquire(self, workflow: str, take_over: bool = False) -> Lease:
+        """Lock the workflow and raise its fence.
+
+        Raises:
+            DataflareError: `run.busy` (exit 4), naming pid and host, while another process holds the lock.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the lock back; the fence stays."""
+        ...
+
+    def load(self, workflow: str) -> Checkpoint | None:
+        """Return the newest checkpoint whose checksum holds, else the one before it; None when none was made.
+
+        Raises:
+            DataflareError: `state.damaged` when checkpoints exist and none is whole.
+        """
+        ...
+
+    def history(self, workflow: str) -> Sequence[Checkpoint]:
+        """Return the checkpoints kept (the last 3), newest first."""
+        ...
+
+    def log(self, checkpoint: Checkpoint, letters: Sequence[DeadLetter] = ()) -> None:
+        """Keep an epoch and its dead letters in one durable transaction, before any destination commits it."""
+        ...
+
+    def done(self, epoch: int, *, finished: Mapping[str, Any] | None = None) -> None:
+        """Mark an epoch committed everywhere; `finished` also closes the run with its report."""
+        ...
+
+    def put(self, data: bytes) -> str:
+        """Keep a chunk of operator state durably and return its reference (content-addressed)."""
+        ...
+
+    def get(self, ref: str) -> bytes:
+        """Return a chunk.
+
+        Raises:
+            DataflareError: `state.damaged` when it is missing or its checksum fails.
+        """
+        ...
+
+    def begin_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Record that a run began."""
+        ...
+
+    def end_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Record how a run ended."""
+        ...
+
+    def runs(self, workflow: str | None = None, limit: int = 50) -> Sequence[Mapping[str, Any]]:
+        """Return run records, newest first."""
+        ...
+
+    def letters(self, workflow: str, run_id: str | None = None, limit: int | None = None) -> Sequence[DeadLetter]:
+        """Return dead letters of committed epochs, oldest first."""
+        ...
+
+    def reset(self, workflow: str, stream: str | None = None) -> int:
+        """Forget checkpoints (of one source or of all); returns how many. Dead letters and runs stay."""
+        ...
+
+    def set_offset(self, workflow: str, stream: str, offset: Mapping[str, Any]) -> None:
+        """Set the offset the next run of a source starts from."""
+        ...
+
+    def get_value(self, scope: str, key: str) -> bytes | None:
+        """Return a plugin's or the runtime's own value."""
+        ...
+
+    def put_value(self, scope: str, key: str, value: bytes | None) -> None:
+        """Keep a value durably under (scope, key); None removes it."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...

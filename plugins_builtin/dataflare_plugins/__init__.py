@@ -1,0 +1,1 @@
+"""Built-in plugins: every feature of DataFlare, one folder each."""

@@ -1,0 +1,82 @@
+"""What a plugin author needs, and all of it: base classes, config fields, Arrow helpers, conformance tests.
+
+Plugins import this package and third-party libraries, never `dataflare` itself: what they need of the kernel
+is handed on from here. Names are loaded on first use, so that importing one does not import pyarrow for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataflare.contracts import *  # noqa: F403
+    from dataflare.errors import CODES as CODES
+    from dataflare.errors import DataflareError as DataflareError
+    from dataflare.errors import ErrorCode as ErrorCode
+    from dataflare.errors import Problem as Problem
+    from dataflare.errors import RetriableError as RetriableError
+    from dataflare.errors import code as code
+    from dataflare.errors import exit_code as exit_code
+    from dataflare.hookspecs import hookimpl as hookimpl
+    from dataflare.workflow import Marks as Marks
+    from dataflare.workflow import Node as Node
+    from dataflare.workflow import Workflow as Workflow
+    from dataflare.workflow import dotted as dotted
+    from dataflare_sdk.component import Component as Component
+    from dataflare_sdk.destination import CopyTarget as CopyTarget
+    from dataflare_sdk.destination import Destination as Destination
+    from dataflare_sdk.expressions import Attempt as Attempt
+    from dataflare_sdk.expressions import Bound as Bound
+    from dataflare_sdk.expressions import BoundQuery as BoundQuery
+    from dataflare_sdk.expressions import ExpressionEngine as ExpressionEngine
+    from dataflare_sdk.expressions import Stage as Stage
+    from dataflare_sdk.fields import Duration as Duration
+    from dataflare_sdk.fields import NoConfig as NoConfig
+    from dataflare_sdk.fields import Query as Query
+    from dataflare_sdk.fields import Size as Size
+    from dataflare_sdk.fields import Sql as Sql
+    from dataflare_sdk.fields import config as config
+    from dataflare_sdk.fields import option as option
+    from dataflare_sdk.messages import Batch as Batch
+    from dataflare_sdk.messages import Origin as Origin
+    from dataflare_sdk.processor import Processor as Processor
+    from dataflare_sdk.scan import ScanUnit as ScanUnit
+    from dataflare_sdk.source import IteratorReader as IteratorReader
+    from dataflare_sdk.source import Source as Source
+
+_HOME = {
+    "dataflare.contracts": (
+        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Channel Checkpoint ComponentContext "
+        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Lease Loader Message NodeSpec Offset Opened Partition "
+        "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SecretProvider "
+        "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
+    ),
+    "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
+    "dataflare.hookspecs": "hookimpl",
+    "dataflare.workflow": "Marks Node Workflow dotted",
+    "dataflare_sdk.component": "Component",
+    "dataflare_sdk.destination": "CopyTarget Destination",
+    "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
+    "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
+    "dataflare_sdk.messages": "Batch Origin",
+    "dataflare_sdk.processor": "Processor",
+    "dataflare_sdk.scan": "ScanUnit",
+    "dataflare_sdk.source": "IteratorReader Source",
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - the table above is the one list of public names
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the room it lives in."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,88 @@
+"""Base class for destinations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.contracts import Opened, RowRejection, Target, WriteSpec
+from dataflare_sdk.component import C, Component
+from dataflare_sdk.messages import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTarget:
+    """How a bulk statement writes a whole result into a destination's staging.
+
+    Attributes:
+        statements: SQL to run in order; `{query}` in one of them is replaced by the SELECT.
+        setup: statements run once on the connection before (ATTACH …).
+        paths: files and folders the statements write, for the connection's lock-down.
+    """
+
+    statements: tuple[str, ...]
+    setup: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+class Destination(Component[C], ABC):
+    """A destination connector; see `dataflare.contracts.Destination` for the meaning of every method."""
+
+    def check(self) -> None:
+        """Prove that the destination can be reached; by default nothing is checked."""
+
+    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
+        """Return what it cannot store or do; by default it takes everything."""
+        return ()
+
+    def guarantee(self, write: WriteSpec) -> str:  # noqa: ARG002
+        """Return the best it can give: `exactly_once`, `effectively_once` or `at_least_once`."""
+        return "exactly_once" if self.features & {"transactional", "two_phase"} else "at_least_once"
+
+    def notes(self, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
+        """Return what `validate` should tell the person (a single file starts again after a kill …)."""
+        return ()
+
+    @abstractmethod
+    def commit_scope(self) -> str:
+        """Return the canonical name of the resource its transactions span, prefixed by the plugin's name."""
+
+    @abstractmethod
+    def open(self, target: Target) -> Opened:
+        """Claim the target and say which epoch of this run it already holds."""
+
+    @abstractmethod
+    def write(self, batch: Batch) -> Sequence[RowRejection]:
+        """Stage a batch and return the rows it refuses, by index."""
+
+    def copy(self) -> CopyTarget | None:
+        """Return how the bulk lane writes into its staging, after `open`; None: it takes batches only.
+
+        After the statements ran the engine calls `copied`, then `prepare` and `commit` as for batches.
+        """
+        return None
+
+    def copied(self, rows: int) -> None:
+        """The bulk statements are done and wrote `rows` rows."""
+
+    @abstractmethod
+    def prepare(self, epoch: int, final: bool) -> None:
+        """All of the epoch's rows are here."""
+
+    @abstractmethod
+    def commit(
+        self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()
+    ) -> None:
+        """Make the epoch durable and visible."""
+
+    def recover(self, epoch: int, final: bool) -> bool:  # noqa: ARG002
+        """After a crash: True when the logged epoch lies prepared. A transactional one keeps nothing."""
+        return False
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop what was written or prepared since the last commit."""

@@ -1,0 +1,68 @@
+"""DuckDB connections, opened one way: bounded, in UTC, locked down to what they may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataflare_sdk.schema import literal
+
+if TYPE_CHECKING:
+    import duckdb
+
+NO_PUSHDOWN = "SET disabled_optimizers='filter_pushdown,filter_pullup'"
+"""For a statement where a step that drops rows follows an expression that can fail: DuckDB must not drop the
+failing rows first (with pushdown on, failures silently became filtered rows)."""
+
+
+def connect(
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    temp: Path | None = None,
+    timezone: str = "UTC",
+    database: str = ":memory:",
+) -> duckdb.DuckDBPyConnection:
+    """Open a connection to an instance of its own.
+
+    Args:
+        memory: bytes it may use before it spills.
+        threads: worker threads.
+        temp: folder to spill into; made when first needed.
+        timezone: of `timestamptz` functions; never the machine's.
+        database: a file, or the default in-memory one.
+    """
+    import duckdb
+
+    settings: dict[str, str | int | bool] = {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "python_enable_replacements": False,
+    }
+    if memory is not None:
+        settings["memory_limit"] = f"{max(memory, 32 << 20) // 1024}KiB"
+    if threads is not None:
+        settings["threads"] = max(1, threads)
+    if temp is not None:
+        settings["temp_directory"] = str(temp)
+    connection = duckdb.connect(database, config=settings)
+    connection.execute(f"SET TimeZone={literal(timezone)}")
+    return connection
+
+
+def lock_down(
+    connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
+    """Let a connection touch only `paths` and what lies in `folders`, for good.
+
+    A folder needs its trailing slash; one is added when missing.
+    """
+    allowed = ", ".join(literal(p) for p in paths)
+    inside = ", ".join(literal(f if f.endswith("/") else f + "/") for f in folders)
+    if allowed:
+        connection.execute(f"SET allowed_paths=[{allowed}]")
+    if inside:
+        connection.execute(f"SET allowed_directories=[{inside}]")
+    connection.execute("SET enable_external_access=false")
+    connection.execute("SET lock_configuration=true")

@@ -1,0 +1,135 @@
+"""The expression engine as its users see it. The engine itself is a component (`expression_engine`).
+
+Processors get it from `ctx.component("expression_engine", "duckdb")`, so `map` and `filter` import no SQL engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What binding a set of row expressions told.
+
+    Attributes:
+        schema: one field per expression, in the runtime's types.
+        reads: expression name to the input columns it reads.
+        volatile: names of expressions that give another value at every call (random, uuid).
+        can_fail: names of expressions that may raise on some value.
+    """
+
+    schema: pa.Schema
+    reads: Mapping[str, frozenset[str]]
+    volatile: frozenset[str] = frozenset()
+    can_fail: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class BoundQuery:
+    """What binding a SELECT told.
+
+    Attributes:
+        schema: of its result, in the runtime's types.
+        lineage: output column to the (input, column) pairs it is made from; a column that the analysis
+            cannot trace is missing.
+        reads: input name to the columns the query reads of it.
+        rowwise: every output row comes from one input row (projection and filter over one input).
+        volatile: it calls a function that gives another value at every call.
+    """
+
+    schema: pa.Schema
+    lineage: Mapping[str, Sequence[tuple[str, str]]]
+    reads: Mapping[str, frozenset[str]]
+    rowwise: bool = False
+    volatile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A stage run again on a batch that failed, with every expression guarded.
+
+    Attributes:
+        columns: the results; values on failed rows are NULL.
+        failed: boolean array, true where any expression failed.
+        causes: index of a failed row to (expression name, cause).
+    """
+
+    columns: Sequence[pa.Array]
+    failed: pa.BooleanArray
+    causes: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """Row expressions compiled once and evaluated batch after batch, on one thread."""
+
+    bound: Bound
+
+    def evaluate(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """Return one array per expression, row for row; reads only the columns it needs.
+
+        Raises:
+            DataflareError: `data.expression` with the expression's name, when a value makes it fail.
+        """
+        ...
+
+    def attempt(self, batch: pa.RecordBatch) -> Attempt:
+        """Evaluate row by row in effect: failing rows are marked, the others have their values.
+
+        Raises:
+            DataflareError: `expression.no-try`, when the expressions cannot be guarded; the engine bisects.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the compiled statement."""
+        ...
+
+
+class ExpressionEngine(Protocol):
+    """Binds and evaluates SQL in DuckDB's dialect, gated: nothing reaches outside its inputs."""
+
+    def bind(
+        self, expressions: Mapping[str, str], schema: pa.Schema, *, aggregates: bool = False
+    ) -> Bound:
+        """Type-check expressions over one row of `schema`.
+
+        Args:
+            expressions: name to SQL expression.
+            schema: the columns they may use.
+            aggregates: allow aggregate functions (for `aggregate` steps).
+
+        Raises:
+            DataflareError: `expression.*` (exit 3), one problem per bad expression, with `path` = its name.
+        """
+        ...
+
+    def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> Stage:
+        """Compile expressions for batches of `schema`; raises as `bind`."""
+        ...
+
+    def bind_query(self, query: str, inputs: Mapping[str, pa.Schema]) -> BoundQuery:
+        """Type-check one SELECT over named inputs.
+
+        Raises:
+            DataflareError: `expression.*` (exit 3).
+        """
+        ...
+
+    def query(self, query: str, inputs: Mapping[str, Any], schema: pa.Schema | None = None) -> pa.RecordBatchReader:
+        """Run one SELECT over whole inputs (anything with `__arrow_c_stream__`), spilling within the memory given.
+
+        Args:
+            query: the SELECT, already bound.
+            inputs: input name to Arrow data; each may be scanned more than once.
+            schema: cast the result to it (the plan's types).
+        """
+        ...
+
+    def close(self) -> None:
+        """Release every connection."""
+        ...

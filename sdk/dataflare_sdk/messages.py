@@ -1,0 +1,107 @@
+"""Messages with Arrow data: batches of rows and of changes, and where their rows came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.contracts import Barrier, End, Message, Offset, Pause, RowRejection, Watermark
+
+__all__ = [
+    "Barrier",
+    "Batch",
+    "End",
+    "Message",
+    "Offset",
+    "Origin",
+    "Pause",
+    "RowRejection",
+    "Watermark",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The source rows behind a batch, so that a dead letter holds what was read, not what was made of it.
+
+    Attributes:
+        source: id of the source node.
+        data: the source's batch as it was read.
+        base: what all its positions share (`{"file": "a.csv"}`).
+        first: number of its first row within `base`, from 1.
+        rows: for each row of the batch the index of its row in `data`; None: the same row.
+    """
+
+    source: str
+    data: pa.RecordBatch
+    base: Mapping[str, Any]
+    first: int = 1
+    rows: pa.Array | None = None
+
+    def take(self, indices: pa.Array) -> Origin:
+        """Return the origin of the rows at `indices`."""
+        return replace(self, rows=indices if self.rows is None else self.rows.take(indices))
+
+    def slice(self, start: int, length: int) -> Origin:
+        """Return the origin of `length` rows from `start`."""
+        if self.rows is None:
+            return replace(self, data=self.data.slice(start, length), first=self.first + start)
+        return replace(self, rows=self.rows.slice(start, length))
+
+    def index(self, row: int) -> int:
+        """Return the index in `data` of a row of the batch."""
+        return row if self.rows is None else int(self.rows[row].as_py())
+
+    def position(self, row: int) -> dict[str, Any]:
+        """Return the position of a row of the batch in its source."""
+        return {**self.base, "row": self.first + self.index(row)}
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return the source row behind a row of the batch, as plain values."""
+        found: dict[str, Any] = self.data.slice(self.index(row), 1).to_pylist()[0]
+        return found
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one stream.
+
+    Attributes:
+        stream: name of the stream.
+        data: the rows.
+        offset: where to resume after this batch; None inside the graph.
+        rejected: rows a reader could not read; they are not in `data`.
+        origin: the source rows behind these, while every row still has exactly one.
+    """
+
+    stream: str
+    data: pa.RecordBatch
+    offset: Offset | None = None
+    rejected: Sequence[RowRejection] = field(default_factory=tuple)
+    origin: Origin | None = None
+
+    def with_data(self, data: pa.RecordBatch) -> Batch:
+        """Return the batch with other columns for the same rows."""
+        return Batch(self.stream, data, self.offset, (), self.origin)
+
+    def filter(self, mask: pa.Array) -> Batch:
+        """Return the rows where `mask` is true (NULL is not)."""
+        import pyarrow.compute as pc
+
+        origin = self.origin
+        if origin is not None:
+            origin = origin.take(pc.indices_nonzero(pc.fill_null(mask, False)))
+        return Batch(self.stream, self.data.filter(mask), self.offset, (), origin)
+
+    def take(self, indices: pa.Array) -> Batch:
+        """Return the rows at `indices`, in that order."""
+        origin = None if self.origin is None else self.origin.take(indices)
+        return Batch(self.stream, self.data.take(indices), self.offset, (), origin)
+
+    def slice(self, start: int, length: int) -> Batch:
+        """Return `length` rows from `start`, without copying."""
+        origin = None if self.origin is None else self.origin.slice(start, length)
+        return Batch(self.stream, self.data.slice(start, length), self.offset, (), origin)

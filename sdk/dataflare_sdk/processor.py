@@ -1,0 +1,86 @@
+"""Base classes for processors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from dataflare.contracts import RowRejection
+from dataflare_sdk.component import C, Component
+from dataflare_sdk.messages import Batch
+
+
+class Processor(Component[C], ABC):
+    """A processor; see `dataflare.contracts.Processor` for the meaning of every method.
+
+    Life: built, `output_schemas` (plan time) → `prune` → `output_schemas` again with the narrowed inputs →
+    `process`… → `flush` → `close`. A processor rebuilt from a plan gets `prune` and `output_schemas` too.
+    """
+
+    inputs: ClassVar[tuple[int, int | None]] = (1, 1)
+
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the outputs: just the main one."""
+        return ("",)
+
+    @abstractmethod
+    def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Bind to the inputs' schemas and return the schema of each output."""
+
+    def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]] | None:  # noqa: ARG002
+        """Drop what nobody uses and say what is read.
+
+        Called after a first `output_schemas`. Removing an expression here, in the planner, is what makes both
+        lanes agree on whether its failure matters.
+
+        Args:
+            needed: output to the columns of it that anybody downstream uses.
+
+        Returns:
+            Input to the columns of it that are needed for that, or None: all of every input.
+        """
+        return None
+
+    def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] | None:
+        """Return output → column → the (input, column) pairs it is made from; None: unknown."""
+        return None
+
+    def notes(self) -> Sequence[str]:
+        """Return what `validate` should tell the person (non-deterministic functions …)."""
+        return ()
+
+    def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str] | None:  # noqa: ARG002
+        """Return each output as one SELECT over the inputs, for the bulk lane; None: it has no SQL.
+
+        Args:
+            inputs: input name to the SQL relation that stands for it (already quoted), holding exactly the
+                columns of its schema.
+        """
+        return None
+
+    @abstractmethod
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+        """Return (output, batch) pairs for one input batch."""
+
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+        """Process a batch that failed, giving up only its bad rows.
+
+        Returns:
+            The outputs of the good rows and a rejection (with `index`) per bad row; None: it cannot tell them
+            apart, and the engine bisects the batch.
+        """
+        return None
+
+    def flush(self) -> Iterable[tuple[str, Batch]]:
+        """Return what is left once every input has ended."""
+        return ()
+
+    def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """Return the state as JSON, or None when there is none."""
+        return None
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Take back a state that `snapshot` gave."""

@@ -1,0 +1,38 @@
+"""Scans: a source's rows as SQL, for the bulk lane and for resumable streaming reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dataflare.contracts import RowRejection
+
+
+@dataclass(frozen=True, slots=True)
+class ScanUnit:
+    """One SQL scan that is read from its beginning or thrown away: a file, a table, a range.
+
+    Made anew from the partition whenever a task is built; nothing of it is kept in a plan.
+
+    Attributes:
+        id: stable within the partition; offsets name it.
+        sql: a SELECT that gives exactly the stream's columns, cast to its types, in a repeatable order.
+        setup: statements run once on the connection before it (ATTACH, CREATE TEMP …).
+        position: what the positions of its rows share, for example `{"file": "in/a.csv"}`.
+        paths: files it reads; the connection is locked down to these.
+        rejects: called with the connection after the scan was drained; returns rows it could not read.
+        rows: number of rows if known without reading (Parquet footers), else None.
+        check: raises when what was pinned has changed (file replaced since the plan).
+        explain: turns an engine error of this scan into a `DataflareError` with file and line.
+    """
+
+    id: str
+    sql: str
+    setup: tuple[str, ...] = ()
+    position: Mapping[str, Any] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    rejects: Callable[[Any], Sequence[RowRejection]] | None = None
+    rows: int | None = None
+    check: Callable[[], None] | None = None
+    explain: Callable[[Exception], Exception] | None = None

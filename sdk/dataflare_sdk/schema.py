@@ -1,0 +1,201 @@
+"""One type system: Arrow schemas, fixed at plan time, the same in both lanes.
+
+DuckDB has types that Arrow has not or that it hands over differently by COPY and by Arrow. A stream's schema is
+always the *runtime* form: `normalise` gives it, and `duck_type` names the DuckDB type that casts to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.errors import code
+
+UNSUPPORTED_TYPE = code(
+    "schema.unsupported-type", 3, "A column has a type that DataFlare cannot carry.", "Cast the column in a map or in the query."
+)
+UNION_CLASH = code(
+    "schema.union-clash",
+    3,
+    "Two inputs of a union have a column of the same name with types that do not meet.",
+    "Cast one of them in a map before the union.",
+)
+
+_SIMPLE = {
+    pa.bool_(): "BOOLEAN",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint8(): "UTINYINT",
+    pa.uint16(): "USMALLINT",
+    pa.uint32(): "UINTEGER",
+    pa.uint64(): "UBIGINT",
+    pa.float16(): "FLOAT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.string(): "VARCHAR",
+    pa.large_string(): "VARCHAR",
+    pa.string_view(): "VARCHAR",
+    pa.binary(): "BLOB",
+    pa.large_binary(): "BLOB",
+    pa.binary_view(): "BLOB",
+    pa.date32(): "DATE",
+    pa.date64(): "DATE",
+    pa.time32("s"): "TIME",
+    pa.time32("ms"): "TIME",
+    pa.time64("us"): "TIME",
+    pa.time64("ns"): "TIME_NS",
+    pa.month_day_nano_interval(): "INTERVAL",
+    pa.null(): "INTEGER",
+}
+
+
+def quote(name: str) -> str:
+    """Return a SQL identifier, always quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """Return a SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def normalise_type(kind: pa.DataType) -> pa.DataType:
+    """Return the runtime form of an Arrow type as an engine handed it over."""
+    if kind in (pa.large_string(), pa.string_view()):
+        return pa.string()
+    if kind in (pa.large_binary(), pa.binary_view()) or pa.types.is_fixed_size_binary(kind):
+        return pa.binary()
+    if pa.types.is_null(kind):
+        return pa.int32()  # DuckDB's own choice for an untyped NULL
+    if pa.types.is_timestamp(kind) and kind.unit in ("s", "ms"):
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_dictionary(kind):
+        return normalise_type(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(normalise_type(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(normalise_type(kind.value_type), kind.list_size)
+    if pa.types.is_map(kind):
+        return pa.map_(normalise_type(kind.key_type), normalise_type(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, normalise_type(f.type)) for f in kind])
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.string()  # arrow.uuid, arrow.json, bit: their text
+    return kind
+
+
+def normalise(schema: pa.Schema) -> pa.Schema:
+    """Return the runtime form of a schema: same names, no metadata, every column nullable."""
+    return pa.schema([pa.field(f.name, normalise_type(f.type)) for f in schema])
+
+
+def duck_type(kind: pa.DataType) -> str:
+    """Return the DuckDB type that a value of a runtime type is cast to.
+
+    Raises:
+        DataflareError: `schema.unsupported-type`: DuckDB has no such type (decimal256, duration).
+    """
+    if kind in _SIMPLE:
+        return _SIMPLE[kind]
+    if pa.types.is_decimal128(kind) or pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return f"DECIMAL({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind):
+        if kind.tz is not None:
+            return "TIMESTAMPTZ"
+        return "TIMESTAMP_NS" if kind.unit == "ns" else "TIMESTAMP"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{duck_type(kind.value_type)}[{kind.list_size}]"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"{duck_type(kind.value_type)}[]"
+    if pa.types.is_map(kind):
+        return f"MAP({duck_type(kind.key_type)}, {duck_type(kind.item_type)})"
+    if pa.types.is_struct(kind):
+        return "STRUCT(" + ", ".join(f"{quote(f.name)} {duck_type(f.type)}" for f in kind) + ")"
+    if pa.types.is_dictionary(kind):
+        return duck_type(kind.value_type)
+    raise UNSUPPORTED_TYPE.error(f"the type {kind} has no equivalent in SQL")
+
+
+def select_as(schema: pa.Schema, relation: str) -> str:
+    """Return a SELECT that gives exactly `schema` from a SQL relation with the same column names."""
+    columns = ", ".join(f"CAST({quote(f.name)} AS {duck_type(f.type)}) AS {quote(f.name)}" for f in schema)
+    return f"SELECT {columns} FROM {relation}"
+
+
+def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return `batch` with exactly `schema`, by position; zero-copy where types are already equal.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value does not fit its type.
+    """
+    if batch.schema.equals(schema):
+        return batch
+    columns = [c if c.type == f.type else c.cast(f.type) for c, f in zip(batch.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def to_json(schema: pa.Schema) -> dict[str, Any]:
+    """Return a schema as JSON: `columns` for people and `ipc`, the exact schema, for machines."""
+    return {
+        "columns": [{"name": f.name, "type": type_name(f.type)} for f in schema],
+        "ipc": base64.b64encode(schema.serialize().to_pybytes()).decode("ascii"),
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema that `to_json` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["ipc"])))
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return the DuckDB name of a type where there is one, else Arrow's."""
+    try:
+        return duck_type(kind)
+    except Exception:  # a type SQL has not keeps Arrow's own name
+        return str(kind)
+
+
+def union(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Return the union by name: columns in order of first appearance, types widened to hold both.
+
+    Raises:
+        DataflareError: `schema.union-clash` when two types do not meet.
+    """
+    fields: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for f in schema:
+            fields[f.name] = f.type if f.name not in fields else widen(fields[f.name], f.type, f.name)
+    return pa.schema([pa.field(n, t) for n, t in fields.items()])
+
+
+def widen(left: pa.DataType, right: pa.DataType, name: str = "") -> pa.DataType:
+    """Return the narrowest type that holds values of both without loss.
+
+    Raises:
+        DataflareError: `schema.union-clash`.
+    """
+    if left == right or pa.types.is_null(right):
+        return left
+    if pa.types.is_null(left):
+        return right
+    try:
+        merged = pa.unify_schemas(
+            [pa.schema([pa.field("x", left)]), pa.schema([pa.field("x", right)])], promote_options="permissive"
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UNION_CLASH.error(f"column '{name}' is {type_name(left)} in one input and {type_name(right)} in another") from error
+    return normalise_type(merged.field(0).type)
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def is_identifier(name: str) -> bool:
+    """Return True when a name needs no quotes in SQL."""
+    return _IDENTIFIER.fullmatch(name) is not None

@@ -1,0 +1,66 @@
+"""Base classes for sources.
+
+A minimal source implements `discover` and `open`; a source that is a SQL scan in DuckDB implements `discover`
+and `scan` and gets reading, resuming, the bulk lane and fusion from `ScanReader`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Reader, StreamInfo
+from dataflare_sdk.component import C, Component
+from dataflare_sdk.scan import ScanUnit
+
+
+class Source(Component[C], ABC):
+    """A source connector; see `dataflare.contracts.Source` for the meaning of every method."""
+
+    def check(self) -> None:
+        """Prove that the source can be reached; by default nothing is checked."""
+
+    @abstractmethod
+    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
+        """Return the streams, their schemas and what later reads must agree on."""
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:  # noqa: ARG002
+        """Return one partition that carries the stream's pins."""
+        return [Partition(id=stream.name, stream=stream.name, spec=dict(stream.pins))]
+
+    @abstractmethod
+    def open(
+        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
+    ) -> Reader:
+        """Read a partition after `offset`, and to `until` exactly if given."""
+
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002
+        """Return the partition as SQL scans in reading order, or None: then only `open` reads it."""
+        return None
+
+    def ack(self, partition: Partition, offset: Offset) -> None:
+        """Everything up to `offset` is durable everywhere; by default nothing is to be told."""
+
+    def idle(self) -> None:
+        """Keep connections alive while nothing is read."""
+
+    def cancel(self) -> None:
+        """Make a blocking read return soon."""
+
+
+class IteratorReader:
+    """A reader over an iterator of messages, for sources that are easiest written as a generator."""
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self._messages: Iterator[Message] = iter(messages)
+
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:  # noqa: ARG002
+        """Return the generator's next message, `End` once it is exhausted."""
+        return next(self._messages, End())
+
+    def close(self) -> None:
+        """Close the generator, so that its `finally` blocks run."""
+        close: Any = getattr(self._messages, "close", None)
+        if close is not None:
+            close()
