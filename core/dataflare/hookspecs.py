@@ -15,18 +15,12 @@ import pluggy
 
 from dataflare.contracts import Decision, Loader, Plan, RunEvent
 from dataflare.errors import Problem
-from dataflare.manifest import Manifest
+from dataflare.manifest import API_VERSION, KINDS, Manifest
 from dataflare.workflow import Workflow
 
-PROJECT = "dataflare"
-API_VERSION = "1.0"
-"""Version of these specs; a manifest's `api` range must contain it."""
+__all__ = ["API_VERSION", "KINDS", "PROJECT", "hookimpl", "hookspec"]
 
-KINDS = (
-    "source destination processor executor parser validator monitor error_handler recovery resources actor_system "
-    "state_store expression_engine lookup format filesystem command"
-).split()
-"""Kinds of component a manifest may provide."""
+PROJECT = "dataflare"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -171,7 +165,7 @@ def dataflare_authorize(principal: Mapping[str, Any], action: str, resource: str
 
 
 @hookspec(firstresult=True)
-def dataflare_resolve_secret(provider: str, name: str) -> str | None:
+def dataflare_resolve_secret(provider: str, name: str, base_dir: Path) -> str | None:
     """Return a secret.
 
     When: a component that uses it is built. Only providers named in the configuration are asked (`env` and
@@ -180,6 +174,7 @@ def dataflare_resolve_secret(provider: str, name: str) -> str | None:
     Args:
         provider: the part before the slash of `${secret:PROVIDER/NAME}`.
         name: the part after it.
+        base_dir: folder of the workflow, for providers that look beside it.
 
     Returns:
         The secret, or None: not mine.

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Channel Checkpoint ComponentContext "
-        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Lease Loader Message NodeSpec Offset Opened Partition "
+        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
+        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
         "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from dataflare.contracts import ComponentContext
+from dataflare_sdk import fields
 from dataflare_sdk.fields import NoConfig
 
 C = TypeVar("C")
@@ -26,6 +28,15 @@ class Component(Generic[C]):
     def __init__(self, config: C, ctx: ComponentContext) -> None:
         self.config = config
         self.ctx = ctx
+
+    @classmethod
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
+        """Parse a `with:` block into `Config`; the runtime calls it before the constructor.
+
+        Raises:
+            DataflareError: every problem at once, with paths under `path`.
+        """
+        return fields.parse(cls.Config, raw, path)
 
     def close(self) -> None:
         """Release everything it holds; called on every path, at most once."""

@@ -4,7 +4,7 @@ Nothing here knows Arrow, SQL or threads. Data is named by the Arrow C data inte
 that any library that speaks it will do. One file per role; this module hands all of them on.
 """
 
-from dataflare.contracts.actors import ActorRef, ActorSystem, Channel, RestartPolicy
+from dataflare.contracts.actors import ActorRef, ActorSystem, Inbox, RestartPolicy
 from dataflare.contracts.batch import (
     ArrowBatch,
     ArrowSchema,
@@ -47,7 +47,6 @@ __all__ = [
     "ArrowStream",
     "Barrier",
     "Batch",
-    "Channel",
     "Checkpoint",
     "Component",
     "ComponentContext",
@@ -59,6 +58,7 @@ __all__ = [
     "Executor",
     "ExtractSpec",
     "Host",
+    "Inbox",
     "Lease",
     "Loader",
     "Message",

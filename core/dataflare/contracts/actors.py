@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,19 +34,23 @@ class RestartPolicy:
         return float(min(self.initial * 2.0 ** (attempt - 1), self.max))
 
 
-class Channel(Protocol):
-    """An ordered queue between two tasks, bounded in bytes: no credit, no message."""
+class Inbox(Protocol):
+    """What a task reads: one ordered queue per input, each bounded in bytes. No credit, no message."""
 
-    def put(self, message: Message, size: int, timeout: float | None = None) -> bool:
-        """Append; wait while credits are out. A message larger than all credits passes alone.
+    def put(self, input: str, message: Message, size: int) -> bool:  # noqa: A002
+        """Append to an input; wait while its credits are out. A message larger than all credits passes alone.
 
         Returns:
-            False when `timeout` passed or the channel was closed.
+            False when the inbox was closed: nobody will read it.
         """
         ...
 
-    def get(self, timeout: float | None = None) -> Message | None:
-        """Take the oldest message and give its credits back; None when `timeout` passed or it is closed."""
+    def get(self, skip: Collection[str] = (), timeout: float | None = None) -> tuple[str, Message] | None:
+        """Take the next message of any input that is not in `skip`, fairly, and give its credits back.
+
+        Returns:
+            (input, message), or None when `timeout` seconds passed or the inbox was closed.
+        """
         ...
 
     def close(self) -> None:
@@ -71,8 +75,8 @@ class ActorRef(Protocol):
 class ActorSystem(Protocol):
     """Runs actors: threads in this process, processes, or a cluster."""
 
-    def channel(self, name: str, capacity: int) -> Channel:
-        """Make a channel of `capacity` bytes of credit."""
+    def inbox(self, name: str, inputs: Mapping[str, int]) -> Inbox:
+        """Make the inbox of a task: input name to bytes of credit."""
         ...
 
     def spawn(

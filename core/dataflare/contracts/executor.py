@@ -166,6 +166,7 @@ class RunOptions:
         limit: node id and number of rows, to stop early (`preview`).
         plan: a plan document to run instead of making one.
         strict: unknown types are errors, dead letters make the exit code 5.
+        run_id: id the run is announced by; a resumed run keeps its own, and says so.
         events: file that every run event is appended to, one JSON object a line.
     """
 
@@ -177,6 +178,7 @@ class RunOptions:
     plan: Mapping[str, Any] | None = None
     strict: bool = False
     events: Path | None = None
+    run_id: str = ""
 
 
 @dataclass(slots=True)

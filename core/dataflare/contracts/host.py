@@ -107,6 +107,6 @@ class Host(Protocol):
         """Tell all monitors. A failing monitor is logged and never fails the run."""
         ...
 
-    def hook(self, name: str, **arguments: Any) -> Any:
+    def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""
         ...

@@ -1,0 +1,186 @@
+"""The root of the command line: verbs are components of kind `command`, found in the manifest index.
+
+`--help` and `plugin list` read that index and import no plugin. What every verb has in common (`--json`, `-q`,
+`-v`, `--no-color`, errors, exit codes) is `verb` in `dataflare.commands`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dataflare import index
+
+__all__ = ["main", "root"]
+
+
+def _commands() -> dict[str, str]:
+    """Return name and summary of every verb, the kernel's own included."""
+    provided = [c for m in index.current()["manifests"] for c in m["provides"] if c[0] == "command"]
+    return {
+        "plugin": "List plugins and manage them",
+        **{name: summary for _, name, _, summary, _, _ in provided},
+    }
+
+
+class _Root(click.Group):
+    """A group whose commands are loaded when they are called, and listed without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_commands())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name == "plugin":
+            return plugin
+        return _provided(cmd_name) if cmd_name in _commands() else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_commands().items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _commands() and not args[0].startswith("-"):
+            raise _no_command(args[0], _commands(), ctx)
+        return super().resolve_command(ctx, args)
+
+
+class _Plugin(click.Group):
+    """`plugin list` is the kernel's own; every other subcommand comes from the plugin that provides `plugin`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        more = _provided("plugin")
+        return sorted({"list", *(more.list_commands(ctx) if isinstance(more, click.Group) else ())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "list":
+            return list_plugins
+        more = _provided("plugin")
+        return more.get_command(ctx, cmd_name) if isinstance(more, click.Group) else None
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda c, _p, on: _version(c, on),
+    help="Show the version.",
+)
+def root() -> None:
+    """Move rows from sources through processors to destinations, as one workflow file says."""
+
+
+@root.group(cls=_Plugin)
+def plugin() -> None:
+    """List plugins and manage them."""
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--no-color", is_flag=True, help="Accepted on every verb; there is no colour here.")
+def list_plugins(as_json: bool, no_color: bool) -> None:  # noqa: ARG001
+    """List the plugins that are installed, without running any code of theirs."""
+    known = index.current()
+    if as_json:
+        import json
+
+        document: dict[str, Any] = {"plugins": [_listed(m) for m in known["manifests"]]}
+        if known["broken"]:
+            document["broken"] = [{"entry": e, "origin": o, "reason": r} for e, o, r in known["broken"]]
+        click.echo(json.dumps(document, separators=(",", ":")))
+        return
+    for m in known["manifests"]:
+        click.echo(f"{m['name']} {m['version']}  ({m['origin']})")
+        for kind, name, _, summary, _, _ in m["provides"]:
+            click.echo(f"    {kind}/{name}" + (f"  {summary}" if summary else ""))
+    for entry, origin, reason in known["broken"]:
+        click.echo(f"broken: {entry} ({origin}): {reason}", err=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; the exit code is as docs and `errors` say."""
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        code = root.main(given, prog_name="dataflare", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except click.ClickException as error:
+        code = _usage(error, as_json="--json" in given)
+    except click.Abort:
+        code = 130
+    except BrokenPipeError:
+        code = _reader_left()
+    except Exception as error:
+        from dataflare.commands import Invocation
+
+        code = Invocation(" ".join(given[:1]), json="--json" in given, verbosity=given.count("-v")).fail(
+            error
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _provided(name: str) -> click.Command | None:
+    """Load the command of a plugin."""
+    from dataflare.lifecycle import Runtime
+
+    if not any(c[:2] == ["command", name] for m in index.current()["manifests"] for c in m["provides"]):
+        return None
+    found = Runtime().host.factory("command", name)
+    assert isinstance(found, click.Command)
+    return found
+
+
+def _usage(error: click.ClickException, *, as_json: bool) -> int:
+    """Report a command line that is wrong; exit code 2."""
+    if not as_json:
+        error.show()
+        return 2
+    from dataflare.commands import document
+    from dataflare.errors import USAGE
+
+    context = getattr(error, "ctx", None)
+    command = context.command_path.partition(" ")[2] if context else ""
+    click.echo(document(command, USAGE.error(error.format_message(), fix=f"see: dataflare {command} --help")))
+    return 2
+
+
+def _no_command(name: str, known: dict[str, str], ctx: click.Context) -> click.UsageError:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    return click.UsageError(
+        f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx
+    )
+
+
+def _reader_left() -> int:
+    """End quietly when whoever read our output has gone (`dataflare … | head`)."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _version(ctx: click.Context, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(version("dataflare"))
+        ctx.exit()
+
+
+def _listed(manifest: dict[str, Any]) -> dict[str, Any]:
+    built_in = manifest["origin"].partition(" ")[0] == "dataflare"
+    return {
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "provides": [{"kind": c[0], "name": c[1]} for c in manifest["provides"]],
+        "isolation": "inprocess" if built_in else manifest["isolation"],
+        "origin": manifest["origin"],
+        "capabilities": manifest["capabilities"],
+    }

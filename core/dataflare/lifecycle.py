@@ -1,0 +1,371 @@
+"""The runtime and the six phases of a run: initialise, prepare, execute, monitor, complete or recover, clean up."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dataflare.capabilities import Policy
+from dataflare.config import Configuration, config_dir
+from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport
+from dataflare.discovery import Found, discover
+from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, exit_code
+from dataflare.host import RuntimeHost
+from dataflare.logs import LEVELS, Logs, Redactor
+from dataflare.plugins import PluginManager
+from dataflare.registry import Registry
+from dataflare.workflow import Workflow
+
+if TYPE_CHECKING:
+    from dataflare.contracts import Executor, RunHandle
+
+__all__ = ["Runtime", "Validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What `validate` found.
+
+    Attributes:
+        problems: errors and notes.
+        plan: the plan, None when there is none because of errors.
+    """
+
+    problems: tuple[Problem, ...]
+    plan: Plan | None
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is no error; notes do not count."""
+        return exit_code(list(self.problems)) == 0
+
+
+class Runtime:
+    """Everything between a workflow file and its end; a context manager.
+
+    Args:
+        base_dir: folder of the workflow, for configuration, policy and secrets beside it.
+        flags: settings from the command line: dotted keys of the runtime's own (`log.level`), and whatever
+            else the workflow's parser takes (`runtime.lane`).
+        profile: name of a profile, of the workflow and of the configuration files.
+        env: the environment, `os.environ` by default.
+        log_sink: text stream for log records; None, as in a library: none are written.
+        found: the plugins, by default those that are installed.
+
+    Raises:
+        DataflareError: `config.*`, `policy.invalid`.
+    """
+
+    def __init__(
+        self,
+        base_dir: str | Path = ".",
+        flags: Mapping[str, Any] | None = None,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        log_sink: TextIO | None = None,
+        found: Found | None = None,
+    ) -> None:
+        from dataflare.config import KNOWN
+
+        self.base_dir = Path(base_dir)
+        self.profile = profile
+        own = {k: v for k, v in (flags or {}).items() if k in KNOWN}
+        self.flags = {k: v for k, v in (flags or {}).items() if k not in KNOWN}
+        self.config = Configuration.load(self.base_dir, profile=profile, flags=own, env=env)
+        self.found = discover() if found is None else found
+        self.redactor = Redactor()
+        self.logs = Logs(
+            self.redactor, self.config.get("log.level"), log_sink, json=self.config.get("log.json")
+        )
+        policy = Policy.load(self.base_dir, config_dir(env))
+        registry = Registry(self.found.manifests, self.config.get("plugins.prefer"))
+        self.plugins = PluginManager(registry, policy)
+        self.host = RuntimeHost(self.plugins, self.logs, self.base_dir, self.config.get("secrets.providers"))
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload every plugin."""
+        self.plugins.close()
+
+    def parse(
+        self,
+        source: str | Path | Mapping[str, Any],
+        params: Mapping[str, Any] | None = None,
+        profile: str | None = None,
+    ) -> Workflow:
+        """Read a workflow file, or take a document as a mapping.
+
+        Raises:
+            DataflareError: `workflow.*`, `config.*`, with file, line and column.
+        """
+        with self._built("parser", "workflow") as parser:
+            made: Workflow = parser.parse(
+                source, params=params or {}, profile=profile or self.profile, flags=self.flags
+            )
+        return made
+
+    def validate(self, workflow: Workflow, strict: bool = False, offline: bool = True) -> Validation:
+        """Check a workflow and plan it; nothing is raised for what is wrong with the file."""
+        with self._built("validator", "workflow") as validator:
+            problems, plan = validator.validate(workflow, strict=strict, offline=offline)
+        try:
+            for found in self.host.hook("check_workflow", workflow=workflow, plan=plan):
+                problems = [*problems, *found]
+        except Exception as error:
+            problems = [*problems, INTERNAL.problem(f"a check of the workflow failed: {error!r}")]
+        plan = plan if exit_code(list(problems)) == 0 else None
+        return Validation(tuple(problems), plan)
+
+    def run(
+        self,
+        source: str | Path | Mapping[str, Any] | Workflow,
+        options: RunOptions | None = None,
+        params: Mapping[str, Any] | None = None,
+        profile: str | None = None,
+        on_start: Callable[[RunHandle], None] | None = None,
+    ) -> RunReport:
+        """Run a workflow through all six phases; whatever fails, the last one is `clean_up`.
+
+        Args:
+            source: a file, a document, or a workflow that was parsed before.
+            options: how this run was asked for.
+            params: parameters of the workflow.
+            profile: profile of the workflow.
+            on_start: told the handle of the run as soon as there is one, to cancel it by.
+
+        Returns:
+            The report; a failure is in it, not raised. `document` is what `run --json` prints.
+        """
+        return _Run(self, options or RunOptions(), on_start).go(source, params, profile)
+
+    def authorize(self, action: str, resource: str) -> None:
+        """Ask the security providers the configuration names.
+
+        Raises:
+            DataflareError: `security.denied`.
+        """
+        from dataflare.security import authorize
+
+        authorize(self.plugins, self.config, action, resource)
+
+    def obey(self, workflow: Workflow) -> None:
+        """Take the log level a workflow asks for, unless a stronger layer set one."""
+        observe = workflow.settings.get("observe")
+        level = observe.get("log") if isinstance(observe, Mapping) else None
+        if level in LEVELS and self.config.explain()["log.level"]["origin"] == "default":
+            self.logs.level = level
+
+    @contextmanager
+    def _built(self, kind: str, name: str) -> Iterator[Any]:
+        made = self.host.build(kind, name, {})
+        try:
+            yield made
+        finally:
+            close = getattr(made, "close", None)
+            if close is not None:
+                close()
+
+
+class _Run:
+    """One run: its phases, events and report."""
+
+    def __init__(
+        self, runtime: Runtime, options: RunOptions, on_start: Callable[[RunHandle], None] | None
+    ) -> None:
+        self.runtime = runtime
+        self.run_id = uuid.uuid4().hex
+        self.options = replace(options, run_id=self.run_id)
+        self.on_start = on_start
+        self.workflow: Workflow | None = None
+        self.plan: Plan | None = None
+        self.problems: list[Problem] = []
+        self.executor: Executor | None = None
+        self.handle: RunHandle | None = None
+        self.result: dict[str, Any] = {}
+
+    def go(
+        self,
+        source: str | Path | Mapping[str, Any] | Workflow,
+        params: Mapping[str, Any] | None,
+        profile: str | None,
+    ) -> RunReport:
+        try:
+            with self.recorded():
+                self.phases(source, params, profile)
+        except OSError as error:
+            self.fail(
+                IO_FAILED.error(
+                    f"the events cannot be written: {error.strerror}", file=str(self.options.events)
+                )
+            )
+        return self.report()
+
+    def phases(
+        self,
+        source: str | Path | Mapping[str, Any] | Workflow,
+        params: Mapping[str, Any] | None,
+        profile: str | None,
+    ) -> None:
+        """Go through the phases; whatever fails, the last one is `clean_up`."""
+        try:
+            with self.phase("initialise"):
+                self.initialise(source, params, profile)
+            with self.phase("prepare"):
+                self.prepare()
+            self.work()
+        except DataflareError as error:
+            self.fail(error)
+        except Exception as error:
+            self.runtime.logs.bind(run=self.run_id).exception("the run failed: {}", repr(error))
+            self.fail(INTERNAL.error(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__))
+        finally:
+            self.clean_up()
+
+    def initialise(
+        self,
+        source: str | Path | Mapping[str, Any] | Workflow,
+        params: Mapping[str, Any] | None,
+        profile: str | None,
+    ) -> None:
+        """Read the workflow."""
+        self.workflow = (
+            source
+            if isinstance(source, Workflow)
+            else self.runtime.parse(source, params=params, profile=profile)
+        )
+        self.runtime.obey(self.workflow)
+
+    def prepare(self) -> None:
+        """Validate it, plan it and build the executor."""
+        assert self.workflow is not None
+        if self.options.plan is not None:
+            self.plan = Plan.from_json(self.options.plan)
+        else:
+            found = self.runtime.validate(self.workflow, strict=self.options.strict, offline=False)
+            self.problems = list(found.problems)
+            if found.plan is None:
+                raise DataflareError(*(p for p in found.problems if p.severity == "error"))
+            self.plan = found.plan
+        self.executor = self.runtime.host.build("executor", "local", {})
+
+    def work(self) -> None:
+        """Execute and monitor, then complete, or recover what the engine left unfinished."""
+        assert self.plan is not None
+        assert self.executor is not None
+        with self.phase("execute"):
+            self.handle = self.executor.start(self.plan, self.workflow, self.options)
+            # A resumed run keeps the id of the run it resumes.
+            self.run_id = str(self.handle.snapshot().get("run_id") or self.run_id)
+            if self.on_start is not None:
+                self.on_start(self.handle)
+            with self.phase("monitor"):
+                self.watch(self.handle)
+        self.result = dict(self.handle.result())
+        with self.phase("complete" if self.result.get("status") == "done" else "recover"):
+            self.problems += [p for p in self.result.pop("problems", ()) if isinstance(p, Problem)]
+
+    def watch(self, handle: RunHandle) -> None:
+        """Wait for the end, telling monitors how far it is, at most twice a second."""
+        while not handle.wait(0.5):
+            self.emit("monitor", "progress", dict(handle.snapshot()))
+
+    def clean_up(self) -> None:
+        """Stop and release everything, also after a fault; a fault of its own is a problem, never a crash."""
+        try:
+            with self.phase("clean_up"):
+                if self.executor is not None:
+                    self.executor.close()
+        except Exception as error:
+            found = (
+                error
+                if isinstance(error, DataflareError)
+                else INTERNAL.error(f"cleaning up failed: {error!r}")
+            )
+            self.fail(found)
+
+    def fail(self, error: DataflareError) -> None:
+        """Put a failure into the report; the first one is `error`, all are problems."""
+        self.problems += [p for p in error.problems if p not in self.problems]
+        self.result["status"] = "failed"
+        if not self.result.get("error"):
+            self.result["error"] = error_json(error.problems[0])
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Append every event of the run to the file the options name."""
+        if self.options.events is None:
+            yield
+            return
+        lock = threading.Lock()
+        listeners = self.runtime.host.listeners
+        with self.options.events.open("a", encoding="utf-8") as file:
+
+            def record(event: RunEvent) -> None:
+                line = json.dumps(self.runtime.redactor.value(event.to_json()), default=str)
+                with lock:
+                    file.write(line + "\n")
+                    file.flush()
+
+            listeners.append(record)
+            try:
+                yield
+            finally:
+                listeners.remove(record)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase's begin and end, with how long it took and what ended it."""
+        started = time.monotonic()
+        self.emit(name, "phase.started")
+        failed: str | None = None
+        try:
+            yield
+        except BaseException as error:
+            failed = getattr(error, "code", type(error).__name__)
+            raise
+        finally:
+            took = {"seconds": round(time.monotonic() - started, 6)}
+            self.emit(name, "phase.ended", {**took, "error": failed} if failed else took)
+
+    def emit(self, phase: str, event: str, data: Mapping[str, Any] | None = None) -> None:
+        self.runtime.host.emit(RunEvent(time.time(), self.run_id, phase, event, data or {}))
+
+    def report(self) -> RunReport:
+        status = self.result.get("status", "failed")
+        tables = self.result.pop("tables", {})
+        document = {
+            "dataflare": 1,
+            "command": "run",
+            "status": status,
+            "run_id": self.run_id,
+            "workflow": self.workflow.name if self.workflow else None,
+            "lane": None,
+            "resumed": False,
+            "rows": dict.fromkeys(("read", "written", "filtered", "skipped", "dead_lettered", "late"), 0),
+            "nodes": [],
+            "guarantee": dict(self.plan.guarantee) if self.plan else {},
+            "lineage": dict(self.plan.lineage) if self.plan else {},
+            "peak_memory_bytes": None,
+            "error": None,
+            **self.result,
+            "problems": [p.to_json() for p in self.problems],
+        }
+        return RunReport(status, self.runtime.redactor.value(document), dict(tables))
+
+
+def error_json(problem: Problem) -> dict[str, Any]:
+    """Return a problem in the short form of a document's `error`."""
+    return {"code": problem.code, "message": problem.message, "where": problem.where(), "fix": problem.fix}

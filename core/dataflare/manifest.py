@@ -1,0 +1,285 @@
+"""Manifests: what a `plugin.yaml` says, checked by own code, with nothing of the plugin touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataflare.errors import DataflareError, Problem, code
+
+__all__ = ["API_VERSION", "BUILT_IN", "KINDS", "Component", "Manifest", "read"]
+
+API_VERSION = "1.0"
+"""Version of the hook specs; a manifest's `api` range must contain it."""
+
+BUILT_IN = "dataflare"
+"""The distribution whose plugins are built in: their names win and their manifests are their grants."""
+
+KINDS = ["source", "destination", "processor", "executor", "parser", "validator", "monitor", "error_handler", "recovery", "resources", "actor_system", "state_store", "expression_engine", "lookup", "format", "filesystem", "command"]
+"""Kinds of component a manifest may provide."""
+
+LEVELS = ("inprocess", "process", "wasm")
+CAPABILITIES = ("net", "fs", "env", "secrets", "state", "host")
+
+BAD_MANIFEST = code(
+    "plugin.bad-manifest",
+    3,
+    "A plugin's `plugin.yaml` is not a manifest.",
+    "Mend it, or ask the plugin's publisher to.",
+)
+
+# Keys of each part of a manifest, with the type their value must have; a star marks what is required.
+_KEYS: dict[str, tuple[type, bool]] = {
+    "manifest": (int, True),
+    "name": (str, True),
+    "version": (str, True),
+    "api": (str, True),
+    "publisher": (str, True),
+    "isolation": (str, False),
+    "native": (bool, False),
+    "provides": (list, False),
+    "hooks": (list, False),
+    "capabilities": (dict, False),
+    "limits": (dict, False),
+}
+_COMPONENT_KEYS: dict[str, tuple[type, bool]] = {
+    "kind": (str, True),
+    "name": (str, True),
+    "entry": (str, True),
+    "summary": (str, False),
+    "features": (list, False),
+    "config": (str, False),
+}
+_TYPE_NAMES = {int: "a whole number", str: "text", list: "a list", dict: "a mapping", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One entry of `provides`.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: what a workflow says in `use:`.
+        entry: `module:attribute` of its factory (a file name for WASM).
+        summary: one line for people.
+        features: what it can do, see the contract of its kind.
+        config: file with the JSON Schema of its configuration, beside the manifest.
+    """
+
+    kind: str
+    name: str
+    entry: str
+    summary: str = ""
+    features: tuple[str, ...] = ()
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A plugin as its manifest describes it.
+
+    Attributes:
+        name: the plugin's name, like a distribution's.
+        version: its version.
+        api: range of hook spec versions it works with.
+        publisher: who made it, by their own word.
+        isolation: level it asks for: `inprocess`, `process` or `wasm`.
+        provides: its components.
+        hooks: event hooks it implements, without their `dataflare_` prefix.
+        capabilities: what it asks for, by kind (`secrets`, `state`, `net` …).
+        limits: resource limits it asks for.
+        native: brings native code.
+        hash: hash of the manifest's bytes.
+        package: the package its entry point names.
+        folder: where the manifest lies.
+        origin: the distribution it came in.
+    """
+
+    name: str
+    version: str
+    api: str
+    publisher: str
+    isolation: str = "inprocess"
+    provides: tuple[Component, ...] = ()
+    hooks: tuple[str, ...] = ()
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    native: bool = False
+    hash: str = ""
+    package: str = ""
+    folder: str = ""
+    origin: str = ""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it came with DataFlare itself; told by its distribution, never by its own word."""
+        return self.origin.partition(" ")[0] == BUILT_IN
+
+    def known_as(self, name: str) -> bool:
+        """Return whether an operator may mean this plugin by `name`: plugin, publisher, or its first label."""
+        return name in (self.name, self.publisher, self.publisher.partition(".")[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain values that `from_json` reads back; the form kept in the cached index."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        plain["provides"] = [[getattr(c, name) for name in c.__slots__] for c in self.provides]
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Manifest:
+        """Return the manifest that `to_json` wrote."""
+        provides = tuple(Component(k, n, e, s, tuple(f), c) for k, n, e, s, f, c in plain["provides"])
+        return cls(**{**plain, "provides": provides, "hooks": tuple(plain["hooks"])})
+
+
+def read(path: Path, *, package: str = "", origin: str = "") -> Manifest:
+    """Read and check a `plugin.yaml`.
+
+    Args:
+        path: the file.
+        package: the package it describes.
+        origin: the distribution it came in, name and version.
+
+    Raises:
+        DataflareError: `plugin.bad-manifest`, with every problem that was found.
+        OSError: the file cannot be read.
+    """
+    import hashlib
+
+    import yaml
+
+    data = path.read_bytes()
+    try:
+        raw = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = {"line": mark.line + 1, "column": mark.column + 1} if mark else {}
+        reason = getattr(error, "problem", None) or "it is no YAML"
+        raise BAD_MANIFEST.error(f"the manifest cannot be read: {reason}", file=str(path), **place) from None
+    problems = _Checker(str(path)).check(raw)
+    if problems:
+        raise DataflareError(*problems)
+    manifest = _build(
+        raw, hash="sha256:" + hashlib.sha256(data).hexdigest(), package=package, folder=str(path.parent)
+    )
+    return _judge(manifest, origin, str(path))
+
+
+def _build(raw: Mapping[str, Any], **known: Any) -> Manifest:
+    provides = tuple(
+        Component(**{**c, "features": tuple(c.get("features", ()))}) for c in raw.get("provides", ())
+    )
+    rest = {k: v for k, v in raw.items() if k not in ("manifest", "provides", "hooks")}
+    hooks = tuple(str(h).removeprefix("dataflare_") for h in raw.get("hooks", ()))
+    return Manifest(provides=provides, hooks=hooks, **rest, **known)
+
+
+def _judge(manifest: Manifest, origin: str, file: str) -> Manifest:
+    """Return the manifest with its origin, unless it is for another API or poses as a built-in."""
+    from dataclasses import replace
+
+    from dataflare.versions import in_range
+
+    made = replace(manifest, origin=origin)
+    if not in_range(API_VERSION, made.api):
+        raise BAD_MANIFEST.error(
+            f"it is made for API {made.api}, this is {API_VERSION}", file=file, path="api"
+        )
+    if made.publisher == BUILT_IN and origin and not made.built_in:
+        raise BAD_MANIFEST.error(
+            f"it names {BUILT_IN!r} as publisher, but came in {origin!r}", file=file, path="publisher"
+        )
+    return made
+
+
+class _Checker:
+    """Collects every problem of one manifest."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+
+    def check(self, raw: Any) -> list[Problem]:
+        if not isinstance(raw, dict):
+            self.say("a manifest is a mapping", None)
+            return self.problems
+        self.keys(raw, _KEYS, "")
+        self.choice(raw, "manifest", (1,), "")
+        self.choice(raw, "isolation", LEVELS, "")
+        self.text(raw.get("name"), r"[A-Za-z0-9][A-Za-z0-9._-]*", "name")
+        self.text(raw.get("version"), r"\d+(\.\d+)*([.+-]?[A-Za-z0-9.]+)?", "version")
+        self.text(raw.get("api"), r"[\d.,<>=!~ ]+", "api")
+        for i, component in enumerate(self.listed(raw, "provides")):
+            self.component(component, f"provides[{i}]")
+        for i, hook in enumerate(self.listed(raw, "hooks")):
+            self.text(hook, r"[a-z_]+", f"hooks[{i}]")
+        self.capabilities(raw.get("capabilities"))
+        return self.problems
+
+    def component(self, raw: Any, path: str) -> None:
+        if not isinstance(raw, dict):
+            self.say("expected a mapping with kind, name and entry", path)
+            return
+        self.keys(raw, _COMPONENT_KEYS, path + ".")
+        self.choice(raw, "kind", KINDS, path + ".")
+        self.text(raw.get("name"), r"[A-Za-z][A-Za-z0-9_-]*", path + ".name")
+        for i, feature in enumerate(self.listed(raw, "features")):
+            self.text(feature, r"[a-z][a-z0-9_:]*", f"{path}.features[{i}]")
+
+    def capabilities(self, raw: Any) -> None:
+        if not isinstance(raw, dict):
+            return
+        for name, asked in raw.items():
+            wanted = dict if name == "state" else list
+            if name not in CAPABILITIES:
+                self.say(
+                    f"{name!r} is no capability{_nearest(str(name), CAPABILITIES)}", f"capabilities.{name}"
+                )
+            elif not isinstance(asked, wanted):
+                self.say(f"expected {_TYPE_NAMES[wanted]}", f"capabilities.{name}")
+            elif name == "secrets" and not all(
+                isinstance(s, dict) and isinstance(s.get("ref"), str) for s in asked
+            ):
+                self.say("every secret is a mapping with a `ref`", "capabilities.secrets")
+
+    def keys(self, raw: dict[Any, Any], known: dict[str, tuple[type, bool]], under: str) -> None:
+        for key in raw:
+            if key not in known:
+                self.say(f"{key!r} is no key of a manifest{_nearest(str(key), known)}", f"{under}{key}")
+        for key, (wanted, required) in known.items():
+            if key not in raw:
+                if required:
+                    self.say(f"{key!r} is missing", under + key)
+            elif not isinstance(raw[key], wanted) or (wanted is int and isinstance(raw[key], bool)):
+                quoted = "; put it in quotes" if wanted is str else ""
+                self.say(f"expected {_TYPE_NAMES[wanted]}{quoted}", under + key)
+
+    def choice(self, raw: dict[str, Any], key: str, allowed: Any, under: str) -> None:
+        if key in raw and isinstance(raw[key], _TYPE_SCALARS) and raw[key] not in allowed:
+            self.say(f"expected one of {', '.join(map(str, allowed))}, found {raw[key]!r}", under + key)
+
+    def text(self, value: Any, pattern: str, path: str) -> None:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            self.say(f"{value!r} is not of the form {pattern}", path)
+        elif value is not None and not isinstance(value, str) and "[" in path:
+            self.say("expected text", path)
+
+    def listed(self, raw: dict[str, Any], key: str) -> list[Any]:
+        value = raw.get(key)
+        return value if isinstance(value, list) else []
+
+    def say(self, message: str, path: str | None) -> None:
+        self.problems.append(BAD_MANIFEST.problem(message, file=self.file, path=path))
+
+
+_TYPE_SCALARS = (str, int)
+
+
+def _nearest(name: str, known: Any) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""

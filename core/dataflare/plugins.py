@@ -1,0 +1,219 @@
+"""The plugin manager: loads a plugin on first use, at the isolation the policy decides, and calls hooks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dataflare.capabilities import Policy, effective
+from dataflare.errors import code
+from dataflare.manifest import Manifest
+from dataflare.registry import UNKNOWN, Entry, Registry
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from dataflare.contracts import Loader
+
+__all__ = ["InProcess", "PluginManager"]
+
+MISSING_EXTRA = code(
+    "plugin.missing-extra", 4, "A plugin needs a package that is not installed.", "Install the extra named."
+)
+ENTRY_MISSING = code(
+    "plugin.entry-missing",
+    4,
+    "A plugin's manifest names code that the plugin does not have.",
+    "Install it again.",
+)
+NO_ISOLATION = code(
+    "plugin.isolation-unavailable",
+    6,
+    "A plugin asks for an isolation level that nothing installed here can give.",
+    "Install a plugin that provides the level, or trust this one in policy.yaml to run in-process.",
+)
+
+
+class InProcess:
+    """Hands out a plugin's own classes, imported into this process: the kernel's default loader."""
+
+    level = "inprocess"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def factory(self, entry: str) -> Any:
+        """Import the class or function that `module:attribute` names.
+
+        Raises:
+            DataflareError: `plugin.missing-extra`, `plugin.entry-missing`.
+        """
+        module, _, attribute = entry.partition(":")
+        with self._explained(entry):
+            found: Any = importlib.import_module(module)
+            for name in attribute.split("."):
+                found = getattr(found, name)
+        return found
+
+    def hooks(self) -> Any:
+        """Import the plugin's package, which holds its hooks."""
+        with self._explained(self._manifest.package):
+            return importlib.import_module(self._manifest.package)
+
+    def close(self) -> None:
+        """Do nothing: what Python imported stays."""
+
+    @contextmanager
+    def _explained(self, entry: str) -> Iterator[None]:
+        """Tell a package that must be installed first from a plugin that is broken."""
+        name = self._manifest.name
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if missing.partition(".")[0] == entry.partition(".")[0].partition(":")[0]:
+                raise ENTRY_MISSING.error(f"the plugin {name!r} has no {entry!r}: {error}") from error
+            extra = name.removeprefix("dataflare-")
+            wanted = f'"dataflare[{extra}]"' if self._manifest.built_in else missing.partition(".")[0]
+            raise MISSING_EXTRA.error(
+                f"the plugin {name!r} needs the package {missing!r}", fix=f"pip install {wanted}"
+            ) from error
+        except AttributeError as error:
+            raise ENTRY_MISSING.error(f"the plugin {name!r} has no {entry!r}: {error}") from error
+
+
+class PluginManager:
+    """Plugins, loaded lazily. With `Host.build` it is what the seed calls ConnectorFactory and ProcessorFactory.
+
+    Args:
+        registry: what is installed.
+        policy: what the operator decided.
+    """
+
+    def __init__(self, registry: Registry, policy: Policy) -> None:
+        self.registry = registry
+        self.policy = policy
+        self._loaders: dict[str, Loader] = {}
+        self._registered: set[str] = set()
+        self._pluggy: pluggy.PluginManager | None = None
+
+    def level(self, manifest: Manifest) -> str:
+        """Return the isolation level a plugin asks for; built-ins run in-process."""
+        return "inprocess" if manifest.built_in else manifest.isolation
+
+    def load(self, manifest: Manifest) -> Loader:
+        """Return the loader of a plugin, made on first use.
+
+        Raises:
+            DataflareError: `capability.denied`, `plugin.changed`, `plugin.isolation-unavailable`.
+        """
+        key = _key(manifest)
+        if key not in self._loaders:
+            self.policy.check(manifest)
+            self._loaders[key] = self._load(manifest)
+        return self._loaders[key]
+
+    def factory(self, kind: str, use: str) -> Any:
+        """Return the class or function behind a name, loading its plugin.
+
+        Raises:
+            DataflareError: `plugin.*`, `capability.denied`.
+        """
+        try:
+            entry = self.registry.find(kind, use)
+        except Exception as error:
+            # Adapters answer for names that no manifest can list.
+            if getattr(error, "code", "") == UNKNOWN.name:
+                found = self.hook("component", kind=kind, name=use)
+                if found is not None:
+                    return found
+            raise
+        return self.entry_factory(entry)
+
+    def entry_factory(self, entry: Entry) -> Any:
+        """Return the class or function of one entry, loading its plugin."""
+        return self.load(entry.manifest).factory(entry.component.entry)
+
+    def hook(self, name: str, /, *, only: Collection[str] | None = None, **arguments: Any) -> Any:
+        """Call a hook, without its prefix, at every plugin whose manifest lists it.
+
+        Args:
+            name: the hook.
+            only: plugins that may be asked, by plugin name or publisher; None: all.
+            arguments: the hook's own.
+
+        Returns:
+            A list of answers, or for a `firstresult` hook the first one or None.
+        """
+        listed = [m for m in self.registry.manifests if name in m.hooks]
+        asked = [m for m in listed if only is None or any(m.known_as(who) for who in only)]
+        if not asked:
+            return None if name in FIRST_RESULT else []
+        manager = self._manager()
+        for manifest in asked:
+            self._register(manager, manifest)
+        others = [manager.get_plugin(_key(m)) for m in listed if m not in asked]
+        return manager.subset_hook_caller(f"dataflare_{name}", [p for p in others if p is not None])(
+            **arguments
+        )
+
+    def close(self) -> None:
+        """Unload every plugin, last loaded first."""
+        for loader in reversed(list(self._loaders.values())):
+            loader.close()
+        self._loaders.clear()
+
+    def _load(self, manifest: Manifest) -> Loader:
+        level = self.level(manifest)
+        if level == "inprocess":
+            return InProcess(manifest)
+        grants = effective(manifest, self.policy).allowed
+        loader: Loader | None = self.hook("load_plugin", manifest=manifest, grants=grants, level=level)
+        if loader is None and level == "process" and self.policy.trusts(manifest):
+            return InProcess(manifest)
+        if loader is None:
+            raise NO_ISOLATION.error(
+                f"the plugin {manifest.name!r} asks to run at the level {level!r}, which no plugin here provides"
+            )
+        return loader
+
+    def _manager(self) -> pluggy.PluginManager:
+        if self._pluggy is None:
+            import pluggy
+
+            from dataflare import hookspecs
+
+            self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
+            self._pluggy.add_hookspecs(hookspecs)
+        return self._pluggy
+
+    def _register(self, manager: pluggy.PluginManager, manifest: Manifest) -> None:
+        key = _key(manifest)
+        if key in self._registered:
+            return
+        self._registered.add(key)
+        hooks = self.load(manifest).hooks()
+        if hooks is not None:
+            manager.register(_Listed(hooks, manifest.hooks), name=key)
+
+
+def _key(manifest: Manifest) -> str:
+    return f"{manifest.name} {manifest.origin}"
+
+
+class _Listed:
+    """A plugin's hooks, and of them only those its manifest lists."""
+
+    def __init__(self, hooks: Any, names: Sequence[str]) -> None:
+        for name in names:
+            found = getattr(hooks, f"dataflare_{name}", None)
+            if found is not None:
+                setattr(self, f"dataflare_{name}", found)
+
+
+FIRST_RESULT = frozenset(
+    ("component", "load_plugin", "parse_workflow", "authenticate", "resolve_secret", "verify_artifact")
+)
+"""Hooks whose first answer counts; a test compares them with the hook specs."""

@@ -1,0 +1,1 @@
+"""From a workflow to a plan: the graph, types, columns nobody uses, lanes, tasks, guarantees."""

@@ -1,0 +1,388 @@
+"""The planner: binds every node, drops what nobody uses, and writes the result down as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import (
+    DataflareError,
+    ExtractSpec,
+    Host,
+    Node,
+    NodeSpec,
+    Plan,
+    Problem,
+    StreamInfo,
+    Surroundings,
+    Workflow,
+    WriteSpec,
+    code,
+)
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.fields import nearest
+from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
+from dataflare_plugins.engine.planning.lanes import TaskMaker
+from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.specs import extract_from, write_from
+
+UNKNOWN_OUTPUT = code(
+    "workflow.unknown-output", 3, "`from` names an output that the node does not have.", "Use one of its outputs."
+)
+INPUT_COUNT = code(
+    "workflow.input-count", 3, "A node has more or fewer inputs than it takes.", "Change its `from`."
+)
+NOT_ACCEPTED = code(
+    "workflow.not-accepted",
+    3,
+    "A destination cannot store these rows or write in this mode.",
+    "Change the column's type in a map, or the write mode.",
+)
+UNKNOWN_SCHEMA = code(
+    "workflow.unknown-schema",
+    3,
+    "The columns of a source are not known offline.",
+    "Give the source `columns`, or run `dataflare discover`.",
+)
+MISSING_KEY = code(
+    "workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input."
+)
+
+
+class Planner:
+    """Makes the plan of one workflow. Every problem is collected; a node behind a broken one is left alone."""
+
+    def __init__(
+        self,
+        host: Host,
+        workflow: Workflow,
+        *,
+        offline: bool = False,
+        offsets: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, pa.Schema] | None = None,
+        until: str | None = None,
+    ) -> None:
+        self.host = host
+        self.workflow = workflow
+        self.problems: list[Problem] = []
+        self._offline = offline
+        self._offsets = offsets or {}
+        self._inputs = inputs or {}
+        self.edges = edges_of(workflow)
+        self.order = in_order(workflow, self.edges)
+        if until is not None:
+            kept = ancestors(until, self.edges)
+            self.order = [n for n in self.order if n.id in kept]
+            self.edges = tuple(e for e in self.edges if e.target in kept)
+        self.built: dict[str, Any] = {}
+        self.schemas: dict[str, dict[str, pa.Schema]] = {}
+        self._streams: dict[str, Sequence[StreamInfo]] = {}
+        self._notes: list[str] = []
+        self._needed: dict[str, dict[str, frozenset[str]]] = {}
+
+    def plan(self) -> Plan | None:
+        """Return the plan, or None when there are problems (see `problems`)."""
+        try:
+            self._bind()
+            if any(p.severity == "error" for p in self.problems) or self._unknown():
+                return None
+            self._prune()
+            self._rebind()
+            return self._write_down()
+        finally:
+            for component in self.built.values():
+                component.close()
+
+    # -- forward: build and bind -------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        for node in self.order:
+            try:
+                self._bind_node(node)
+            except DataflareError as error:
+                self.problems += self._placed(error, node)
+
+    def _bind_node(self, node: Node) -> None:
+        if node.kind == "source":
+            self._bind_source(node)
+            return
+        inputs = self.input_schemas(node.id)
+        component = self._build(node)
+        if inputs is None:
+            return
+        if node.kind == "processor":
+            self._check_inputs(node, component)
+            self.schemas[node.id] = dict(component.output_schemas(inputs))
+            self._notes += [f"{node.id}: {text}" for text in component.notes()]
+        else:
+            self._check_destination(node, component, next(iter(inputs.values())))
+
+    def _bind_source(self, node: Node) -> None:
+        if node.id in self._inputs:
+            self.schemas[node.id] = {"": schemas.normalise(self._inputs[node.id])}
+            return
+        component = self._build(node)
+        streams = component.discover(extract_of(node), self._offsets.get(node.id))
+        self._streams[node.id] = streams
+        if streams and streams[0].schema is not None:
+            self.schemas[node.id] = {"": streams[0].schema}
+            return
+        self.problems.append(
+            UNKNOWN_SCHEMA.problem(
+                f"the columns of '{node.id}' are not known offline",
+                severity="note",
+                **self.workflow.place(*node.path),
+            )
+        )
+
+    def _build(self, node: Node) -> Any:
+        around = Surroundings(
+            node=node.id,
+            base_dir=Path(self.workflow.base_dir),
+            staging_dir=Path(self.workflow.base_dir) / ".dataflare" / "staging" / node.id,
+            on_record=on_record(node, self.workflow),
+            offline=self._offline,
+            path=(*node.path, "with"),
+        )
+        component = self.host.build(node.kind, node.use, node.config, around)
+        self.built[node.id] = component
+        return component
+
+    def _check_inputs(self, node: Node, component: Any) -> None:
+        least, most = component.inputs
+        count = len([e for e in self.edges if e.target == node.id])
+        if count < least or (most is not None and most > 1 and count > most):
+            wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            raise INPUT_COUNT.error(f"'{node.id}' takes {wanted} inputs and has {count}")
+
+    def _check_destination(self, node: Node, component: Any, schema: pa.Schema) -> None:
+        write = write_of(node)
+        path = self.workflow.place(*node.path, "write")
+        for name in (*write.key, *([write.pos_column] if write.pos_column else [])):
+            if name not in schema.names:
+                near = nearest(name, schema.names)
+                fix = f"did you mean '{near}'?" if near else f"the columns are {', '.join(schema.names)}"
+                self.problems.append(MISSING_KEY.problem(f"no column '{name}' arrives at '{node.id}'", fix=fix, **path))
+        self.problems += [
+            NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path))
+            for reason in component.accepts(schema, write)
+        ]
+        self._notes += [f"{node.id}: {text}" for text in component.notes(write)]
+
+    def input_schemas(self, node: str) -> dict[str, pa.Schema] | None:
+        """Return input name to schema, or None when something upstream is not known.
+
+        A node that takes one input and has several gets their union by name, under the first one's name.
+        """
+        found: dict[str, pa.Schema] = {}
+        incoming = [e for e in self.edges if e.target == node]
+        for edge in incoming:
+            outputs = self.schemas.get(edge.source)
+            if outputs is None:
+                return None
+            if edge.output not in outputs:
+                names = [f"{edge.source}.{o}" if o else edge.source for o in outputs]
+                raise UNKNOWN_OUTPUT.error(
+                    f"'{edge.input}' is no output of '{edge.source}'", fix=f"it has {', '.join(names)}"
+                )
+            found[edge.input] = outputs[edge.output]
+        if len(incoming) > 1 and self.takes_union(node):
+            return {incoming[0].input: schemas.union(found.values())}
+        return found
+
+    def takes_union(self, node: str) -> bool:
+        """Return True when several inputs of a node are one input in union."""
+        component = self.built.get(node)
+        return getattr(component, "inputs", (1, 1))[1] == 1
+
+    def _unknown(self) -> bool:
+        return any(n.kind != "destination" and n.id not in self.schemas for n in self.order)
+
+    def _placed(self, error: DataflareError, node: Node) -> list[Problem]:
+        """Give the problems of a component their place in the file: under `with:`, else at the node."""
+        placed = []
+        for problem in error.problems:
+            inner = parse_path(problem.path)
+            if problem.file is not None:
+                placed.append(problem)
+                continue
+            path = inner if inner[: len(node.path)] == node.path else (*node.path, "with", *inner) if inner else node.path
+            placed.append(replace(problem, **self.workflow.place(*path)))
+        return placed
+
+    # -- backward: what nobody uses ----------------------------------------------------------------------
+
+    def _prune(self) -> None:
+        """Tell every node which columns anybody downstream uses; this, not the engine, decides in both lanes."""
+        uses: dict[tuple[str, str], set[str]] = {}
+        for node in reversed(self.order):
+            incoming = [e for e in self.edges if e.target == node.id]
+            outputs = self.schemas.get(node.id, {})
+            if node.kind == "source":
+                self._needed[node.id] = {"": frozenset(uses.get((node.id, ""), outputs[""].names))}
+                continue
+            inputs = self.input_schemas(node.id) or {}
+            wanted: Mapping[str, frozenset[str]] | None = None
+            if node.kind == "processor":
+                consumed = any(e.source == node.id for e in self.edges)
+                needed = {
+                    name: frozenset(uses.get((node.id, name), () if consumed else schema.names))
+                    for name, schema in outputs.items()
+                }
+                self._needed[node.id] = needed
+                wanted = self.built[node.id].prune(needed)
+            for edge in incoming:
+                name = edge.input if edge.input in inputs else incoming[0].input
+                columns = inputs[name].names if wanted is None or name not in wanted else wanted[name]
+                present = set(self.schemas[edge.source][edge.output].names)
+                uses.setdefault((edge.source, edge.output), set()).update(set(columns) & present)
+
+    def _rebind(self) -> None:
+        """Bind once more with the columns that are left."""
+        for node in self.order:
+            if node.kind == "source":
+                schema = self.schemas[node.id][""]
+                kept = self._needed[node.id][""]
+                # A source that nothing is needed of (count(*)) still has to carry its rows.
+                names = [n for n in schema.names if n in kept] or schema.names[:1]
+                self.schemas[node.id] = {"": pa.schema([schema.field(n) for n in names])}
+            elif node.kind == "processor":
+                self.schemas[node.id] = dict(self.built[node.id].output_schemas(self.input_schemas(node.id) or {}))
+
+    # -- down on paper -----------------------------------------------------------------------------------
+
+    def _write_down(self) -> Plan:
+        nodes = tuple(self._node_spec(node) for node in self.order)
+        identity = json.dumps([_identity(n) for n in nodes] + [asdict(e) for e in self.edges], sort_keys=True, default=str)
+        tasks = TaskMaker(self).tasks()
+        return Plan(
+            workflow=self.workflow.name,
+            base_dir=str(self.workflow.base_dir),
+            nodes=nodes,
+            edges=self.edges,
+            tasks=tasks,
+            guarantee=self.guarantee(),
+            lineage=LineageMap(self).by_destination(),
+            settings=json.loads(json.dumps(dict(self.workflow.settings), default=str)),
+            hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            notes=tuple(self._notes),
+        )
+
+    def _node_spec(self, node: Node) -> NodeSpec:
+        settings: dict[str, Any] = {
+            "path": list(node.path),
+            "on_record": on_record(node, self.workflow),
+            **{k: v for k, v in node.blocks.items() if k in ("extract", "write", "schema")},
+        }
+        if node.kind == "source":
+            return self._source_spec(node, settings)
+        provided = self.host.describe(node.kind, node.use)
+        settings["inputs"] = [
+            {"name": name, "schema": schemas.to_json(schema)} for name, schema in (self.input_schemas(node.id) or {}).items()
+        ]
+        if node.kind == "processor":
+            settings["needed"] = {k: sorted(v) for k, v in self._needed[node.id].items()}
+        else:
+            settings["scope"] = self.built[node.id].commit_scope()
+        return NodeSpec(
+            id=node.id,
+            kind=node.kind,
+            use=node.use,
+            plugin=provided.plugin,
+            version=provided.version,
+            hash=provided.hash,
+            config=dict(node.config),
+            settings=settings,
+            schemas={k: schemas.to_json(v) for k, v in self.schemas.get(node.id, {}).items()},
+        )
+
+    def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
+        schema = self.schemas[node.id][""]
+        if node.id in self._inputs:
+            return NodeSpec(
+                id=node.id, kind="source", use="arrow-input", settings=settings, schemas={"": schemas.to_json(schema)}
+            )
+        provided = self.host.describe("source", node.use)
+        settings["columns"] = schema.names
+        extract = replace(extract_of(node), columns=tuple(schema.names))
+        stream = self._streams[node.id][0]
+        parts = self.built[node.id].partitions(stream, extract)
+        return NodeSpec(
+            id=node.id,
+            kind="source",
+            use=node.use,
+            plugin=provided.plugin,
+            version=provided.version,
+            hash=provided.hash,
+            config=dict(node.config),
+            settings=settings,
+            schemas={"": schemas.to_json(schema)},
+            partitions=tuple({"id": p.id, "stream": p.stream, "spec": dict(p.spec)} for p in parts),
+            pins=dict(stream.pins),
+        )
+
+    def guarantee(self) -> dict[str, str]:
+        """Return what each destination can promise: its own best, lowered by a source that cannot replay."""
+        found = {}
+        for node in self.order:
+            if node.kind != "destination":
+                continue
+            promise = self.built[node.id].guarantee(write_of(node))
+            upstream = ancestors(node.id, self.edges)
+            sources = [n for n in self.order if n.id in upstream and n.kind == "source" and n.id in self.built]
+            if any("replayable" not in self.built[s.id].features for s in sources):
+                promise = "at_least_once"
+            found[node.id] = promise
+        return found
+
+
+def extract_of(node: Node) -> ExtractSpec:
+    """Return the extract block of a source node."""
+    return extract_from(node.blocks.get("extract") or {}, node.config.get("columns"))
+
+
+def write_of(node: Node) -> WriteSpec:
+    """Return the write and schema blocks of a destination node."""
+    return write_from(node.blocks.get("write") or {}, node.blocks.get("schema") or {})
+
+
+def on_record(node: Node, workflow: Workflow) -> str:
+    """Return the policy for bad rows at a node: its own, else the workflow's, else `fail`."""
+    own = (node.blocks.get("errors") or {}).get("on_record")
+    general = (workflow.settings.get("errors") or {}).get("on_record")
+    return str(own or general or "fail")
+
+
+def parse_path(path: str | None) -> tuple[str | int, ...]:
+    """Read `processors[0].with.set.x` back into a path."""
+    if not path:
+        return ()
+    parts: list[str | int] = []
+    for piece in path.replace("]", "").split("."):
+        name, *indices = piece.split("[")
+        if name:
+            parts.append(name)
+        parts += [int(i) if i.isdigit() else i for i in indices]
+    return tuple(parts)
+
+
+def _identity(node: NodeSpec) -> dict[str, Any]:
+    """Return what of a node must not change while a run is unfinished."""
+    extract = node.settings.get("extract") or {}
+    full = (extract.get("mode") or "full") == "full"
+    return {
+        "id": node.id,
+        "use": node.use,
+        "config": node.config,
+        "settings": {k: v for k, v in node.settings.items() if k in ("extract", "write", "schema", "needed")},
+        # What a full extraction pinned is part of it; an incremental one may find more files at the next start.
+        "partitions": list(node.partitions) if full else [p["id"] for p in node.partitions],
+        "schemas": {k: v["columns"] for k, v in node.schemas.items()},
+    }
+

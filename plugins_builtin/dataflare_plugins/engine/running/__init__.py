@@ -1,0 +1,1 @@
+"""From a plan to rows that arrived: tasks, epochs, recovery, errors, counts."""

@@ -1,0 +1,177 @@
+"""The operators of one task, fused: a batch goes through them by plain method calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
+from dataflare_sdk import schema as schemas
+from dataflare_plugins.engine.running.environment import (
+    Environment,
+    edge_key,
+    input_schemas,
+    output_schemas,
+    prepared,
+)
+from dataflare_plugins.engine.running.error_handler import ErrorHandler
+
+MARK_BYTES = 64
+"""Credit that a barrier or an end takes."""
+
+
+class Closed(Exception):  # noqa: N818 - not an error: the neighbours have gone, this task ends too
+    """The inbox a message was meant for is closed."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """The run is being stopped."""
+
+
+class Operator:
+    """A processor of a chain with its counters and what it needs to conform what comes in and goes out."""
+
+    def __init__(self, node: NodeSpec, env: Environment, counts: Mapping[str, float] | None) -> None:
+        self.node = node
+        self.counts = env.monitor.counts(node.id, counts)
+        self.component = prepared(env.build(node), node)
+        self.inputs = input_schemas(node)
+        self.outputs = output_schemas(node)
+        self.union = _union_of(node, self.inputs)
+
+    def taken(self, batch: Batch, name: str) -> tuple[Batch, str]:
+        """Return the batch as the component expects it, and the input name it knows."""
+        return (conform(batch, self.union[1]), self.union[0]) if self.union else (batch, name)
+
+
+class Chain:
+    """Passes batches through the processors of one task and on to the inboxes of the next ones."""
+
+    def __init__(
+        self, spec: TaskSpec, env: Environment, handler: ErrorHandler, counts: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        self.spec = spec
+        self._env = env
+        self._handler = handler
+        nodes = [env.plan.node(n) for n in spec.nodes]
+        self.operators: dict[str, Operator] = {}
+        self._next: dict[tuple[str, str], list[EdgeSpec]] = {}
+        self._home = {n: t.id for t in env.plan.tasks for n in t.nodes}
+        for edge in env.plan.edges:
+            if edge.source in spec.nodes:
+                self._next.setdefault((edge.source, edge.output), []).append(edge)
+        try:
+            for node in nodes:
+                if node.kind == "processor":
+                    self.operators[node.id] = Operator(node, env, counts.get(node.id))
+        except BaseException:
+            self.close()
+            raise
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Give the operators the state a checkpoint holds."""
+        for name, operator in self.operators.items():
+            if states.get(name) is not None:
+                operator.component.restore(states[name], self._env.store.get)
+
+    def emit(self, node: str, output: str, batch: Batch) -> None:
+        """Send a batch of one node's output to everybody who reads it."""
+        if not output:
+            self._env.collects(node, batch.data)
+        for edge in self._next.get((node, output), ()):
+            if edge.target in self.operators:
+                self.process(edge.target, edge.input, batch)
+            else:
+                self._send(edge, batch, batch.data.nbytes + MARK_BYTES)
+
+    def process(self, node: str, name: str, batch: Batch) -> None:
+        """Run one processor on a batch and emit what it makes."""
+        operator = self.operators[node]
+        counts, component = operator.counts, operator.component
+        counts.rows_in += batch.data.num_rows
+        began = time.perf_counter()
+        batch, name = operator.taken(batch, name)
+        try:
+            outputs: Iterable[tuple[str, Batch]] = list(component.process(batch, name))
+        except Exception as error:  # noqa: BLE001 - the error handler decides whose fault it was
+            outputs = self._handler.isolate(node, component, batch, name, error, counts)
+        counts.seconds += time.perf_counter() - began
+        self._hand_on(operator, outputs)
+        self._handler.spend_good(node, batch.data.num_rows)
+
+    def _hand_on(self, operator: Operator, outputs: Iterable[tuple[str, Batch]]) -> None:
+        node = operator.node.id
+        for output, batch in outputs:
+            if batch.data.num_rows == 0:
+                continue
+            batch.data = self._checked(operator, output, batch.data)
+            if not output or (node, output) in self._next:
+                operator.counts.rows_out += batch.data.num_rows
+            self.emit(node, output, batch)
+
+    def _checked(self, operator: Operator, output: str, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Hold a component to the schema it announced; another one is cast, once, here."""
+        schema = operator.outputs[output]
+        return data if data.schema.equals(schema) else schemas.cast_batch(data, schema)
+
+    def flush(self) -> None:
+        """Every input has ended: let each operator say what is left, upstream first."""
+        for operator in self.operators.values():
+            began = time.perf_counter()
+            for pair in operator.component.flush():
+                self._hand_on(operator, [pair])
+            operator.counts.seconds += time.perf_counter() - began
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the operators' states for a checkpoint."""
+        states = {}
+        for name, operator in self.operators.items():
+            operator.counts.settle()
+            state = operator.component.snapshot(self._env.store.put)
+            if state is not None:
+                states[name] = state
+        return states
+
+    def forward(self, message: Barrier | End | Pause) -> None:
+        """Send a mark on every edge that leaves the task."""
+        for edge in self.spec.outputs:
+            self._send(edge, message, MARK_BYTES)
+
+    def counted(self) -> dict[str, Mapping[str, float]]:
+        """Return the counters of the operators."""
+        return {name: operator.counts.as_dict() for name, operator in self.operators.items()}
+
+    def _send(self, edge: EdgeSpec, message: Message, size: int) -> None:
+        if not self._env.inboxes[self._home[edge.target]].put(edge_key(edge), message, size):
+            raise Closed
+
+    def close(self) -> None:
+        """Close every component."""
+        for operator in self.operators.values():
+            operator.component.close()
+
+
+def _union_of(node: NodeSpec, inputs: Mapping[str, pa.Schema]) -> tuple[str, pa.Schema] | None:
+    """Return the one input that several edges are united into, when the node takes one."""
+    if len(inputs) != 1:
+        return None
+    return next(iter(inputs.items()))
+
+
+def conform(batch: Batch, schema: pa.Schema) -> Batch:
+    """Return the batch with the columns of a schema, by name; what it lacks is NULL."""
+    if batch.data.schema.equals(schema):
+        return batch
+    present = {name: i for i, name in enumerate(batch.data.schema.names)}
+    rows = batch.data.num_rows
+    columns = []
+    for field in schema:
+        if field.name in present:
+            column = batch.data.column(present[field.name])
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        else:
+            columns.append(pa.nulls(rows, field.type))
+    return batch.with_data(pa.RecordBatch.from_arrays(columns, schema=schema))

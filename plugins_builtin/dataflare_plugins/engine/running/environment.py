@@ -1,0 +1,109 @@
+"""What a task finds around it: the runtime, the run, the inboxes of its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import EdgeSpec, Host, Inbox, NodeSpec, Plan, RunInfo, StateStore, Surroundings
+from dataflare_sdk import schema as schemas
+from dataflare_plugins.engine.running.monitor import WorkflowMonitor
+from dataflare_plugins.engine.running.resources import Shares
+
+
+def edge_key(edge: EdgeSpec) -> str:
+    """Return the name of an edge among the inputs of an inbox."""
+    return f"{edge.input}>{edge.target}"
+
+
+@dataclass(slots=True)
+class Environment:
+    """Shared by the tasks of one attempt at a run; every part of it may be used from any thread.
+
+    Attributes:
+        host: the runtime.
+        plan: the plan being run.
+        run: the run.
+        store: state store; tasks use only `put` and `get` of it.
+        fence: the lease's fence, for destinations.
+        resumed: the run continues an unfinished one.
+        shares: memory and threads of each node.
+        monitor: live counters.
+        send: sends an event to the job supervisor.
+        cancelled: True once tasks should end.
+        inboxes: task id to its inbox.
+        collect: node ids whose rows are kept, with the batches kept so far.
+        limit: (node, rows) after which reading may stop.
+        arrow_inputs: source id to Arrow data that stands in for it.
+        extra_around: more keyword arguments for `Surroundings`.
+    """
+
+    host: Host
+    plan: Plan
+    run: RunInfo
+    store: StateStore
+    fence: int
+    resumed: bool
+    shares: Shares
+    monitor: WorkflowMonitor
+    send: Callable[[Any], None]
+    cancelled: Callable[[], bool]
+    inboxes: dict[str, Inbox] = field(default_factory=dict)
+    collect: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    limit: tuple[str, int] | None = None
+    arrow_inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, node: NodeSpec) -> Any:
+        """Build the component of a node."""
+        base = Path(self.plan.base_dir)
+        around = Surroundings(
+            node=node.id,
+            run=self.run,
+            base_dir=base,
+            staging_dir=base / ".dataflare" / "staging" / self.run.workflow_id / node.id,
+            memory=self.shares.engine,
+            threads=self.shares.threads if node.kind == "source" else 1,
+            on_record=str(node.settings.get("on_record") or "fail"),
+            state=self.store,
+            cancelled=self.cancelled,
+            path=(*node.settings.get("path", ()), "with"),
+        )
+        return self.host.build(node.kind, node.use, node.config, around)
+
+    def collects(self, node: str, data: pa.RecordBatch) -> None:
+        """Keep rows of a node that somebody wants to see."""
+        kept = self.collect.get(node)
+        if kept is not None:
+            kept.append(data)
+
+    def enough(self) -> bool:
+        """Return True once the rows wanted by `limit` are there."""
+        if self.limit is None:
+            return False
+        node, rows = self.limit
+        return sum(b.num_rows for b in self.collect.get(node, ())) >= rows
+
+
+def input_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
+    """Return the inputs' schemas of a processor or destination, by input name."""
+    return {i["name"]: schemas.from_json(i["schema"]) for i in node.settings.get("inputs", ())}
+
+
+def output_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
+    """Return the outputs' schemas of a source or processor."""
+    return {name: schemas.from_json(value) for name, value in node.schemas.items()}
+
+
+def prepared(component: Any, node: NodeSpec) -> Any:
+    """Bring a rebuilt processor to where the planner had it: bound, pruned, bound to what is left."""
+    inputs = input_schemas(node)
+    needed = node.settings.get("needed")
+    component.output_schemas(inputs)
+    if needed is not None:
+        component.prune({k: frozenset(v) for k, v in needed.items()})
+        component.output_schemas(inputs)
+    return component

@@ -1,0 +1,278 @@
+"""ErrorHandler: what becomes of a row that a step cannot take, and when enough is enough."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataflare_sdk import (
+    CODES,
+    Batch,
+    Component,
+    DataflareError,
+    DeadLetter,
+    NoConfig,
+    Plan,
+    Problem,
+    RestartPolicy,
+    RetriableError,
+    RowRejection,
+    code,
+)
+from dataflare_plugins.engine.running.monitor import Counts
+
+STEP_FAILED = code(
+    "data.step-failed", 1, "A step failed on a row.", "Mend the row or the step, or set `errors.on_record`."
+)
+BUDGET = code(
+    "data.error-budget",
+    1,
+    "More rows failed than `errors.budget` allows; the breaker opened.",
+    "Look at the dead letters, mend the cause, then run again.",
+)
+MAX_CALLS = 2_000
+"""Calls a bisection of one batch may cost before its rest counts as failed."""
+
+Outputs = list[tuple[str, Batch]]
+
+
+@dataclass(slots=True)
+class _Window:
+    rows: int = 0
+    bad: int = 0
+
+
+class ErrorHandler(Component[NoConfig]):
+    """Applies the policy for bad rows: fail, skip, or dead letter; keeps the budget. One per task."""
+
+    Config = NoConfig
+
+    def begin(self, plan: Plan, run_id: str) -> ErrorHandler:
+        """Take the policies of a plan and return itself."""
+        self._run_id = run_id
+        self._nodes = {n.id: n for n in plan.nodes}
+        self._masked = masked_columns(plan)
+        budget = (plan.settings.get("errors") or {}).get("budget") or {}
+        self._ratio = budget.get("ratio")
+        self._per = int(budget.get("per") or 10_000)
+        self._windows: dict[str, _Window] = {}
+        self._letters: list[DeadLetter] = []
+        return self
+
+    def take_letters(self) -> list[DeadLetter]:
+        """Return the dead letters since the last call."""
+        letters, self._letters = self._letters, []
+        return letters
+
+    def isolate(
+        self, node: str, component: Any, batch: Batch, input: str, error: Exception, counts: Counts  # noqa: A002
+    ) -> Outputs:
+        """Run a batch that failed again, giving up only its bad rows.
+
+        Raises:
+            DataflareError: the failure is not a row's (a lost connection, a bug), or the policy is `fail`.
+        """
+        if not is_row_error(error):
+            raise error
+        attempted = component.attempt(batch, input)
+        if attempted is None:
+            if "rowwise" not in component.features:
+                raise error
+            attempted = self._bisect(lambda part: component.process(part, input), batch, error)
+        outputs, rejections = attempted
+        self.reject(node, rejections, batch, counts)
+        return list(outputs)
+
+    def isolate_write(self, node: str, component: Any, batch: Batch, error: Exception, counts: Counts) -> int:
+        """Write a batch that a destination refused whole, giving up only its bad rows; returns rows written."""
+        if not is_row_error(error):
+            raise error
+        written = 0
+
+        def write(part: Batch) -> Outputs:
+            nonlocal written
+            refused = component.write(part)
+            self.reject(node, refused, part, counts)
+            written += part.data.num_rows - len(refused)
+            return []
+
+        _, rejections = self._bisect(write, batch, error)
+        self.reject(node, rejections, batch, counts)
+        return written
+
+    def _bisect(
+        self, call: Callable[[Batch], Iterable[tuple[str, Batch]]], batch: Batch, error: Exception
+    ) -> tuple[Outputs, list[RowRejection]]:
+        outputs: Outputs = []
+        rejections: list[RowRejection] = []
+        calls = 0
+        waiting: list[tuple[int, int, Exception | None]] = [(0, batch.data.num_rows, error)]
+        while waiting:
+            start, length, failed = waiting.pop()
+            if failed is None:
+                calls += 1
+                try:
+                    outputs += list(call(batch.slice(start, length)))
+                    continue
+                except Exception as raised:  # noqa: BLE001 - whatever a step raises is that row's cause
+                    if not is_row_error(raised):
+                        raise
+                    failed = raised
+            if length == 1 or calls >= MAX_CALLS:
+                rejections += [_rejection(failed, start + i) for i in range(length)]
+                continue
+            half = length // 2
+            waiting += [(start + half, length - half, None), (start, half, None)]
+        return outputs, rejections
+
+    def reject(self, node: str, rejections: Sequence[RowRejection], batch: Batch | None, counts: Counts) -> None:
+        """Apply the policy of a node to rows it refused."""
+        for rejection in rejections:
+            policy = str(rejection.detail.get("policy") or self._nodes[node].settings.get("on_record") or "fail")
+            if policy == "fail":
+                raise self._failure(node, rejection, batch)
+            if policy == "skip":
+                counts.skipped += 1
+            else:
+                counts.dead_lettered += 1
+                self._letters.append(self._letter(node, rejection, batch))
+        if self._ratio is not None:
+            self._spend(node, counts, len(rejections))
+
+    def spend_good(self, node: str, rows: int) -> None:
+        """Count rows that went well against the budget's window."""
+        if self._ratio is not None:
+            window = self._windows.setdefault(node, _Window())
+            window.rows += rows
+            if window.rows >= self._per:
+                self._judge(node, window)
+
+    def _spend(self, node: str, counts: Counts, bad: int) -> None:
+        window = self._windows.setdefault(node, _Window())
+        window.bad += bad
+        window.rows += bad
+        if window.rows >= self._per or window.bad > self._ratio * self._per:
+            self._judge(node, window)
+
+    def _judge(self, node: str, window: _Window) -> None:
+        if window.bad > self._ratio * max(window.rows, self._per if window.rows < self._per else 0):
+            raise BUDGET.error(
+                f"{window.bad} of the last {window.rows} rows failed at '{node}'; "
+                f"the budget is {self._ratio:g} of {self._per}"
+            )
+        self._windows[node] = _Window()
+
+    def _failure(self, node: str, rejection: RowRejection, batch: Batch | None) -> DataflareError:
+        letter = self._letter(node, rejection, batch)
+        at = ", ".join(f"{k} {v}" for k, v in (letter.position or {}).items())
+        mend = CODES[rejection.code].mend if rejection.code in CODES else STEP_FAILED.mend
+        message = f"'{node}' cannot take a row: {rejection.cause}" + (f" (at {at})" if at else "")
+        position = letter.position or {}
+        return DataflareError(
+            Problem(
+                code=rejection.code,
+                message=message,
+                file=position.get("file"),
+                line=position.get("line"),
+                path=node,
+                fix=mend,
+            )
+        )
+
+    def _letter(self, node: str, rejection: RowRejection, batch: Batch | None) -> DeadLetter:
+        position, row, source = rejection.position, rejection.row, None
+        if batch is not None and rejection.index is not None:
+            if batch.origin is not None:
+                source = batch.origin.source
+                position = position or batch.origin.position(rejection.index)
+                row = row or batch.origin.values(rejection.index)
+            else:
+                row = row or batch.data.slice(rejection.index, 1).to_pylist()[0]
+        elif self._nodes[node].kind == "source":
+            source = node
+        masked = self._masked.get(source or node, frozenset())
+        return DeadLetter(
+            run_id=self._run_id,
+            step=node,
+            code=rejection.code,
+            cause=rejection.cause,
+            position=position,
+            row=None if row is None else {k: "***" if k in masked else plain(v) for k, v in row.items()},
+            raw=None if masked else rejection.raw,
+            source=source,
+        )
+
+
+def is_row_error(error: Exception) -> bool:
+    """Return True for a failure that some row caused, False for one of the world, the file or a capability."""
+    if isinstance(error, RetriableError):
+        return False
+    if isinstance(error, DataflareError):
+        return error.exit_code == 1 and error.code != BUDGET.name
+    return not isinstance(error, (MemoryError, OSError))
+
+
+def restart_policy(plan: Plan) -> RestartPolicy:
+    """Return how often and how fast a run is tried again after a failure of the moment."""
+    retry = (plan.settings.get("errors") or {}).get("retry") or {}
+    return RestartPolicy(
+        attempts=int(retry.get("attempts", 5)),
+        backoff=str(retry.get("backoff") or "exponential"),
+        initial=float(retry.get("initial", 1.0)),
+        max=float(retry.get("max", 60.0)),
+    )
+
+
+def masked_columns(plan: Plan) -> dict[str, frozenset[str]]:
+    """Return source id to its columns that a `mask` step hides anywhere downstream, by lineage of names.
+
+    A column that is renamed on its way to the mask cannot be traced by name; then every column of that source
+    that carries a masked name or feeds one is hidden as far as names tell.
+    """
+    hidden: dict[str, set[str]] = {}
+    for node in plan.nodes:
+        columns = node.config.get("columns") if node.use == "mask" else None
+        if isinstance(columns, Mapping):
+            for upstream in _upstream(plan, node.id):
+                hidden.setdefault(upstream, set()).update(columns)
+    return {k: frozenset(v) for k, v in hidden.items()}
+
+
+def _upstream(plan: Plan, node: str) -> set[str]:
+    found = {node}
+    while True:
+        more = {e.source for e in plan.edges if e.target in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+def _rejection(error: Exception, index: int) -> RowRejection:
+    if isinstance(error, DataflareError):
+        return RowRejection(code=error.code, cause=error.problems[0].message, index=index)
+    cause = str(error) or type(error).__name__
+    return RowRejection(code=STEP_FAILED.name, cause=f"{type(error).__name__}: {cause}", index=index)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON lacks becomes its text."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value)

@@ -1,0 +1,204 @@
+"""WorkflowExecutor: runs a plan, attempt after attempt, and says how it went."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import (
+    Component,
+    DataflareError,
+    Host,
+    NoConfig,
+    Plan,
+    RetriableError,
+    RunEvent,
+    RunInfo,
+    RunOptions,
+    Workflow,
+    platform,
+)
+from dataflare_plugins.engine.planning.lanes import as_streaming
+from dataflare_plugins.engine.planning.validator import open_state
+from dataflare_plugins.engine.running.bulk import StatementFailed
+from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
+from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
+from dataflare_plugins.engine.running.job import Job
+from dataflare_plugins.engine.running.monitor import WorkflowMonitor
+from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
+from dataflare_plugins.engine.running.transient import TransientState
+
+
+class LocalRun:
+    """A run in progress on a thread of its own."""
+
+    def __init__(self, host: Host, plan: Plan, workflow: Workflow, options: RunOptions) -> None:
+        self._host = host
+        self._workflow = workflow
+        self._options = options
+        self.plan = plan
+        self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
+        self._drain = threading.Event()
+        self._ended = threading.Event()
+        self._result: dict[str, Any] = {}
+        self.collected: dict[str, pa.Table] = {}
+        self._run_id = ""
+        self._resumed = False
+        self._thread = threading.Thread(target=self._main, name="dataflare-job", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end; False when `timeout` seconds passed first."""
+        return self._ended.wait(timeout)
+
+    def cancel(self) -> None:
+        """Stop reading, finish what is under way, commit a last epoch."""
+        self._drain.set()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Return live counters."""
+        return self._monitor.snapshot(self.plan)
+
+    def result(self) -> Mapping[str, Any]:
+        """Return status, counters and error once the run has ended; the engine's part of the document."""
+        return self._result
+
+    def _main(self) -> None:
+        status, error = "failed", None
+        try:
+            status = self._run()
+        except DataflareError as raised:
+            error = raised
+        except BaseException as raised:  # noqa: BLE001 - reported, never lost in a thread
+            error = raised
+        finally:
+            self._result = self._report(status, error)
+            self._ended.set()
+
+    def _run(self) -> str:
+        transient = self._options.limit is not None
+        store = TransientState() if transient else open_state(self._host, self._workflow)
+        try:
+            lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
+            recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
+            start = recovery.start(store, self.plan, time.time_ns() // 1000)
+            self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
+            if not start.resumed:
+                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+            try:
+                status = self._attempts(store, lease, recovery, start)
+            except BaseException as error:
+                store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                raise
+            if status != "done":
+                store.end_run(start.run_id, {"status": status})
+            return status
+        finally:
+            store.close()
+
+    def _attempts(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
+        """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
+        policy = restart_policy(self.plan)
+        failures = 0
+        while True:
+            try:
+                return self._attempt(store, lease, recovery, start)
+            except StatementFailed as error:
+                self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
+                self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
+                start = replace(start, plan=self.plan)
+            except RetriableError as error:
+                failures += 1
+                if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
+                    raise
+                self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
+                again = recovery.start(store, self.plan, start.started)
+                start = again if again.resumed else replace(again, run_id=start.run_id)
+
+    def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
+        run = RunInfo(start.run_id, self.plan.workflow, lease.workflow_id, start.started)
+        shares = self._host.build("resources", "local", {}).share(self.plan)
+        actors = self._host.build("actor_system", "local", {})
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stopping = threading.Event()
+        env = Environment(
+            host=self._host,
+            plan=self.plan,
+            run=run,
+            store=store,
+            fence=lease.fence,
+            resumed=start.resumed,
+            shares=shares,
+            monitor=self._monitor,
+            send=events.put,
+            cancelled=stopping.is_set,
+            collect={name: [] for name in self._options.collect},
+            limit=self._options.limit,
+            arrow_inputs=self._options.inputs,
+        )
+        self._monitor.committed = {}
+        handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731
+            self.plan, start.run_id
+        )
+        job = Job(
+            env,
+            actors,
+            recovery,
+            start,
+            handler=handler,
+            emit=lambda event, data: self._emit(start, event, data),
+            events=events,
+            draining=self._drain.is_set,
+        )
+        try:
+            status = job.run()
+        finally:
+            stopping.set()
+            actors.close()
+        self.collected = {name: _table(self.plan, name, batches) for name, batches in env.collect.items()}
+        return status
+
+    def _emit(self, start: Start, event: str, data: Mapping[str, Any]) -> None:
+        self._host.emit(RunEvent(time.time(), start.run_id, "execute", event, data))
+
+    def _report(self, status: str, error: BaseException | None) -> dict[str, Any]:
+        lanes = {t.lane for t in self.plan.tasks}
+        return {
+            "status": status,
+            "run_id": self._run_id,
+            "lane": "bulk" if lanes == {"bulk"} else "streaming",
+            "resumed": self._resumed,
+            **self._monitor.report(self.plan),
+            "guarantee": dict(self.plan.guarantee),
+            "lineage": {k: list(v) for k, v in self.plan.lineage.items()},
+            "peak_memory_bytes": platform.peak_memory(),
+            "error": error,
+            "tables": self.collected,
+        }
+
+
+class WorkflowExecutor(Component[NoConfig]):
+    """Starts runs; each has a thread for its job supervisor and one per task."""
+
+    Config = NoConfig
+
+    def start(self, plan: Plan, workflow: Workflow, options: RunOptions) -> LocalRun:
+        """Start a plan and return at once."""
+        host: Host = self.ctx.host  # type: ignore[assignment]
+        return LocalRun(host, plan, workflow, options)
+
+
+def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
+    node = plan.node(name)
+    schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[""]
+    return pa.Table.from_batches(batches, schema)
+
+
+def _code_of(error: BaseException) -> str:
+    return error.code if isinstance(error, DataflareError) else type(error).__name__

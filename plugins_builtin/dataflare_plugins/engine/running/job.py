@@ -1,0 +1,319 @@
+"""The job supervisor: one attempt at a run. It starts the tasks, cuts epochs, and has them committed."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, TaskSpec
+from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_plugins.engine.running.bulk import BulkTask
+from dataflare_plugins.engine.running.chain import Closed, Stopped
+from dataflare_plugins.engine.running.environment import Environment, edge_key
+from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
+from dataflare_plugins.engine.running.signals import (
+    Ack,
+    Begin,
+    Commit,
+    Committed,
+    Continue,
+    Drain,
+    Exhausted,
+    Exited,
+    Leave,
+    Passed,
+    Ready,
+    Recover,
+    Recovered,
+    Trigger,
+)
+from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
+
+declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
+
+
+@dataclass(slots=True)
+class Epoch:
+    """An epoch in the making: what the tasks reported when its barrier passed them."""
+
+    number: int
+    final: bool
+    replay: bool
+    passed: dict[str, Passed] = field(default_factory=dict)
+    committed: set[str] = field(default_factory=set)
+
+
+class Job:
+    """Runs the tasks of a plan once, from a start to its end or to the first failure.
+
+    The order inside an epoch is the protocol: every task has passed the barrier → `log` → every destination
+    commits → `done` → sources are told. Nothing here touches a row.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        actors: ActorSystem,
+        recovery: RecoveryManager,
+        start: Start,
+        *,
+        handler: Callable[[], ErrorHandler],
+        emit: Callable[[str, Mapping[str, Any]], None],
+        events: queue.SimpleQueue[Any],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._env = env
+        self._actors = actors
+        self._recovery = recovery
+        self._start = start
+        self._handler = handler
+        self._emit = emit
+        self._events = events
+        self._draining = draining
+        self._plan: Plan = env.plan
+        self._refs: dict[str, ActorRef] = {}
+        self._sources = {t.id for t in self._plan.tasks if self._env.plan.node(t.nodes[0]).kind == "source"}
+        self._sinks = {t.id for t in self._plan.tasks if self._env.plan.node(t.nodes[-1]).kind == "destination"}
+        self._exhausted: set[str] = set()
+        self._epoch: Epoch | None = None
+        self._next = 1
+        self._stop: dict[str, Any] = {}
+        self._drained = False
+        self._finished = False
+        self._replaying: Checkpoint | None = None
+        self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
+        checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
+        self._every = float(checkpoint.get("every") or 10.0)
+        self._rows = checkpoint.get("rows")
+        self._cut_at = time.monotonic()
+        self._cut_rows = 0
+
+    def run(self) -> str:
+        """Run to the end and return `done` or `interrupted`.
+
+        Raises:
+            BaseException: whatever a task failed with; everything is stopped by then.
+        """
+        try:
+            self._spawn()
+            opened = self._gather_ready()
+            self._begin(self._recovery.decide(self._start, opened))
+            return self._supervise()
+        finally:
+            for ref in self._refs.values():
+                ref.tell(Leave())
+            self._actors.stop(timeout=30.0)
+
+    # -- starting ----------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        for task in self._plan.tasks:
+            if task.inputs:
+                credits = {edge_key(e): self._env.shares.inbox for e in task.inputs}
+                self._env.inboxes[task.id] = self._actors.inbox(task.id, credits)
+        for task in self._plan.tasks:
+            body = self._body(task)
+            self._refs[task.id] = self._actors.spawn(
+                task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error))
+            )
+
+    def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
+        if task.lane == "bulk":
+            return BulkTask(task, self._env, self._handler())
+        if task.id in self._sources:
+            return SourceTask(task, self._env, self._handler())
+        if task.id in self._sinks:
+            return SinkTask(task, self._env, self._handler())
+        return StepTask(task, self._env, self._handler())
+
+    def _gather_ready(self) -> dict[str, Opened]:
+        opened: dict[str, Opened] = {}
+        waiting = set(self._refs)
+        while waiting:
+            event = self._take(None)
+            if isinstance(event, Ready):
+                waiting.discard(event.task)
+                opened.update(event.opened)
+        return opened
+
+    def _begin(self, decision: Decision) -> None:
+        logged, before = self._start.checkpoint, self._start.before
+        if decision.replay and logged is not None and self._finish_prepared(decision, logged):
+            self._env.store.done(logged.epoch)
+            logged = replace(logged, done=True)
+            decision = Decision(epoch=logged.epoch + 1)
+        self._next = decision.epoch
+        base = before if decision.replay else logged
+        self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
+        if base is not None:
+            self._env.monitor.committed = dict(base.counts)
+        if logged is not None and logged.final and not decision.replay:
+            self._already_finished()
+            return
+        message = Begin(
+            epoch=decision.epoch,
+            offsets=self._stop,
+            until=dict(logged.stop) if decision.replay and logged is not None else None,
+            ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
+            states=base.states if base is not None else {},
+            counts=base.counts if base is not None else {},
+        )
+        self._replaying = logged if decision.replay else None
+        self._tell(self._refs, message)
+
+    def _finish_prepared(self, decision: Decision, logged: Checkpoint) -> bool:
+        """Let destinations that keep prepared parts finish the logged epoch; True when all of them could."""
+        tasks = [t for t in self._plan.tasks if t.id in self._sinks and set(t.nodes) & set(decision.behind)]
+        finished = True
+        for task in tasks:
+            nodes = tuple(n for n in task.nodes if n in decision.behind)
+            self._refs[task.id].tell(Recover(logged.epoch, logged.stop, logged.final, nodes))
+        for _ in tasks:
+            event = self._take(None)
+            while not isinstance(event, Recovered):
+                event = self._take(None)
+            finished = finished and all(event.nodes.values())
+        return finished
+
+    def _already_finished(self) -> None:
+        """The logged epoch was the last one and is committed everywhere now: nothing is left to run."""
+        self._finished = True
+
+    # -- supervising -------------------------------------------------------------------------------------
+
+    def _supervise(self) -> str:
+        while not self._finished:
+            if self._epoch is None:
+                self._cut_if_due()
+            event = self._take(self._patience())
+            if isinstance(event, Exhausted):
+                self._exhausted.add(event.task)
+            elif isinstance(event, Passed) and self._epoch is not None:
+                self._epoch.passed[event.task] = event
+                if len(self._epoch.passed) == len(self._refs):
+                    self._log()
+            elif isinstance(event, Committed) and self._epoch is not None:
+                self._epoch.committed.add(event.task)
+                if self._epoch.committed >= self._sinks:
+                    self._complete()
+        return "interrupted" if self._drained and self._draining() else "done"
+
+    def _patience(self) -> float:
+        if self._epoch is not None:
+            return 1.0
+        return max(0.01, min(0.5, self._cut_at + self._every - time.monotonic()))
+
+    def _cut_if_due(self) -> None:
+        """Trigger the next epoch when it is time: after a replay, at the end, when asked to stop, by the clock."""
+        everything_read = self._exhausted >= self._sources
+        if self._replaying is not None:
+            if everything_read:
+                self._trigger(final=self._replaying.final, replay=True)
+            return
+        if self._draining() and not self._drained:
+            self._drained = True
+            self._tell(self._sources - self._exhausted, Drain())
+            return
+        if everything_read:
+            self._trigger(final=not self._drained)
+        elif not self._drained and self._due():
+            self._trigger(final=False)
+
+    def _due(self) -> bool:
+        if time.monotonic() - self._cut_at >= self._every:
+            return True
+        if self._rows is None:
+            return False
+        return self._read_rows() - self._cut_rows >= int(self._rows)
+
+    def _read_rows(self) -> int:
+        live = self._env.monitor.live
+        return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
+
+    def _trigger(self, *, final: bool, replay: bool = False) -> None:
+        self._epoch = Epoch(self._next, final, replay)
+        self._next += 1
+        self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
+        self._tell(self._sources, Trigger(self._epoch.number, final, replay))
+
+    def _log(self) -> None:
+        """Every task has passed the barrier: write the epoch down, then let the destinations commit it."""
+        epoch = self._epoch
+        assert epoch is not None
+        failpoint("job.epoch.passed")
+        stop, ended, states, counts, letters = dict(self._stop), set[str](), {}, {}, list[DeadLetter]()
+        for passed in epoch.passed.values():
+            stop.update(passed.offsets)
+            ended |= passed.ended
+            states.update(passed.states)
+            counts.update(passed.counts)
+            letters += passed.letters
+        if not epoch.replay:
+            self._env.store.log(
+                Checkpoint(
+                    epoch=epoch.number,
+                    run_id=self._start.run_id,
+                    plan_hash=self._plan.hash,
+                    start=self._stop,
+                    stop=stop,
+                    states=states,
+                    counts=counts,
+                    final=epoch.final,
+                    run_started=self._start.started,
+                    extra={"ended": sorted(ended)},
+                ),
+                letters,
+            )
+        failpoint("job.epoch.logged")
+        self._pending = (stop, counts)
+        self._tell(self._sinks, Commit(epoch.number, stop, epoch.final))
+        if not self._sinks:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Every destination holds the epoch."""
+        epoch = self._epoch
+        assert epoch is not None
+        failpoint("job.epoch.committed")
+        self._stop, counts = self._pending
+        if epoch.replay and self._replaying is not None:
+            counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
+        self._env.monitor.committed = counts
+        self._env.monitor.epoch = epoch.number
+        finished = {"status": "done"} if epoch.final else None
+        self._env.store.done(epoch.number, finished=finished)
+        failpoint("job.epoch.done")
+        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
+        self._epoch = None
+        if epoch.final:
+            self._finished = True
+            return
+        self._tell(self._sources, Ack(self._stop))
+        if epoch.replay:
+            self._replaying = None
+            self._exhausted.clear()
+            self._tell(self._sources, Continue())
+        elif self._drained:
+            self._finished = True
+
+    # -- plumbing ----------------------------------------------------------------------------------------
+
+    def _tell(self, names: Any, message: Any) -> None:
+        for name in names:
+            self._refs[name].tell(message)
+
+    def _take(self, timeout: float | None) -> Any:
+        """Return the next event; a task's failure is raised here."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(event, Exited) and event.error is not None:
+            if isinstance(event.error, (Closed, Stopped)):
+                return self._take(5.0)
+            raise event.error
+        return event

@@ -1,0 +1,159 @@
+"""RecoveryManager: where a run begins, anew or after a crash."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dataflare_sdk import Checkpoint, Component, NoConfig, Opened, Plan, StateStore, code
+
+PLAN_CHANGED = code(
+    "state.plan-changed",
+    3,
+    "An unfinished run exists, and the workflow or its inputs changed since.",
+    "Undo the change and run again to finish it, or forget it with `dataflare state reset`.",
+)
+INCONSISTENT = code(
+    "state.inconsistent",
+    4,
+    "The state store and a destination disagree in a way no crash can explain.",
+    "Restore the one that was changed by hand, or start over with `dataflare state reset`.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        run_id: its id; a resumed run keeps the old one.
+        plan: the plan to run: of a resumed run the one it was begun with.
+        started: microseconds since 1970 UTC; of a resumed run when it was begun.
+        resumed: it continues an unfinished run.
+        checkpoint: the newest logged epoch of that run.
+        before: the epoch before it, where a replay starts from.
+        offsets: where the sources of a new run start.
+    """
+
+    run_id: str
+    plan: Plan
+    started: int
+    resumed: bool = False
+    checkpoint: Checkpoint | None = None
+    before: Checkpoint | None = None
+    offsets: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with the newest logged epoch, once the destinations said what they hold.
+
+    Attributes:
+        epoch: first epoch to process now.
+        replay: that epoch is logged already and has to be read again exactly.
+        behind: task ids' destination nodes that lack it and may finish it from what they prepared.
+    """
+
+    epoch: int
+    replay: bool = False
+    behind: Sequence[str] = ()
+
+
+class RecoveryManager(Component[NoConfig]):
+    """Decides, from the state store and from what the destinations hold, where to go on."""
+
+    Config = NoConfig
+
+    def start(self, store: StateStore, plan: Plan, now: int) -> Start:
+        """Return where this run begins.
+
+        Raises:
+            DataflareError: `state.plan-changed` when an unfinished run cannot be finished by this plan.
+        """
+        checkpoint = store.load(plan.workflow)
+        if checkpoint is None or (checkpoint.final and checkpoint.done):
+            return self._anew(store, plan, now, checkpoint)
+        if checkpoint.plan_hash != plan.hash:
+            if self._overwrites(plan):
+                return self._anew(store, plan, now, None)
+            raise PLAN_CHANGED.error(
+                f"run {checkpoint.run_id} of '{plan.workflow}' is not finished, and {self._changed(store, checkpoint, plan)}"
+            )
+        history = [c for c in store.history(plan.workflow) if c.run_id == checkpoint.run_id]
+        before = next((c for c in history if c.epoch == checkpoint.epoch - 1), None)
+        return Start(
+            run_id=checkpoint.run_id,
+            plan=self._saved_plan(store, checkpoint) or plan,
+            started=checkpoint.run_started or now,
+            resumed=True,
+            checkpoint=checkpoint,
+            before=before,
+        )
+
+    def decide(self, start: Start, opened: Mapping[str, Opened]) -> Decision:
+        """Compare the newest logged epoch with what each destination holds.
+
+        Raises:
+            DataflareError: `state.inconsistent`.
+        """
+        logged = start.checkpoint
+        if logged is None:
+            return Decision(epoch=1)
+        held = {n: o.epoch if o.run_id == start.run_id else 0 for n, o in opened.items()}
+        behind = [n for n, e in held.items() if e == logged.epoch - 1]
+        ahead = [n for n, e in held.items() if e == logged.epoch]
+        strange = [n for n in held if n not in behind and n not in ahead]
+        if strange or (logged.done and behind):
+            node = (strange or behind)[0]
+            raise INCONSISTENT.error(
+                f"the state store has logged epoch {logged.epoch} of run {start.run_id}, "
+                f"destination '{node}' holds epoch {held[node]}"
+            )
+        if not behind:
+            return Decision(epoch=logged.epoch + 1)
+        if logged.epoch > 1 and start.before is None:
+            raise INCONSISTENT.error(f"epoch {logged.epoch - 1}, from which '{behind[0]}' must go on, is not kept any more")
+        return Decision(epoch=logged.epoch, replay=True, behind=behind)
+
+    def _anew(self, store: StateStore, plan: Plan, now: int, last: Checkpoint | None) -> Start:
+        return Start(run_id=secrets.token_hex(6), plan=plan, started=now, offsets=self._offsets(store, plan, last))
+
+    def _offsets(self, store: StateStore, plan: Plan, last: Checkpoint | None) -> dict[str, Any]:
+        """Return where incremental sources go on; full ones begin at the beginning."""
+        import json
+
+        found: dict[str, Any] = {}
+        for node in plan.nodes:
+            mode = (node.settings.get("extract") or {}).get("mode") or "full"
+            if node.kind != "source" or mode == "full":
+                continue
+            kept = last.stop if last is not None else {}
+            found.update({k: v for k, v in kept.items() if k == node.id or k.startswith(f"{node.id}/")})
+            override = store.get_value(f"offset:{plan.workflow}", node.id)
+            if override is not None:
+                found[node.id] = json.loads(override)
+                store.put_value(f"offset:{plan.workflow}", node.id, None)
+        return found
+
+    def _overwrites(self, plan: Plan) -> bool:
+        modes = [(n.settings.get("write") or {}).get("mode") for n in plan.nodes if n.kind == "destination"]
+        return all(m in (None, "overwrite") for m in modes)
+
+    def _saved_plan(self, store: StateStore, checkpoint: Checkpoint) -> Plan | None:
+        record = self._record(store, checkpoint)
+        return Plan.from_json(record["plan"]) if record and "plan" in record else None
+
+    def _record(self, store: StateStore, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+        return next((r for r in store.runs() if r.get("run_id") == checkpoint.run_id), None)
+
+    def _changed(self, store: StateStore, checkpoint: Checkpoint, plan: Plan) -> str:
+        """Name the nodes that differ between the plan a run was begun with and today's."""
+        saved = self._saved_plan(store, checkpoint)
+        if saved is None:
+            return "the workflow changed since"
+        old = {n.id: (n.use, n.config, n.settings, n.partitions) for n in saved.nodes}
+        new = {n.id: (n.use, n.config, n.settings, n.partitions) for n in plan.nodes}
+        names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        return f"these changed since: {', '.join(names) or 'the graph'}"

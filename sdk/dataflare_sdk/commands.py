@@ -1,0 +1,23 @@
+"""For plugins that add verbs to the command line: `verb`, `Invocation`, and the `Runtime` they drive."""
+
+from __future__ import annotations
+
+from dataflare.commands import Invocation, verb
+from dataflare.config import Layer, explain
+from dataflare.contracts import RunHandle, RunOptions, RunReport
+from dataflare.discovery import Found, discover
+from dataflare.lifecycle import Runtime, Validation
+
+__all__ = [
+    "Found",
+    "Invocation",
+    "Layer",
+    "RunHandle",
+    "RunOptions",
+    "RunReport",
+    "Runtime",
+    "Validation",
+    "discover",
+    "explain",
+    "verb",
+]
