@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataflare.contracts import RunOptions, RunReport
+from dataflare.contracts import RunHandle, RunOptions, RunReport
 from dataflare.errors import DataflareError, Problem
 
 __all__ = ["Run", "run", "run_async"]
@@ -90,22 +90,61 @@ def run(
     Raises:
         DataflareError: with `check`, what made the run fail; always, when configuration or policy is wrong.
     """
-    from dataflare.lifecycle import Runtime
-
-    base_dir = Path() if isinstance(workflow, Mapping) else Path(workflow).parent
-    options = RunOptions(inputs=dict(inputs or {}), collect=tuple(collect))
-    with Runtime(base_dir, profile=profile) as runtime:
-        made = Run(runtime.run(workflow, options, params, profile))
-    if check and made.status == "failed":
-        raise DataflareError(*[p for p in made.problems if p.severity == "error"])
-    return made
+    made = _run(workflow, None, params, profile, RunOptions(inputs=dict(inputs or {}), collect=tuple(collect)))
+    return _checked(made, check)
 
 
-async def run_async(workflow: str | Path | Mapping[str, Any], **options: Any) -> Run:
-    """Run a workflow on a thread of its own; takes what `run` takes.
+async def run_async(
+    workflow: str | Path | Mapping[str, Any],
+    *,
+    params: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    collect: Sequence[str] = (),
+    check: bool = False,
+) -> Run:
+    """Run a workflow on a thread of its own; takes and raises what `run` does.
 
     When the awaiting task is cancelled the run is drained and stopped first.
     """
     import asyncio
 
-    return await asyncio.to_thread(run, workflow, **options)
+    handles: list[RunHandle] = []
+    cancelled = False
+
+    def started(handle: RunHandle) -> None:
+        handles.append(handle)
+        if cancelled:
+            handle.cancel()
+
+    options = RunOptions(inputs=dict(inputs or {}), collect=tuple(collect))
+    work = asyncio.ensure_future(asyncio.to_thread(_run, workflow, started, params, profile, options))
+    try:
+        made = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled = True
+        for handle in handles:
+            handle.cancel()
+        await work
+        raise
+    return _checked(made, check)
+
+
+def _run(
+    workflow: str | Path | Mapping[str, Any],
+    on_start: Callable[[RunHandle], None] | None,
+    params: Mapping[str, Any] | None,
+    profile: str | None,
+    options: RunOptions,
+) -> Run:
+    from dataflare.lifecycle import Runtime
+
+    base_dir = Path() if isinstance(workflow, Mapping) else Path(workflow).parent
+    with Runtime(base_dir, profile=profile) as runtime:
+        return Run(runtime.run(workflow, options, params, profile, on_start))
+
+
+def _checked(made: Run, check: bool) -> Run:
+    if check and made.status == "failed":
+        raise DataflareError(*[p for p in made.problems if p.severity == "error"])
+    return made

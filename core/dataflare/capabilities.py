@@ -57,11 +57,7 @@ class Policy:
         said: dict[str, tuple[str, ...]] = {"trust": (), "deny": ()}
         for path in (config_dir / "policy.yaml", base_dir / "policy.yaml"):
             for key, value in _mapping(path).items():
-                if (
-                    key not in said
-                    or not isinstance(value, list)
-                    or not all(isinstance(v, str) for v in value)
-                ):
+                if key not in said or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                     raise POLICY_INVALID.error(
                         "a policy has the keys trust and deny, each a list of names",
                         file=str(path),
@@ -71,9 +67,7 @@ class Policy:
         lock = base_dir / "dataflare.lock"
         locks = _mapping(lock).get("plugins", {})
         if not isinstance(locks, dict) or not all(isinstance(entry, dict) for entry in locks.values()):
-            raise POLICY_INVALID.error(
-                "`plugins` maps a name to what was granted", file=str(lock), path="plugins"
-            )
+            raise POLICY_INVALID.error("`plugins` maps a name to what was granted", file=str(lock), path="plugins")
         return cls(said["trust"], said["deny"], locks)
 
     def trusts(self, manifest: Manifest) -> bool:
@@ -101,9 +95,7 @@ class Policy:
             )
         lock = self.locks.get(manifest.name, {})
         if lock.get("version") == manifest.version and lock.get("manifest") not in (None, manifest.hash):
-            raise CHANGED.error(
-                f"the manifest of {manifest.name!r} {manifest.version} is not the one that was granted"
-            )
+            raise CHANGED.error(f"the manifest of {manifest.name!r} {manifest.version} is not the one that was granted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +152,7 @@ def effective(manifest: Manifest, policy: Policy) -> Capabilities:
     allowed = {
         kind: _both(asked, granted[kind])
         for kind, asked in manifest.capabilities.items()
-        if kind in granted and not policy.denies(manifest, kind)
+        if isinstance(granted.get(kind), type(asked)) and not policy.denies(manifest, kind)
     }
     return Capabilities(
         manifest.name,

@@ -83,8 +83,10 @@ def plugin() -> None:
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--no-color", is_flag=True, help="Accepted on every verb; there is no colour here.")
-def list_plugins(as_json: bool, no_color: bool) -> None:  # noqa: ARG001
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="Accepted on every verb.")
+@click.option("--no-color", is_flag=True, help="Use no colours.")
+def list_plugins(as_json: bool, quiet: bool, verbose: int, no_color: bool) -> None:  # noqa: ARG001
     """List the plugins that are installed, without running any code of theirs."""
     known = index.current()
     if as_json:
@@ -95,7 +97,7 @@ def list_plugins(as_json: bool, no_color: bool) -> None:  # noqa: ARG001
             document["broken"] = [{"entry": e, "origin": o, "reason": r} for e, o, r in known["broken"]]
         click.echo(json.dumps(document, separators=(",", ":")))
         return
-    for m in known["manifests"]:
+    for m in () if quiet else known["manifests"]:
         click.echo(f"{m['name']} {m['version']}  ({m['origin']})")
         for kind, name, _, summary, _, _ in m["provides"]:
             click.echo(f"    {kind}/{name}" + (f"  {summary}" if summary else ""))
@@ -118,9 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         from dataflare.commands import Invocation
 
-        code = Invocation(" ".join(given[:1]), json="--json" in given, verbosity=given.count("-v")).fail(
-            error
-        )
+        code = Invocation(" ".join(given[:1]), json="--json" in given, verbosity=given.count("-v")).fail(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -153,9 +153,7 @@ def _no_command(name: str, known: dict[str, str], ctx: click.Context) -> click.U
     import difflib
 
     near = difflib.get_close_matches(name, list(known), 1)
-    return click.UsageError(
-        f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx
-    )
+    return click.UsageError(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
 
 def _reader_left() -> int:

@@ -29,9 +29,7 @@ from dataflare.logs import Redactor
 
 __all__ = ["Invocation", "document", "verb"]
 
-INTERRUPTED = code(
-    "run.interrupted", 130, "The command was interrupted.", "Run again; an unfinished run resumes."
-)
+INTERRUPTED = code("run.interrupted", 130, "The command was interrupted.", "Run again; an unfinished run resumes.")
 
 
 class Invocation:
@@ -98,9 +96,7 @@ class Invocation:
         A `DataflareError` is reported by its problems; anything else is `internal.bug`. The traceback is
         printed with `-v` only.
         """
-        known = (
-            error if isinstance(error, DataflareError) else INTERNAL.error(f"{type(error).__name__}: {error}")
-        )
+        known = error if isinstance(error, DataflareError) else INTERNAL.error(f"{type(error).__name__}: {error}")
         if self.verbosity > 0:
             import traceback
 

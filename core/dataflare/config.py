@@ -95,18 +95,14 @@ class Configuration:
         Raises:
             DataflareError: `config.*`.
         """
-        files = [
-            _read_file(p) for p in (config_dir(env) / "config.yaml", base_dir / ".dataflare" / "config.yaml")
-        ]
+        files = [_read_file(p) for p in (config_dir(env) / "config.yaml", base_dir / ".dataflare" / "config.yaml")]
         plain = [Layer(f.origin, {k: v for k, v in f.values.items() if k != "profiles"}) for f in files]
         chosen = [
             Layer(f"profile {profile} in {f.origin}", f.values["profiles"][profile])
             for f in files
             if profile is not None and profile in f.values.get("profiles", {})
         ]
-        return cls(
-            [*plain, *chosen, *_environment(os.environ if env is None else env), Layer("flag", flags or {})]
-        )
+        return cls([*plain, *chosen, *_environment(os.environ if env is None else env), Layer("flag", flags or {})])
 
     def get(self, key: str) -> Any:
         """Return a setting by its dotted key."""
@@ -147,9 +143,7 @@ def merge(*values: Mapping[str, Any]) -> dict[str, Any]:
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<kind>env|param):(?P<name>[^}:]*)(?P<default>:-[^}]*)?\}")
 
 
-def substitute(
-    value: Any, env: Mapping[str, str], params: Mapping[str, Any], path: tuple[str | int, ...] = ()
-) -> Any:
+def substitute(value: Any, env: Mapping[str, str], params: Mapping[str, Any], path: tuple[str | int, ...] = ()) -> Any:
     """Return a document with `${env:NAME}`, `${env:NAME:-default}` and `${param:NAME}` replaced in its scalars.
 
     A scalar that is one reference becomes the parameter itself, or for text `Substituted`, typed later by the
@@ -204,9 +198,7 @@ def _substitute(
     return _REFERENCE.sub(lambda found: _text(look_up(found)), value)
 
 
-def _look_up(
-    kind: str, name: str, default: str | None, env: Mapping[str, str], params: Mapping[str, Any]
-) -> Any:
+def _look_up(kind: str, name: str, default: str | None, env: Mapping[str, str], params: Mapping[str, Any]) -> Any:
     known: Mapping[str, Any] = env if kind == "env" else params
     # As in a shell, `:-` also stands in for a variable that is set to nothing.
     if name in known and not (default is not None and known[name] == ""):
@@ -218,9 +210,7 @@ def _look_up(
     import difflib
 
     near = difflib.get_close_matches(name, list(params), 1)
-    raise UNKNOWN_PARAM.error(
-        f"there is no parameter {name!r}", fix=f"did you mean {near[0]!r}?" if near else None
-    )
+    raise UNKNOWN_PARAM.error(f"there is no parameter {name!r}", fix=f"did you mean {near[0]!r}?" if near else None)
 
 
 def _text(value: Any) -> str:
@@ -279,14 +269,10 @@ def _check(layer: Layer) -> list[Problem]:
         if key not in KNOWN:
             near = difflib.get_close_matches(key, list(KNOWN), 1)
             fix = f"did you mean {near[0]!r}?" if near else None
-            problems.append(
-                CONFIG_UNKNOWN_KEY.problem(f"{layer.origin}: {key!r} is no setting", path=key, fix=fix)
-            )
+            problems.append(CONFIG_UNKNOWN_KEY.problem(f"{layer.origin}: {key!r} is no setting", path=key, fix=fix))
         elif type(value) is not type(KNOWN[key]):
             wanted = type(KNOWN[key]).__name__
-            problems.append(
-                CONFIG_INVALID.problem(f"{layer.origin}: expected {wanted}, found {value!r}", path=key)
-            )
+            problems.append(CONFIG_INVALID.problem(f"{layer.origin}: expected {wanted}, found {value!r}", path=key))
     return problems
 
 

@@ -32,9 +32,7 @@ class Found(NamedTuple):
 def discover() -> Found:
     """Return every plugin that is installed, from the cached index when that is still true."""
     known = index.current()
-    return Found(
-        tuple(map(Manifest.from_json, known["manifests"])), tuple(Broken(*b) for b in known["broken"])
-    )
+    return Found(tuple(map(Manifest.from_json, known["manifests"])), tuple(Broken(*b) for b in known["broken"]))
 
 
 def scan() -> dict[str, Any]:

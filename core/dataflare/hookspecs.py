@@ -114,7 +114,7 @@ def dataflare_parse_workflow(path: Path, text: str) -> Mapping[str, Any] | None:
 
 
 @hookspec
-def dataflare_check_workflow(workflow: Workflow, plan: Plan | None) -> Sequence[Problem]:
+def dataflare_check_workflow(workflow: Workflow, plan: Plan | None) -> Sequence[Problem]:  # noqa: ARG001
     """Look at a workflow and return what is wrong with it.
 
     When: after the engine's own validation, offline. All answers are collected.
@@ -201,7 +201,7 @@ def dataflare_audit(record: Mapping[str, Any]) -> None:
 
 
 @hookspec
-def dataflare_redact(text: str) -> Sequence[str]:
+def dataflare_redact(text: str) -> Sequence[str]:  # noqa: ARG001
     """Return substrings of a text that must not be shown.
 
     When: before text reaches a log, an error or a report, for text that may carry secrets. All are collected.

@@ -80,10 +80,10 @@ class RuntimeHost:
             raise _under(around.path, error) from error
 
     def emit(self, event: RunEvent) -> None:
-        """Tell all listeners and monitors; a failing monitor is logged and never fails the run."""
-        for listener in tuple(self.listeners):
-            listener(event)
+        """Tell all listeners and monitors; a failing one is logged and never fails the run."""
         try:
+            for listener in tuple(self.listeners):
+                listener(event)
             self.hook("run_event", event=event)
         except Exception as error:
             self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(error))
@@ -136,9 +136,7 @@ class RuntimeHost:
 class HostContext:
     """Implements `contracts.ComponentContext` for one component."""
 
-    def __init__(
-        self, runtime: RuntimeHost, entry: Entry | None, around: Surroundings, name: str = ""
-    ) -> None:
+    def __init__(self, runtime: RuntimeHost, entry: Entry | None, around: Surroundings, name: str = "") -> None:
         self._runtime = runtime
         self._around = around
         manifest = entry.manifest if entry else None

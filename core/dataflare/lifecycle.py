@@ -16,7 +16,7 @@ from dataflare.capabilities import Policy
 from dataflare.config import Configuration, config_dir
 from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport
 from dataflare.discovery import Found, discover
-from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, exit_code
+from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, code, exit_code
 from dataflare.host import RuntimeHost
 from dataflare.logs import LEVELS, Logs, Redactor
 from dataflare.plugins import PluginManager
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from dataflare.contracts import Executor, RunHandle
 
 __all__ = ["Runtime", "Validation"]
+
+
+BAD_PLAN = code("run.bad-plan", 3, "A plan document cannot be read.", "Write it anew with `dataflare plan --json`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,7 @@ class Runtime:
         self.config = Configuration.load(self.base_dir, profile=profile, flags=own, env=env)
         self.found = discover() if found is None else found
         self.redactor = Redactor()
-        self.logs = Logs(
-            self.redactor, self.config.get("log.level"), log_sink, json=self.config.get("log.json")
-        )
+        self.logs = Logs(self.redactor, self.config.get("log.level"), log_sink, json=self.config.get("log.json"))
         policy = Policy.load(self.base_dir, config_dir(env))
         registry = Registry(self.found.manifests, self.config.get("plugins.prefer"))
         self.plugins = PluginManager(registry, policy)
@@ -117,10 +118,26 @@ class Runtime:
             )
         return made
 
-    def validate(self, workflow: Workflow, strict: bool = False, offline: bool = True) -> Validation:
-        """Check a workflow and plan it; nothing is raised for what is wrong with the file."""
+    def validate(
+        self,
+        workflow: Workflow,
+        strict: bool = False,
+        offline: bool = True,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        until: str | None = None,
+    ) -> Validation:
+        """Check a workflow and plan it; nothing is raised for what is wrong with the file.
+
+        Args:
+            workflow: the model.
+            strict: what cannot be known offline is an error.
+            offline: touch nothing but local files.
+            inputs: source id to Arrow data that stands in for it.
+            until: plan only what leads to this node.
+        """
         with self._built("validator", "workflow") as validator:
-            problems, plan = validator.validate(workflow, strict=strict, offline=offline)
+            problems, plan = validator.validate(workflow, strict=strict, offline=offline, inputs=inputs, until=until)
         try:
             for found in self.host.hook("check_workflow", workflow=workflow, plan=plan):
                 problems = [*problems, *found]
@@ -182,9 +199,7 @@ class Runtime:
 class _Run:
     """One run: its phases, events and report."""
 
-    def __init__(
-        self, runtime: Runtime, options: RunOptions, on_start: Callable[[RunHandle], None] | None
-    ) -> None:
+    def __init__(self, runtime: Runtime, options: RunOptions, on_start: Callable[[RunHandle], None] | None) -> None:
         self.runtime = runtime
         self.run_id = uuid.uuid4().hex
         self.options = replace(options, run_id=self.run_id)
@@ -194,6 +209,7 @@ class _Run:
         self.problems: list[Problem] = []
         self.executor: Executor | None = None
         self.handle: RunHandle | None = None
+        self.ended = False
         self.result: dict[str, Any] = {}
 
     def go(
@@ -206,11 +222,7 @@ class _Run:
             with self.recorded():
                 self.phases(source, params, profile)
         except OSError as error:
-            self.fail(
-                IO_FAILED.error(
-                    f"the events cannot be written: {error.strerror}", file=str(self.options.events)
-                )
-            )
+            self.fail(IO_FAILED.error(f"the events cannot be written: {error.strerror}", file=str(self.options.events)))
         return self.report()
 
     def phases(
@@ -242,9 +254,7 @@ class _Run:
     ) -> None:
         """Read the workflow."""
         self.workflow = (
-            source
-            if isinstance(source, Workflow)
-            else self.runtime.parse(source, params=params, profile=profile)
+            source if isinstance(source, Workflow) else self.runtime.parse(source, params=params, profile=profile)
         )
         self.runtime.obey(self.workflow)
 
@@ -252,9 +262,15 @@ class _Run:
         """Validate it, plan it and build the executor."""
         assert self.workflow is not None
         if self.options.plan is not None:
-            self.plan = Plan.from_json(self.options.plan)
+            self.plan = _read_plan(self.options.plan)
         else:
-            found = self.runtime.validate(self.workflow, strict=self.options.strict, offline=False)
+            found = self.runtime.validate(
+                self.workflow,
+                strict=self.options.strict,
+                offline=False,
+                inputs=self.options.inputs,
+                until=self.options.limit[0] if self.options.limit else None,
+            )
             self.problems = list(found.problems)
             if found.plan is None:
                 raise DataflareError(*(p for p in found.problems if p.severity == "error"))
@@ -267,8 +283,6 @@ class _Run:
         assert self.executor is not None
         with self.phase("execute"):
             self.handle = self.executor.start(self.plan, self.workflow, self.options)
-            # A resumed run keeps the id of the run it resumes.
-            self.run_id = str(self.handle.snapshot().get("run_id") or self.run_id)
             if self.on_start is not None:
                 self.on_start(self.handle)
             with self.phase("monitor"):
@@ -279,22 +293,32 @@ class _Run:
 
     def watch(self, handle: RunHandle) -> None:
         """Wait for the end, telling monitors how far it is, at most twice a second."""
-        while not handle.wait(0.5):
-            self.emit("monitor", "progress", dict(handle.snapshot()))
+        while not self.ended:
+            self.ended = handle.wait(0.5)
+            live = dict(handle.snapshot())
+            # A resumed run keeps the id of the run it resumes.
+            self.run_id = str(live.pop("run_id", None) or self.run_id)
+            if not self.ended:
+                self.emit("monitor", "progress", live)
 
     def clean_up(self) -> None:
         """Stop and release everything, also after a fault; a fault of its own is a problem, never a crash."""
         try:
             with self.phase("clean_up"):
-                if self.executor is not None:
-                    self.executor.close()
+                try:
+                    self.stop()
+                finally:
+                    if self.executor is not None:
+                        self.executor.close()
         except Exception as error:
-            found = (
-                error
-                if isinstance(error, DataflareError)
-                else INTERNAL.error(f"cleaning up failed: {error!r}")
-            )
+            found = error if isinstance(error, DataflareError) else INTERNAL.error(f"cleaning up failed: {error!r}")
             self.fail(found)
+
+    def stop(self) -> None:
+        """Stop what a fault of ours left running."""
+        if self.handle is not None and not self.ended:
+            self.handle.cancel()
+            self.handle.wait(5.0)
 
     def fail(self, error: DataflareError) -> None:
         """Put a failure into the report; the first one is `error`, all are problems."""
@@ -346,11 +370,12 @@ class _Run:
     def report(self) -> RunReport:
         status = self.result.get("status", "failed")
         tables = self.result.pop("tables", {})
+        self.result["run_id"] = self.result.get("run_id") or self.run_id
         document = {
             "dataflare": 1,
             "command": "run",
             "status": status,
-            "run_id": self.run_id,
+            "run_id": None,
             "workflow": self.workflow.name if self.workflow else None,
             "lane": None,
             "resumed": False,
@@ -364,6 +389,13 @@ class _Run:
             "problems": [p.to_json() for p in self.problems],
         }
         return RunReport(status, self.runtime.redactor.value(document), dict(tables))
+
+
+def _read_plan(document: Mapping[str, Any]) -> Plan:
+    try:
+        return Plan.from_json(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BAD_PLAN.error(f"it is no plan of this version: {error!r}") from None
 
 
 def error_json(problem: Problem) -> dict[str, Any]:

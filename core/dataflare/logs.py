@@ -115,9 +115,7 @@ class Logs:
         """Return a logger whose records carry these labels (run, node)."""
         return Logger(self, {k: v for k, v in labels.items() if v})
 
-    def emit(
-        self, level: str, message: str, args: tuple[Any, ...], labels: Mapping[str, Any], exc: Any
-    ) -> None:
+    def emit(self, level: str, message: str, args: tuple[Any, ...], labels: Mapping[str, Any], exc: Any) -> None:
         """Write one record that passed the level."""
         if not self._passes(level, message, labels):
             return
@@ -202,8 +200,6 @@ class Logger:
         """Say what failed, with the traceback of the exception being handled."""
         self._say("error", message, args, extra, exc=True)
 
-    def _say(
-        self, level: str, message: str, args: tuple[Any, ...], extra: Mapping[str, Any], exc: Any = None
-    ) -> None:
+    def _say(self, level: str, message: str, args: tuple[Any, ...], extra: Mapping[str, Any], exc: Any = None) -> None:
         if LEVELS[level] >= self._logs.threshold:
             self._logs.emit(level, message, args, {**self._labels, **extra}, exc)

@@ -18,7 +18,12 @@ API_VERSION = "1.0"
 BUILT_IN = "dataflare"
 """The distribution whose plugins are built in: their names win and their manifests are their grants."""
 
-KINDS = ["source", "destination", "processor", "executor", "parser", "validator", "monitor", "error_handler", "recovery", "resources", "actor_system", "state_store", "expression_engine", "lookup", "format", "filesystem", "command"]
+# fmt: off
+KINDS = (
+    "source", "destination", "processor", "executor", "parser", "validator", "monitor", "error_handler", "recovery",
+    "resources", "actor_system", "state_store", "expression_engine", "lookup", "format", "filesystem", "command",
+)
+# fmt: on
 """Kinds of component a manifest may provide."""
 
 LEVELS = ("inprocess", "process", "wasm")
@@ -162,16 +167,12 @@ def read(path: Path, *, package: str = "", origin: str = "") -> Manifest:
     problems = _Checker(str(path)).check(raw)
     if problems:
         raise DataflareError(*problems)
-    manifest = _build(
-        raw, hash="sha256:" + hashlib.sha256(data).hexdigest(), package=package, folder=str(path.parent)
-    )
+    manifest = _build(raw, hash="sha256:" + hashlib.sha256(data).hexdigest(), package=package, folder=str(path.parent))
     return _judge(manifest, origin, str(path))
 
 
 def _build(raw: Mapping[str, Any], **known: Any) -> Manifest:
-    provides = tuple(
-        Component(**{**c, "features": tuple(c.get("features", ()))}) for c in raw.get("provides", ())
-    )
+    provides = tuple(Component(**{**c, "features": tuple(c.get("features", ()))}) for c in raw.get("provides", ()))
     rest = {k: v for k, v in raw.items() if k not in ("manifest", "provides", "hooks")}
     hooks = tuple(str(h).removeprefix("dataflare_") for h in raw.get("hooks", ()))
     return Manifest(provides=provides, hooks=hooks, **rest, **known)
@@ -185,9 +186,7 @@ def _judge(manifest: Manifest, origin: str, file: str) -> Manifest:
 
     made = replace(manifest, origin=origin)
     if not in_range(API_VERSION, made.api):
-        raise BAD_MANIFEST.error(
-            f"it is made for API {made.api}, this is {API_VERSION}", file=file, path="api"
-        )
+        raise BAD_MANIFEST.error(f"it is made for API {made.api}, this is {API_VERSION}", file=file, path="api")
     if made.publisher == BUILT_IN and origin and not made.built_in:
         raise BAD_MANIFEST.error(
             f"it names {BUILT_IN!r} as publisher, but came in {origin!r}", file=file, path="publisher"
@@ -235,14 +234,10 @@ class _Checker:
         for name, asked in raw.items():
             wanted = dict if name == "state" else list
             if name not in CAPABILITIES:
-                self.say(
-                    f"{name!r} is no capability{_nearest(str(name), CAPABILITIES)}", f"capabilities.{name}"
-                )
+                self.say(f"{name!r} is no capability{_nearest(str(name), CAPABILITIES)}", f"capabilities.{name}")
             elif not isinstance(asked, wanted):
                 self.say(f"expected {_TYPE_NAMES[wanted]}", f"capabilities.{name}")
-            elif name == "secrets" and not all(
-                isinstance(s, dict) and isinstance(s.get("ref"), str) for s in asked
-            ):
+            elif name == "secrets" and not all(isinstance(s, dict) and isinstance(s.get("ref"), str) for s in asked):
                 self.say("every secret is a mapping with a `ref`", "capabilities.secrets")
 
     def keys(self, raw: dict[Any, Any], known: dict[str, tuple[type, bool]], under: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ class PluginManager:
         self._loaders: dict[str, Loader] = {}
         self._registered: set[str] = set()
         self._pluggy: pluggy.PluginManager | None = None
+        # Tasks call hooks and build components from their own threads; loading one plugin may need another.
+        self._lock = threading.RLock()
 
     def level(self, manifest: Manifest) -> str:
         """Return the isolation level a plugin asks for; built-ins run in-process."""
@@ -110,10 +113,11 @@ class PluginManager:
             DataflareError: `capability.denied`, `plugin.changed`, `plugin.isolation-unavailable`.
         """
         key = _key(manifest)
-        if key not in self._loaders:
-            self.policy.check(manifest)
-            self._loaders[key] = self._load(manifest)
-        return self._loaders[key]
+        with self._lock:
+            if key not in self._loaders:
+                self.policy.check(manifest)
+                self._loaders[key] = self._load(manifest)
+            return self._loaders[key]
 
     def factory(self, kind: str, use: str) -> Any:
         """Return the class or function behind a name, loading its plugin.
@@ -151,13 +155,12 @@ class PluginManager:
         asked = [m for m in listed if only is None or any(m.known_as(who) for who in only)]
         if not asked:
             return None if name in FIRST_RESULT else []
-        manager = self._manager()
-        for manifest in asked:
-            self._register(manager, manifest)
+        with self._lock:
+            manager = self._manager()
+            for manifest in asked:
+                self._register(manager, manifest)
         others = [manager.get_plugin(_key(m)) for m in listed if m not in asked]
-        return manager.subset_hook_caller(f"dataflare_{name}", [p for p in others if p is not None])(
-            **arguments
-        )
+        return manager.subset_hook_caller(f"dataflare_{name}", [p for p in others if p is not None])(**arguments)
 
     def close(self) -> None:
         """Unload every plugin, last loaded first."""

@@ -16,9 +16,7 @@ from dataflare.versions import in_range
 
 __all__ = ["ConnectorRegistry", "Entry", "PluginRegistry", "ProcessorRegistry", "Registry"]
 
-UNKNOWN = code(
-    "plugin.unknown", 3, "No installed plugin provides this name.", "Check the name, or install the plugin."
-)
+UNKNOWN = code("plugin.unknown", 3, "No installed plugin provides this name.", "Check the name, or install the plugin.")
 AMBIGUOUS = code(
     "plugin.ambiguous",
     3,
@@ -26,9 +24,7 @@ AMBIGUOUS = code(
     "Name one as `use: PUBLISHER/NAME`, or set `plugins: {prefer: {KIND/NAME: PUBLISHER}}`.",
 )
 
-_USE = re.compile(
-    r"(?:(?P<level>wasm|process|inprocess):)?(?:(?P<who>[^/@]+)/)?(?P<name>[^/@:]+)(?:@(?P<range>.+))?"
-)
+_USE = re.compile(r"(?:(?P<level>wasm|process|inprocess):)?(?:(?P<who>[^/@]+)/)?(?P<name>[^/@:]+)(?:@(?P<range>.+))?")
 
 
 class Entry(NamedTuple):
@@ -52,9 +48,7 @@ class Registry:
         self._entries: dict[tuple[str, str], list[Entry]] = {}
         for manifest in self.manifests:
             for component in manifest.provides:
-                self._entries.setdefault((component.kind, component.name), []).append(
-                    Entry(manifest, component)
-                )
+                self._entries.setdefault((component.kind, component.name), []).append(Entry(manifest, component))
 
     def find(self, kind: str, use: str) -> Entry:
         """Return the entry that `use` names.
@@ -70,9 +64,7 @@ class Registry:
         candidates = self._entries.get((kind, wanted["name"]), []) if wanted else []
         if not wanted or not candidates:
             raise UNKNOWN.error(f"no plugin provides the {kind} {use!r}", fix=self._nearest(kind, use))
-        fitting = [
-            e for e in candidates if _fits(e.manifest, wanted["who"], wanted["range"], wanted["level"])
-        ]
+        fitting = [e for e in candidates if _fits(e.manifest, wanted["who"], wanted["range"], wanted["level"])]
         if not fitting:
             have = ", ".join(f"{e.manifest.name} {e.manifest.version}" for e in candidates)
             raise UNKNOWN.error(f"no plugin provides the {kind} {use!r}; installed: {have}")

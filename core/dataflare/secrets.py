@@ -48,7 +48,9 @@ class Secrets:
         Raises:
             DataflareError: `secret.missing`.
         """
-        provider, _, name = ref.rpartition("/") if "/" in ref else (self._providers[0], "", ref)
+        provider, slash, name = ref.partition("/")
+        if not slash:
+            provider, name = next(iter(self._providers), ""), ref
         if provider not in self._providers:
             raise MISSING.error(
                 f"no secret provider {provider!r} is configured",

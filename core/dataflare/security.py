@@ -38,16 +38,12 @@ def authorize(plugins: PluginManager, config: Configuration, action: str, resour
         return
     principal = _principal(plugins, config.get("security.authenticate"))
     try:
-        answers = plugins.hook(
-            "authorize", only=providers, principal=principal, action=action, resource=resource
-        )
+        answers = plugins.hook("authorize", only=providers, principal=principal, action=action, resource=resource)
     except Exception as error:
         raise DENIED.error(f"a security provider failed: {error!r}") from error
     for answer in answers:
         if not answer.allow:
-            raise DENIED.error(
-                f"{answer.provider or 'a provider'} refused {action} on {resource!r}: {answer.reason}"
-            )
+            raise DENIED.error(f"{answer.provider or 'a provider'} refused {action} on {resource!r}: {answer.reason}")
     if not answers:
         raise DENIED.error(f"no security provider allowed {action} on {resource!r}")
 
@@ -59,9 +55,7 @@ def _principal(plugins: PluginManager, providers: list[str]) -> Mapping[str, Any
     if not providers:
         return {"name": credentials["user"], "roles": []}
     try:
-        principal: Mapping[str, Any] | None = plugins.hook(
-            "authenticate", only=providers, credentials=credentials
-        )
+        principal: Mapping[str, Any] | None = plugins.hook("authenticate", only=providers, credentials=credentials)
     except Exception as error:
         raise DENIED.error(f"a security provider failed: {error!r}") from error
     if principal is None:

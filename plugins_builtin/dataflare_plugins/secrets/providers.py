@@ -54,9 +54,7 @@ class FileSecrets:
             # Its message would quote the content; so would the exception it chains.
             raise UNREADABLE.error(f"the secret {name!r} is no UTF-8 text", file=str(path)) from None
         except OSError as error:
-            raise UNREADABLE.error(
-                f"the secret {name!r} cannot be read: {error.strerror}", file=str(path)
-            ) from None
+            raise UNREADABLE.error(f"the secret {name!r} cannot be read: {error.strerror}", file=str(path)) from None
         return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from dataflare_sdk import (
     Component,
     Host,
@@ -49,7 +51,7 @@ class WorkflowValidator(Component[NoConfig]):
             workflow: the model.
             strict: what cannot be known is an error, not a note.
             offline: touch nothing but local files.
-            inputs: source id to the Arrow schema that stands in for it.
+            inputs: source id to the Arrow data that stands in for it.
             until: plan only what leads to this node.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
@@ -58,7 +60,7 @@ class WorkflowValidator(Component[NoConfig]):
             workflow,
             offline=offline,
             offsets=last_offsets(host, workflow),
-            inputs=inputs,
+            inputs={name: pa.schema(data) for name, data in (inputs or {}).items()},
             until=until,
         )
         plan = planner.plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_sdk import (
+    CODES,
     Component,
     DataflareError,
     Host,
@@ -63,7 +65,7 @@ class LocalRun:
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return live counters."""
-        return self._monitor.snapshot(self.plan)
+        return {**self._monitor.snapshot(self.plan), "run_id": self._run_id or None}
 
     def result(self) -> Mapping[str, Any]:
         """Return status, counters and error once the run has ended; the engine's part of the document."""
@@ -73,10 +75,8 @@ class LocalRun:
         status, error = "failed", None
         try:
             status = self._run()
-        except DataflareError as raised:
-            error = raised
-        except BaseException as raised:  # noqa: BLE001 - reported, never lost in a thread
-            error = raised
+        except BaseException as raised:
+            error = as_error(raised)
         finally:
             self._result = self._report(status, error)
             self._ended.set()
@@ -87,7 +87,7 @@ class LocalRun:
         try:
             lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
-            start = recovery.start(store, self.plan, time.time_ns() // 1000)
+            start = recovery.start(store, self.plan, time.time_ns() // 1000, self._options.run_id)
             self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
             if not start.resumed:
                 store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
@@ -118,8 +118,7 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
-                again = recovery.start(store, self.plan, start.started)
-                start = again if again.resumed else replace(again, run_id=start.run_id)
+                start = recovery.start(store, self.plan, start.started, start.run_id)
 
     def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         run = RunInfo(start.run_id, self.plan.workflow, lease.workflow_id, start.started)
@@ -167,8 +166,9 @@ class LocalRun:
     def _emit(self, start: Start, event: str, data: Mapping[str, Any]) -> None:
         self._host.emit(RunEvent(time.time(), start.run_id, "execute", event, data))
 
-    def _report(self, status: str, error: BaseException | None) -> dict[str, Any]:
+    def _report(self, status: str, error: DataflareError | None) -> dict[str, Any]:
         lanes = {t.lane for t in self.plan.tasks}
+        first = error.problems[0] if error else None
         return {
             "status": status,
             "run_id": self._run_id,
@@ -178,7 +178,8 @@ class LocalRun:
             "guarantee": dict(self.plan.guarantee),
             "lineage": {k: list(v) for k, v in self.plan.lineage.items()},
             "peak_memory_bytes": platform.peak_memory(),
-            "error": error,
+            "error": first and {"code": first.code, "message": first.message, "where": first.where(), "fix": first.fix},
+            "problems": error.problems if error else [],
             "tables": self.collected,
         }
 
@@ -201,4 +202,18 @@ def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
 
 
 def _code_of(error: BaseException) -> str:
-    return error.code if isinstance(error, DataflareError) else type(error).__name__
+    return as_error(error).code
+
+
+def as_error(error: BaseException) -> DataflareError:
+    """Return any failure of a run as an error with a code; what nobody foresaw is a bug of ours or a plugin's."""
+    if isinstance(error, DataflareError):
+        return error
+    if isinstance(error, OSError):
+        codes = {errno.ENOSPC: "world.disk-full", errno.EACCES: "world.permission", errno.ENOENT: "world.missing-input"}
+        known = CODES[codes.get(error.errno or 0, "world.io")]
+        made = known.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    else:
+        made = CODES["internal.bug"].error(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made

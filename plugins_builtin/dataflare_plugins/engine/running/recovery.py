@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,18 +67,18 @@ class RecoveryManager(Component[NoConfig]):
 
     Config = NoConfig
 
-    def start(self, store: StateStore, plan: Plan, now: int) -> Start:
-        """Return where this run begins.
+    def start(self, store: StateStore, plan: Plan, now: int, run_id: str = "") -> Start:
+        """Return where this run begins; a new one bears `run_id`, a resumed one its own.
 
         Raises:
             DataflareError: `state.plan-changed` when an unfinished run cannot be finished by this plan.
         """
         checkpoint = store.load(plan.workflow)
         if checkpoint is None or (checkpoint.final and checkpoint.done):
-            return self._anew(store, plan, now, checkpoint)
+            return self._anew(store, plan, now, run_id, checkpoint)
         if checkpoint.plan_hash != plan.hash:
             if self._overwrites(plan):
-                return self._anew(store, plan, now, None)
+                return self._anew(store, plan, now, run_id, None)
             raise PLAN_CHANGED.error(
                 f"run {checkpoint.run_id} of '{plan.workflow}' is not finished, and {self._changed(store, checkpoint, plan)}"
             )
@@ -117,13 +118,12 @@ class RecoveryManager(Component[NoConfig]):
             raise INCONSISTENT.error(f"epoch {logged.epoch - 1}, from which '{behind[0]}' must go on, is not kept any more")
         return Decision(epoch=logged.epoch, replay=True, behind=behind)
 
-    def _anew(self, store: StateStore, plan: Plan, now: int, last: Checkpoint | None) -> Start:
-        return Start(run_id=secrets.token_hex(6), plan=plan, started=now, offsets=self._offsets(store, plan, last))
+    def _anew(self, store: StateStore, plan: Plan, now: int, run_id: str, last: Checkpoint | None) -> Start:
+        offsets = self._offsets(store, plan, last)
+        return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets)
 
     def _offsets(self, store: StateStore, plan: Plan, last: Checkpoint | None) -> dict[str, Any]:
         """Return where incremental sources go on; full ones begin at the beginning."""
-        import json
-
         found: dict[str, Any] = {}
         for node in plan.nodes:
             mode = (node.settings.get("extract") or {}).get("mode") or "full"

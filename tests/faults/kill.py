@@ -1,0 +1,234 @@
+"""Kill a run again and again, then finish it, and compare what arrived with what should have.
+
+Usage: python tests/faults/kill.py --kills 200 --seed 7
+
+One trial is one workflow with SQLite, DuckDB and Parquet destinations in a folder of its own. It is killed with
+SIGKILL a few times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle
+is DuckDB alone. Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+
+ROWS = 12_000
+WORKFLOW = f"""
+name: faults
+sources:
+  made:
+    use: generate
+    with:
+      rows: {ROWS}
+      seed: 5
+      columns: {{id: i, k: i % 100, v: "i * 3", note: "'n' || i"}}
+processors:
+  - id: more
+    use: map
+    with: {{set: {{w: v + 1}}}}
+  - id: odd
+    use: filter
+    with: {{where: id % 10 <> 3}}
+  - id: last
+    use: dedupe
+    from: more
+    with: {{key: [k], keep: last}}
+destinations:
+  appended:
+    use: sqlite
+    from: odd
+    with: {{path: out/rows.db, table: appended}}
+    write: {{mode: append}}
+  upserted:
+    use: sqlite
+    from: odd
+    with: {{path: out/rows.db, table: upserted}}
+    write: {{mode: upsert, key: [k]}}
+  copied:
+    use: duckdb
+    from: odd
+    with: {{path: out/rows.duckdb, table: copied}}
+    write: {{mode: append}}
+  parts:
+    use: parquet
+    from: odd
+    with: {{path: out/parts/}}
+    write: {{mode: append}}
+  newest:
+    use: csv
+    from: last
+    with: {{path: out/newest.csv}}
+runtime: {{lane: streaming, batch: {{rows: 400}}}}
+state: {{checkpoint: {{every: 1h, rows: 2000}}}}
+"""
+
+ODD = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note, i * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3"
+LAST = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) GROUP BY i % 100"
+UPSERT = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3 GROUP BY i % 100"
+
+
+@dataclass
+class Tally:
+    """What all trials together saw."""
+
+    kills: int = 0
+    resumed: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    orphans: int = 0
+    hits: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+
+def failpoints() -> list[str]:
+    """Return every failpoint this workflow can pass."""
+    import importlib
+
+    for module in (
+        "dataflare_plugins.engine.running.tasks",
+        "dataflare_plugins.engine.running.job",
+        "dataflare_plugins.state_sqlite.store",
+        "dataflare_plugins.sqlite.destination",
+        "dataflare_plugins.duckdb.destination",
+        "dataflare_plugins.files.destination",
+    ):
+        importlib.import_module(module)
+    from dataflare_sdk.failpoints import NAMES
+
+    return sorted(n for n in NAMES if not n.startswith("bulk."))
+
+
+def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start one run of the workflow."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dataflare", "run", "faults.yaml", "--json"],
+        cwd=folder,
+        env={**os.environ, **env, "DATAFLARE_FAILPOINT_HITS": str(folder / "hits.txt")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
+    """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
+    folder.mkdir(parents=True)
+    (folder / "faults.yaml").write_text(WORKFLOW)
+    for name in plan:
+        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3)}"}
+        process = launch(folder, env)
+        if name is None:
+            time.sleep(rng.uniform(0.25, 1.2))
+            process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=120)
+        tally.kills += process.returncode == -signal.SIGKILL
+        if finished(folder):
+            break  # it came through: the next run would begin anew and append once more
+    else:
+        out, err = launch(folder, {}).communicate(timeout=120)
+        report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
+        tally.resumed += bool(report.get("resumed"))
+        if report["status"] != "done":
+            tally.faults.append(f"{folder.name} {plan}: {report.get('error')}")
+    if (folder / "hits.txt").exists():
+        tally.hits.update((folder / "hits.txt").read_text().split())
+    compare(folder, plan, tally)
+
+
+def finished(folder: Path) -> bool:
+    """Ask the state store whether the last run reached its end."""
+    if not (folder / ".dataflare" / "state.db").exists():
+        return False
+    from dataflare.lifecycle import Runtime
+
+    with Runtime(folder) as runtime:
+        store = runtime.host.build("state_store", "sqlite", {"path": str(folder / ".dataflare" / "state.db")})
+        checkpoint = store.load("faults")
+        store.close()
+    return checkpoint is not None and checkpoint.final and checkpoint.done
+
+
+def compare(folder: Path, plan: list[str | None], tally: Tally) -> None:
+    """Count rows that are missing, rows that are there too often, and files nobody asked for."""
+    out = folder / "out"
+    con = duckdb.connect()
+    for table, expected in (("appended", ODD), ("upserted", UPSERT)):
+        with sqlite3.connect(out / "rows.db") as db:
+            rows = db.execute(f"SELECT id, k, v, note, w FROM {table}").fetchall()
+        judge(con, f"{folder.name} {plan} sqlite.{table}", rows, expected, tally)
+    with duckdb.connect(str(out / "rows.duckdb"), read_only=True) as db:
+        judge(con, f"{folder.name} {plan} duckdb", db.sql("SELECT id, k, v, note, w FROM copied").fetchall(), ODD, tally)
+    parts = con.sql(f"SELECT id, k, v, note, w FROM read_parquet('{out}/parts/**/*.parquet')").fetchall()
+    judge(con, f"{folder.name} {plan} parquet", parts, ODD, tally)
+    newest = con.sql(f"SELECT id, k, v, note, w FROM read_csv('{out}/newest.csv')").fetchall()
+    judge(con, f"{folder.name} {plan} csv", newest, LAST, tally)
+    allowed = {"rows.db", "rows.db-wal", "rows.db-shm", "rows.duckdb", "rows.duckdb.wal", "parts", "newest.csv"}
+    orphans = [p.name for p in out.iterdir() if p.name not in allowed]
+    orphans += [p.name for p in (out / "parts").rglob("*") if p.is_file() and p.suffix not in (".parquet", ".json")]
+    if orphans:
+        tally.orphans += len(orphans)
+        tally.faults.append(f"{folder.name} {plan}: orphans {orphans}")
+
+
+def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expected: str, tally: Tally) -> None:
+    """Compare rows as multisets."""
+    found, wanted = Counter(rows), Counter(con.sql(expected).fetchall())
+    lost, extra = sum((wanted - found).values()), sum((found - wanted).values())
+    tally.lost += lost
+    tally.duplicated += extra
+    if lost or extra:
+        tally.faults.append(f"{where}: {lost} lost, {extra} too many")
+
+
+def run(kills: int, seed: int, root: Path) -> Tally:
+    """Run trials until `kills` processes have been killed; every failpoint is armed at least once."""
+    rng = random.Random(seed)
+    names = failpoints()
+    waiting = names[:]
+    rng.shuffle(waiting)
+    tally = Tally()
+    number = 0
+    while tally.kills < kills and number < kills * 2:
+        plan: list[str | None] = []
+        for _ in range(rng.randint(1, 4)):
+            plan.append(waiting.pop() if waiting else rng.choice([None, rng.choice(names)]))
+        trial(root / f"trial{number}", plan, rng, tally)
+        number += 1
+    for name in names:
+        tally.hits.setdefault(name, 0)
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=7)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tally = run(chosen.kills, chosen.seed, Path(folder))
+    print(f"kills {tally.kills}  resumed {tally.resumed}  lost {tally.lost}  duplicated {tally.duplicated}  orphans {tally.orphans}")
+    for name, hits in sorted(tally.hits.items()):
+        print(f"  {hits:>7}  {name}")
+    for fault in tally.faults:
+        print(f"FAULT {fault}")
+    missed = [n for n, h in tally.hits.items() if h == 0]
+    if missed:
+        print(f"never hit: {', '.join(missed)}")
+    return 1 if tally.lost or tally.duplicated or tally.orphans or tally.faults or missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

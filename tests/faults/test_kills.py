@@ -1,0 +1,29 @@
+"""K5, W6: killed at every failpoint and at seeded moments, the final rows are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("kill", Path(__file__).with_name("kill.py"))
+assert spec is not None
+assert spec.loader is not None
+kill = importlib.util.module_from_spec(spec)
+import sys  # noqa: E402
+
+sys.modules["kill"] = kill
+spec.loader.exec_module(kill)
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    kills = int(os.environ.get("KILLS", "44"))
+    tally = kill.run(kills, int(os.environ.get("SEED", "7")), tmp_path)
+    assert not tally.faults, "\n".join(tally.faults)
+    assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
+    assert tally.kills >= kills
+    assert tally.resumed > 0
+    assert not [n for n, hits in tally.hits.items() if hits == 0], "a failpoint was never passed"
