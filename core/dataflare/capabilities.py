@@ -66,7 +66,9 @@ class Policy:
                 said[key] += tuple(value)
         lock = base_dir / "dataflare.lock"
         locks = _mapping(lock).get("plugins", {})
-        if not isinstance(locks, dict) or not all(isinstance(entry, dict) for entry in locks.values()):
+        if not isinstance(locks, dict) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("capabilities", {}), dict) for entry in locks.values()
+        ):
             raise POLICY_INVALID.error("`plugins` maps a name to what was granted", file=str(lock), path="plugins")
         return cls(said["trust"], said["deny"], locks)
 

@@ -188,6 +188,12 @@ def test_a_policy_that_cannot_be_read_is_no_empty_policy(tmp_path: Path, text: s
     assert refused(lambda: Runtime(tmp_path)).code == "policy.invalid"
 
 
+@pytest.mark.parametrize("text", ["plugins: []", "plugins: {a: 1}", "plugins: {a: {capabilities: []}}"])
+def test_a_lock_of_the_wrong_shape_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataflare.lock").write_text(text)
+    assert refused(lambda: Runtime(tmp_path)).code == "policy.invalid"
+
+
 @pytest.mark.parametrize("level", ["process", "wasm"])
 def test_an_isolation_nobody_gives_is_refused(install: Callable[..., Path], tmp_path: Path, level: str) -> None:
     install("acme", CODE, LINES + f"isolation: {level}\n")

@@ -1,0 +1,276 @@
+"""The engine object: binds expressions and queries over zero rows, compiles stages, runs whole-input queries."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute  # noqa: F401 - stages use it
+
+from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.fields import nearest
+from dataflare_plugins.expressions_duckdb.gate import Parsed, parse_expression, parse_query
+from dataflare_plugins.expressions_duckdb.stage import DuckdbStage
+
+UNKNOWN_COLUMN = code(
+    "expression.unknown-column", 3, "An expression names a column that its input does not have.", "Use a column of the input."
+)
+UNKNOWN_FUNCTION = code(
+    "expression.unknown-function", 3, "An expression calls a function that does not exist.", "Use a function of DuckDB's."
+)
+TYPE = code("expression.type", 3, "An expression does not fit the types of its input.", "Cast the value to the type needed.")
+CASE_CLASH = code(
+    "expression.case-clash", 3, "Two columns differ only in upper and lower case, which SQL does not tell apart.",
+    "Rename one of them in the source's query or columns.",
+)  # fmt: skip
+BATCH_ROWS = 65_536
+_aggregates: frozenset[str] | None = None
+
+
+@config
+class EngineConfig:
+    """Settings of the expression engine."""
+
+    memory: Size | None = option("Memory before whole-input queries spill; by default the step's share.", default=None)
+    threads: int = option("Threads of whole-input queries.", default=1, minimum=1)
+    timezone: str = option("Time zone of timestamptz functions.", default="UTC")
+
+
+class DuckdbExpressions(Component[EngineConfig]):
+    """Implements `dataflare_sdk.ExpressionEngine` on one DuckDB instance; a cursor per stage."""
+
+    Config = EngineConfig
+
+    def __init__(self, config: EngineConfig, ctx: Any) -> None:
+        super().__init__(config, ctx)
+        run = ctx.run
+        micros = run.started if run is not None else 0
+        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=micros)
+        self._started = moment.isoformat(sep=" ")
+        self._connection = duck.connect(
+            memory=config.memory or ctx.memory,
+            threads=config.threads,
+            temp=Path(ctx.staging_dir) / "spill",
+            timezone=run.timezone if run is not None else config.timezone,
+        )
+        self._cursors: list[Any] = []
+
+    # -- row expressions ---------------------------------------------------------------------------------
+
+    def bind(self, expressions: Mapping[str, str], schema: pa.Schema, *, aggregates: bool = False) -> Bound:
+        """Type-check row expressions; see the contract."""
+        parsed, problems = self._parse_all(expressions, schema, aggregates)
+        fields: list[pa.Field] = []
+        if not problems:
+            fields, problems = self._types(parsed, schema)
+        if problems:
+            raise DataflareError(*problems)
+        return Bound(
+            schema=pa.schema(fields),
+            reads={n: _reads(p, schema) for n, p in parsed.items()},
+            volatile=frozenset(n for n, p in parsed.items() if p.volatile),
+            can_fail=frozenset(n for n, p in parsed.items() if p.can_fail),
+        )
+
+    def _parse_all(
+        self, expressions: Mapping[str, str], schema: pa.Schema, aggregates: bool
+    ) -> tuple[dict[str, Parsed], list[Problem]]:
+        _check_case(schema)
+        parsed: dict[str, Parsed] = {}
+        problems: list[Problem] = []
+        for name, text in expressions.items():
+            try:
+                parsed[name] = parse_expression(
+                    self._connection, text, self._started, self._aggregate_names(), aggregates
+                )
+            except DataflareError as error:
+                problems += error.located(path=name).problems
+        return parsed, problems
+
+    def _types(self, parsed: Mapping[str, Parsed], schema: pa.Schema) -> tuple[list[pa.Field], list[Problem]]:
+        try:
+            return self._bind_together(parsed, schema), []
+        except Exception:
+            fields, problems = [], []
+            for name, one in parsed.items():  # again one by one, to say which it was
+                try:
+                    fields += self._bind_together({name: one}, schema)
+                except Exception as error:
+                    problems += explain(error, one.text, schema.names).located(path=name).problems
+            return fields, problems
+
+    def _bind_together(self, parsed: Mapping[str, Parsed], schema: pa.Schema) -> list[pa.Field]:
+        read = frozenset[str]().union(*(_reads(p, schema) for p in parsed.values())) if parsed else frozenset[str]()
+        narrow = [f for f in schema if f.name in read]
+        items = ", ".join(f"({p.text}) AS {schemas.quote(n)}" for n, p in parsed.items()) or "1"
+        bound = self._connection.sql(f"SELECT {items} FROM {_zero_rows(narrow)}").to_arrow_table().schema
+        return list(schemas.normalise(bound)) if parsed else []
+
+    def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> DuckdbStage:
+        """Compile row expressions; raises as `bind`."""
+        bound = self.bind(expressions, schema)
+        parsed, _ = self._parse_all(expressions, schema, False)
+        return DuckdbStage(self._cursor(), {n: p.text for n, p in parsed.items()}, schema, bound)
+
+    # -- queries -----------------------------------------------------------------------------------------
+
+    def bind_query(self, query: str, inputs: Mapping[str, pa.Schema]) -> BoundQuery:
+        """Type-check one SELECT over named inputs; see the contract."""
+        for schema in inputs.values():
+            _check_case(schema)
+        parsed = parse_query(self._connection, query, self._started, list(inputs))
+        tables = ", ".join(f"{schemas.quote(n)} AS (SELECT * FROM {_zero_rows(list(s))})" for n, s in inputs.items())
+        names = [n for s in inputs.values() for n in s.names]
+        try:
+            result = self._connection.sql(f"WITH {tables} SELECT * FROM ({parsed.text})").to_arrow_table().schema
+        except Exception as error:
+            raise explain(error, query, names) from error
+        stars = "*" in query
+        reads = {
+            n: frozenset(s.names) if stars else frozenset(_mentioned(parsed, s)) for n, s in inputs.items()
+        }
+        return BoundQuery(
+            schema=schemas.normalise(result),
+            lineage=_lineage(parsed, inputs, result),
+            reads=reads,
+            rowwise=_is_rowwise(parsed, inputs, self._aggregate_names()),
+            volatile=parsed.volatile,
+        )
+
+    def text_of(self, query: str, inputs: Sequence[str]) -> str:
+        """Return a query as it runs: gated, with the clock bound to the run's start."""
+        return parse_query(self._connection, query, self._started, inputs).text
+
+    def expression_text(self, text: str, *, aggregates: bool = False) -> str:
+        """Return a row expression as it runs: gated, with the clock bound to the run's start."""
+        return parse_expression(self._connection, text, self._started, self._aggregate_names(), aggregates).text
+
+    def query(self, query: str, inputs: Mapping[str, Any], schema: pa.Schema | None = None) -> pa.RecordBatchReader:
+        """Run one SELECT over whole inputs; see the contract."""
+        cursor = self._cursor()
+        for name, data in inputs.items():
+            cursor.register(name, data)
+        text = query if schema is None else schemas.select_as(schema, f"({query})")
+        try:
+            reader = cursor.sql(text).to_arrow_reader(BATCH_ROWS)
+        except Exception as error:
+            raise explain(error, query, []) from error
+        target = schema if schema is not None else schemas.normalise(reader.schema)
+        return pa.RecordBatchReader.from_batches(target, _cast_all(reader, target))
+
+    # -- plumbing ----------------------------------------------------------------------------------------
+
+    def _cursor(self) -> Any:
+        cursor = self._connection.cursor()
+        self._cursors.append(cursor)
+        return cursor
+
+    def _aggregate_names(self) -> frozenset[str]:
+        global _aggregates
+        if _aggregates is None:
+            rows = self._connection.execute(
+                "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
+            ).fetchall()
+            _aggregates = frozenset(r[0] for r in rows)
+        return _aggregates
+
+    def close(self) -> None:
+        """Release every connection."""
+        for cursor in self._cursors:
+            cursor.close()
+        self._connection.close()
+
+
+def explain(error: Exception, text: str, names: Sequence[str]) -> DataflareError:
+    """Turn DuckDB's complaint about a statement into an error with code, cause and mend."""
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "it cannot be bound")
+    column = re.search(r'[Rr]eferenced column "([^"]+)"|does not have a column named "([^"]+)"', message)
+    if column:
+        name = column[1] or column[2]
+        near = nearest(name, list(names))
+        fix = f"did you mean '{near}'?" if near else f"the columns are {', '.join(dict.fromkeys(names))}"
+        return UNKNOWN_COLUMN.error(f"no column '{name}' in '{_short(text)}'", fix=fix)
+    if "does not exist" in message and "unction" in message:
+        return UNKNOWN_FUNCTION.error(f"{message.split(': ', 1)[-1]} in '{_short(text)}'")
+    return TYPE.error(f"'{_short(text)}': {message.split(': ', 1)[-1]}")
+
+
+def _zero_rows(fields: Sequence[pa.Field]) -> str:
+    columns = ", ".join(f"NULL::{schemas.duck_type(f.type)} AS {schemas.quote(f.name)}" for f in fields) or "1 AS _"
+    return f"(SELECT {columns} LIMIT 0)"
+
+
+def _reads(parsed: Parsed, schema: pa.Schema) -> frozenset[str]:
+    return frozenset(_mentioned(parsed, schema))
+
+
+def _mentioned(parsed: Parsed, schema: pa.Schema) -> Iterator[str]:
+    """Yield the columns a tree mentions: any part of a dotted path may be the column."""
+    by_lower = {n.lower(): n for n in schema.names}
+    for path in parsed.columns:
+        for part in path:
+            if part.lower() in by_lower:
+                yield by_lower[part.lower()]
+
+
+def _lineage(
+    parsed: Parsed, inputs: Mapping[str, pa.Schema], result: pa.Schema
+) -> dict[str, list[tuple[str, str]]]:
+    """Return what plain select items tell; a query with stars, sets or nesting tells nothing here."""
+    top: Mapping[str, Any] = parsed.node.get("node") or {}
+    items = top.get("select_list") or []
+    if len(inputs) != 1 or len(items) != len(result) or (top.get("from_table") or {}).get("type") != "BASE_TABLE":
+        return {}
+    (name, schema), by_lower = next(iter(inputs.items())), {}
+    by_lower = {n.lower(): n for n in schema.names}
+    found = {}
+    for item, field in zip(items, result, strict=True):
+        paths = [n["column_names"] for n in _objects(item) if n.get("class") == "COLUMN_REF"]
+        columns = {by_lower[p.lower()] for path in paths for p in path if p.lower() in by_lower}
+        found[field.name] = [(name, c) for c in sorted(columns)]
+    return found
+
+
+def _objects(node: Any) -> Iterator[Mapping[str, Any]]:
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, dict):
+            yield here
+            waiting.extend(here.values())
+        elif isinstance(here, list):
+            waiting.extend(here)
+
+
+def _is_rowwise(parsed: Parsed, inputs: Mapping[str, pa.Schema], aggregates: frozenset[str]) -> bool:
+    """Return True only for a projection and filter over one input."""
+    top: Mapping[str, Any] = parsed.node.get("node") or {}
+    if len(inputs) != 1 or top.get("type") != "SELECT_NODE" or (top.get("from_table") or {}).get("type") != "BASE_TABLE":
+        return False
+    clauses = ("group_expressions", "group_sets", "having", "qualify", "sample", "modifiers")
+    if any(top.get(c) for c in clauses) or (top.get("cte_map") or {}).get("map"):
+        return False
+    kinds = {n.get("class") for n in _objects(top)}
+    return not kinds & {"SUBQUERY", "WINDOW"} and not parsed.functions & (aggregates | {"unnest", "generate_series"})
+
+
+def _check_case(schema: pa.Schema) -> None:
+    seen: dict[str, str] = {}
+    for name in schema.names:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise CASE_CLASH.error(f"the columns '{other}' and '{name}' differ only in case")
+
+
+def _cast_all(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        yield schemas.cast_batch(batch, schema)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

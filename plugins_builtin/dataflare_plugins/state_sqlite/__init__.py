@@ -1,0 +1,1 @@
+"""The state store of single mode: one SQLite file beside the workflow."""
