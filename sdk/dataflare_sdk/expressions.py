@@ -120,6 +120,14 @@ class ExpressionEngine(Protocol):
         """
         ...
 
+    def expression_text(self, text: str) -> str:
+        """Return a row expression as it runs: gated, with the clock bound to the run's start."""
+        ...
+
+    def text_of(self, query: str, inputs: Sequence[str]) -> str:
+        """Return a query over named inputs as it runs: gated, with the clock bound to the run's start."""
+        ...
+
     def query(self, query: str, inputs: Mapping[str, Any], schema: pa.Schema | None = None) -> pa.RecordBatchReader:
         """Run one SELECT over whole inputs (anything with `__arrow_c_stream__`), spilling within the memory given.
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from dataflare.contracts import RowRejection
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.messages import Batch
+from dataflare_sdk.scan import ScanUnit
 
 
 class Processor(Component[C], ABC):
@@ -60,6 +61,10 @@ class Processor(Component[C], ABC):
                 columns of its schema.
         """
         return None
+
+    def scans(self) -> Sequence[ScanUnit]:
+        """Return what `relation` reads besides its inputs (a lookup table), so that the bulk lane may open it."""
+        return ()
 
     @abstractmethod
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002

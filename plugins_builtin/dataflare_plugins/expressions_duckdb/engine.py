@@ -14,7 +14,7 @@ import pyarrow.compute  # noqa: F401 - stages use it
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
-from dataflare_plugins.expressions_duckdb.gate import Parsed, parse_expression, parse_query
+from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.stage import DuckdbStage
 
 UNKNOWN_COLUMN = code(
@@ -29,6 +29,7 @@ CASE_CLASH = code(
     "Rename one of them in the source's query or columns.",
 )  # fmt: skip
 BATCH_ROWS = 65_536
+PROBE = '"row that asks"'
 _aggregates: frozenset[str] | None = None
 
 
@@ -64,10 +65,10 @@ class DuckdbExpressions(Component[EngineConfig]):
 
     def bind(self, expressions: Mapping[str, str], schema: pa.Schema, *, aggregates: bool = False) -> Bound:
         """Type-check row expressions; see the contract."""
-        parsed, problems = self._parse_all(expressions, schema, aggregates)
+        parsed, problems = self._parse_all(expressions, schema)
         fields: list[pa.Field] = []
         if not problems:
-            fields, problems = self._types(parsed, schema)
+            fields, problems = self._types(parsed, schema, aggregates)
         if problems:
             raise DataflareError(*problems)
         return Bound(
@@ -78,43 +79,47 @@ class DuckdbExpressions(Component[EngineConfig]):
         )
 
     def _parse_all(
-        self, expressions: Mapping[str, str], schema: pa.Schema, aggregates: bool
+        self, expressions: Mapping[str, str], schema: pa.Schema
     ) -> tuple[dict[str, Parsed], list[Problem]]:
         _check_case(schema)
         parsed: dict[str, Parsed] = {}
         problems: list[Problem] = []
         for name, text in expressions.items():
             try:
-                parsed[name] = parse_expression(
-                    self._connection, text, self._started, self._aggregate_names(), aggregates
-                )
+                parsed[name] = parse_expression(self._connection, text, self._started)
             except DataflareError as error:
                 problems += error.located(path=name).problems
         return parsed, problems
 
-    def _types(self, parsed: Mapping[str, Parsed], schema: pa.Schema) -> tuple[list[pa.Field], list[Problem]]:
+    def _types(
+        self, parsed: Mapping[str, Parsed], schema: pa.Schema, aggregates: bool
+    ) -> tuple[list[pa.Field], list[Problem]]:
         try:
-            return self._bind_together(parsed, schema), []
+            return self._bind_together(parsed, schema, aggregates), []
         except Exception:
             fields, problems = [], []
             for name, one in parsed.items():  # again one by one, to say which it was
                 try:
-                    fields += self._bind_together({name: one}, schema)
+                    fields += self._bind_together({name: one}, schema, aggregates)
                 except Exception as error:
-                    problems += explain(error, one.text, schema.names).located(path=name).problems
+                    problems += explain(error, one.given, schema.names).located(path=name).problems
             return fields, problems
 
-    def _bind_together(self, parsed: Mapping[str, Parsed], schema: pa.Schema) -> list[pa.Field]:
-        read = frozenset[str]().union(*(_reads(p, schema) for p in parsed.values())) if parsed else frozenset[str]()
+    def _bind_together(self, parsed: Mapping[str, Parsed], schema: pa.Schema, aggregates: bool) -> list[pa.Field]:
+        if not parsed:
+            return []
+        read = frozenset[str]().union(*(_reads(p, schema) for p in parsed.values()))
         narrow = [f for f in schema if f.name in read]
-        items = ", ".join(f"({p.text}) AS {schemas.quote(n)}" for n, p in parsed.items()) or "1"
-        bound = self._connection.sql(f"SELECT {items} FROM {_zero_rows(narrow)}").to_arrow_table().schema
-        return list(schemas.normalise(bound)) if parsed else []
+        items = [f"({p.text}\n) AS {schemas.quote(n)}" for n, p in parsed.items()]
+        if not aggregates:
+            items.append(PROBE)  # a bare column beside an aggregate does not bind: that is how one is found
+        bound = self._connection.sql(f"SELECT {', '.join(items)} FROM {_zero_rows(narrow, f'1 AS {PROBE}')}").to_arrow_table().schema
+        return list(schemas.normalise(bound))[: len(parsed)]
 
     def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> DuckdbStage:
         """Compile row expressions; raises as `bind`."""
         bound = self.bind(expressions, schema)
-        parsed, _ = self._parse_all(expressions, schema, False)
+        parsed, _ = self._parse_all(expressions, schema)
         return DuckdbStage(self._cursor(), {n: p.text for n, p in parsed.items()}, schema, bound)
 
     # -- queries -----------------------------------------------------------------------------------------
@@ -127,17 +132,13 @@ class DuckdbExpressions(Component[EngineConfig]):
         tables = ", ".join(f"{schemas.quote(n)} AS (SELECT * FROM {_zero_rows(list(s))})" for n, s in inputs.items())
         names = [n for s in inputs.values() for n in s.names]
         try:
-            result = self._connection.sql(f"WITH {tables} SELECT * FROM ({parsed.text})").to_arrow_table().schema
+            result = self._connection.sql(f"WITH {tables} SELECT * FROM ({parsed.text}\n)").to_arrow_table().schema
         except Exception as error:
             raise explain(error, query, names) from error
-        stars = "*" in query
-        reads = {
-            n: frozenset(s.names) if stars else frozenset(_mentioned(parsed, s)) for n, s in inputs.items()
-        }
         return BoundQuery(
             schema=schemas.normalise(result),
             lineage=_lineage(parsed, inputs, result),
-            reads=reads,
+            reads=_query_reads(parsed, inputs),
             rowwise=_is_rowwise(parsed, inputs, self._aggregate_names()),
             volatile=parsed.volatile,
         )
@@ -146,9 +147,9 @@ class DuckdbExpressions(Component[EngineConfig]):
         """Return a query as it runs: gated, with the clock bound to the run's start."""
         return parse_query(self._connection, query, self._started, inputs).text
 
-    def expression_text(self, text: str, *, aggregates: bool = False) -> str:
+    def expression_text(self, text: str) -> str:
         """Return a row expression as it runs: gated, with the clock bound to the run's start."""
-        return parse_expression(self._connection, text, self._started, self._aggregate_names(), aggregates).text
+        return parse_expression(self._connection, text, self._started).text
 
     def query(self, query: str, inputs: Mapping[str, Any], schema: pa.Schema | None = None) -> pa.RecordBatchReader:
         """Run one SELECT over whole inputs; see the contract."""
@@ -188,6 +189,8 @@ class DuckdbExpressions(Component[EngineConfig]):
 
 def explain(error: Exception, text: str, names: Sequence[str]) -> DataflareError:
     """Turn DuckDB's complaint about a statement into an error with code, cause and mend."""
+    if PROBE.strip('"') in str(error) and "GROUP BY" in str(error):
+        return AGGREGATE.error(f"'{_short(text)}' contains an aggregate function")
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), "it cannot be bound")
     column = re.search(r'[Rr]eferenced column "([^"]+)"|does not have a column named "([^"]+)"', message)
     if column:
@@ -200,9 +203,9 @@ def explain(error: Exception, text: str, names: Sequence[str]) -> DataflareError
     return TYPE.error(f"'{_short(text)}': {message.split(': ', 1)[-1]}")
 
 
-def _zero_rows(fields: Sequence[pa.Field]) -> str:
-    columns = ", ".join(f"NULL::{schemas.duck_type(f.type)} AS {schemas.quote(f.name)}" for f in fields) or "1 AS _"
-    return f"(SELECT {columns} LIMIT 0)"
+def _zero_rows(fields: Sequence[pa.Field], *more: str) -> str:
+    columns = [f"NULL::{schemas.duck_type(f.type)} AS {schemas.quote(f.name)}" for f in fields]
+    return f"(SELECT {', '.join([*columns, *more])} LIMIT 0)"
 
 
 def _reads(parsed: Parsed, schema: pa.Schema) -> frozenset[str]:
@@ -218,22 +221,49 @@ def _mentioned(parsed: Parsed, schema: pa.Schema) -> Iterator[str]:
                 yield by_lower[part.lower()]
 
 
+def _query_reads(parsed: Parsed, inputs: Mapping[str, pa.Schema]) -> dict[str, frozenset[str]]:
+    """Return the columns a query may read: those whose name occurs anywhere in its tree; all where it is not sure."""
+    objects = list(_objects(parsed.node))
+    words = {v.lower() for o in objects for v in _strings(o)}
+    columns = {n.lower() for s in inputs.values() for n in s.names}
+    rows = any(len(path) == 1 and path[0].lower() not in columns for path in parsed.columns)  # a table as one value
+    if rows or any(o.get("class") == "STAR" for o in objects):
+        return {n: frozenset(s.names) for n, s in inputs.items()}
+    return {n: frozenset(c for c in s.names if c.lower() in words) for n, s in inputs.items()}
+
+
+def _strings(node: Mapping[str, Any]) -> Iterator[str]:
+    for value in node.values():
+        for one in value if isinstance(value, list) else (value,):
+            if isinstance(one, str):
+                yield one
+
+
 def _lineage(
     parsed: Parsed, inputs: Mapping[str, pa.Schema], result: pa.Schema
 ) -> dict[str, list[tuple[str, str]]]:
     """Return what plain select items tell; a query with stars, sets or nesting tells nothing here."""
     top: Mapping[str, Any] = parsed.node.get("node") or {}
     items = top.get("select_list") or []
+    if len(items) == 1 and items[0].get("class") == "STAR" and len(inputs) == 1 and _is_identity(inputs, result):
+        name = next(iter(inputs))
+        return {n: [(name, n)] for n in result.names}
     if len(inputs) != 1 or len(items) != len(result) or (top.get("from_table") or {}).get("type") != "BASE_TABLE":
         return {}
-    (name, schema), by_lower = next(iter(inputs.items())), {}
+    (name, schema) = next(iter(inputs.items()))
     by_lower = {n.lower(): n for n in schema.names}
     found = {}
     for item, field in zip(items, result, strict=True):
         paths = [n["column_names"] for n in _objects(item) if n.get("class") == "COLUMN_REF"]
+        if any(not by_lower.keys() & {p.lower() for p in path} for path in paths):
+            continue  # the whole row as one value
         columns = {by_lower[p.lower()] for path in paths for p in path if p.lower() in by_lower}
         found[field.name] = [(name, c) for c in sorted(columns)]
     return found
+
+
+def _is_identity(inputs: Mapping[str, pa.Schema], result: pa.Schema) -> bool:
+    return result.names == next(iter(inputs.values())).names
 
 
 def _objects(node: Any) -> Iterator[Mapping[str, Any]]:
@@ -254,6 +284,9 @@ def _is_rowwise(parsed: Parsed, inputs: Mapping[str, pa.Schema], aggregates: fro
         return False
     clauses = ("group_expressions", "group_sets", "having", "qualify", "sample", "modifiers")
     if any(top.get(c) for c in clauses) or (top.get("cte_map") or {}).get("map"):
+        return False
+    grouped = top.get("aggregate_handling") not in (None, "STANDARD_HANDLING")  # GROUP BY ALL
+    if grouped or any(n.get("sample") for n in _objects(top)):
         return False
     kinds = {n.get("class") for n in _objects(top)}
     return not kinds & {"SUBQUERY", "WINDOW"} and not parsed.functions & (aggregates | {"unnest", "generate_series"})

@@ -52,7 +52,8 @@ class Parsed:
     """What parsing alone tells about an expression or a query.
 
     Attributes:
-        text: the SQL with `now()` and its like replaced by the run's start.
+        given: the SQL as the person wrote it.
+        text: the same with `now()` and its like replaced by the run's start.
         node: the syntax tree.
         columns: names of columns it mentions, each as its path (`("t", "a")`).
         functions: names of functions it calls, lower case.
@@ -61,6 +62,7 @@ class Parsed:
         can_fail: it might raise on some value.
     """
 
+    given: str
     text: str
     node: Mapping[str, Any]
     columns: frozenset[tuple[str, ...]]
@@ -70,15 +72,13 @@ class Parsed:
     can_fail: bool
 
 
-def parse_expression(connection: Any, text: str, started: str, aggregates: Collection[str], allow: bool) -> Parsed:
+def parse_expression(connection: Any, text: str, started: str) -> Parsed:
     """Parse one row expression and refuse what is none.
 
     Args:
         connection: a DuckDB connection, used for its parser only.
         text: the expression.
         started: what `now()` means, as an ISO timestamp.
-        aggregates: names of aggregate functions.
-        allow: aggregates are allowed.
 
     Raises:
         DataflareError: `expression.*`.
@@ -98,10 +98,8 @@ def parse_expression(connection: Any, text: str, started: str, aggregates: Colle
         raise SUBQUERY.error(f"'{_short(text)}' contains a subquery")
     if any(n.get("class") == "STAR" or n.get("type") == "STAR" for n in found):
         raise NOT_ONE.error(f"'{_short(text)}' contains a star")
-    calls = {n["function_name"].lower() for n in found if n.get("class") == "FUNCTION"}
-    windows = any(n.get("class") == "WINDOW" for n in found)
-    if windows or (not allow and calls & set(aggregates)):
-        raise AGGREGATE.error(f"'{_short(text)}' contains an aggregate or a window function")
+    if any(n.get("class") == "WINDOW" for n in found):
+        raise AGGREGATE.error(f"'{_short(text)}' contains a window function")
     return _parsed(prefix + text, len(prefix), items[0], found, started, text)
 
 
@@ -145,6 +143,7 @@ def _parsed(sql: str, skip: int, node: Mapping[str, Any], found: list[Mapping[st
     bare = [n for n in refs if len(n["column_names"]) == 1 and n["column_names"][0].lower() in NOW | TODAY]
     clocks = [n for n in calls if n["function_name"].lower() in NOW | TODAY] + bare
     return Parsed(
+        given=text,
         text=_with_clock(sql, clocks, started)[skip:],
         node=node,
         columns=frozenset(tuple(n["column_names"]) for n in refs if n not in bare),
@@ -171,7 +170,7 @@ def _with_clock(sql: str, clocks: list[Mapping[str, Any]], started: str) -> str:
 def _one_statement(connection: Any, sql: str, text: str) -> dict[str, Any]:
     if "\0" in sql:
         raise SYNTAX.error("a NUL character stands in the SQL")
-    raw = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()[0]
+    raw = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0]
     found = json.loads(raw)
     if found["error"]:
         if found.get("error_type") == "not implemented":

@@ -53,7 +53,7 @@ class DuckdbStage:
         connection.execute(f"PREPARE step AS SELECT {items} FROM batch")
 
     def _cast(self, name: str) -> str:
-        return f"CAST(({self._expressions[name]}) AS {duck_type(self.bound.schema.field(name).type)})"
+        return f"CAST(({self._expressions[name]}\n) AS {duck_type(self.bound.schema.field(name).type)})"
 
     def evaluate(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """Return one array per expression, row for row."""

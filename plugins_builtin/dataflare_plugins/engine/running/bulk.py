@@ -114,12 +114,11 @@ class BulkTask:
     def _run_statement(
         self, connection: Any, statement: Statement, copy: Any, began: float
     ) -> dict[str, Mapping[str, float]]:
-        for units in statement.units.values():
-            for unit in units:
-                if unit.check is not None:
-                    unit.check()
-                for sql in unit.setup:
-                    connection.execute(sql)
+        for unit in statement.scans():
+            if unit.check is not None:
+                unit.check()
+            for sql in unit.setup:
+                connection.execute(sql)
         for sql in (*copy.setup, *profile.START, *([duck.NO_PUSHDOWN] if statement.guard else [])):
             connection.execute(sql)
         duck.lock_down(connection, [*statement.paths(), *copy.paths], [p for p in copy.paths if Path(p).is_dir()])
@@ -127,9 +126,9 @@ class BulkTask:
         written = 0
         try:
             for sql in copy.statements:
-                result = connection.execute(sql.replace("{query}", statement.query())).fetchone()
-                if "{query}" in sql and result is not None:
-                    written = int(result[0])
+                result = connection.execute(sql.replace("{query}", statement.query())).fetchall()
+                if "{query}" in sql and result:
+                    written = int(result[0][0])
         except Exception as error:
             raise self._judged(error, statement) from error
         failpoint("bulk.statement.after")
@@ -139,12 +138,11 @@ class BulkTask:
 
     def _judged(self, error: Exception, statement: Statement) -> Exception:
         """Tell a row's failure (the streaming lane takes over) from one of the world."""
-        for units in statement.units.values():
-            for unit in units:
-                if unit.explain is not None:
-                    told = unit.explain(error)
-                    if isinstance(told, DataflareError) and not is_row_error(told):
-                        return told
+        for unit in statement.scans():
+            if unit.explain is not None:
+                told = unit.explain(error)
+                if isinstance(told, DataflareError) and not is_row_error(told):
+                    return told
         if isinstance(error, OSError):
             return error
         return StatementFailed(str(error))

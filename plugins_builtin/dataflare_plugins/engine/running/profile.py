@@ -31,7 +31,7 @@ def rows_of(
         if (n, output) not in known and _is_read(plan, nodes, n, output)
     ]
     if unknown:
-        row = connection.execute(statement.counting([relation_name(*u) for u in unknown])).fetchone()
+        row = connection.execute(statement.counting([relation_name(*u) for u in unknown])).fetchall()[0]
         known.update(zip(unknown, row, strict=True))
     return known
 

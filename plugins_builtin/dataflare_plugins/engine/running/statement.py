@@ -20,12 +20,14 @@ class Statement:
         tables: name of a common table expression to its SELECT, upstream first.
         last: the relation whose rows the destination gets.
         units: source id to its scans.
+        lookups: what steps read besides their inputs.
         guard: filters must stay where they are (a step that may fail comes before one that drops rows).
     """
 
     tables: dict[str, str] = field(default_factory=dict)
     last: str = ""
     units: dict[str, Sequence[ScanUnit]] = field(default_factory=dict)
+    lookups: list[ScanUnit] = field(default_factory=list)
     guard: bool = False
 
     def query(self, relation: str | None = None) -> str:
@@ -42,7 +44,11 @@ class Statement:
 
     def paths(self) -> list[str]:
         """Return the files the scans read."""
-        return [p for units in self.units.values() for u in units for p in u.paths]
+        return [p for unit in self.scans() for p in unit.paths]
+
+    def scans(self) -> list[ScanUnit]:
+        """Return everything it scans: the sources' units and the steps' lookups."""
+        return [u for units in self.units.values() for u in units] + self.lookups
 
 
 def relation_name(node: str, output: str = "") -> str:
@@ -65,6 +71,7 @@ def make_statement(plan: Plan, nodes: Sequence[str], built: Mapping[str, Any]) -
             _add_source(made, node, built[name])
         elif node.kind == "processor":
             _add_processor(made, plan, node, built[name])
+            made.lookups += built[name].scans()
         else:
             made.last = next(iter(_inputs(made, plan, node).values()))
     made.guard = _must_guard(plan, nodes, built)

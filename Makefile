@@ -1,0 +1,57 @@
+# Two verbs for a newcomer: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+KILLS ?= 200
+SEED ?= 7
+
+.PHONY: help demo test lint unit pythons kernel faults bench soak docs clean
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/.made: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	touch $@
+
+demo: .venv/.made  ## run the flights example and show its result
+	cd examples/flights && ../../$(BIN)/dataflare run flights.yaml
+	$(BIN)/python examples/flights/show.py
+
+test: lint unit pythons  ## everything that CI runs
+
+lint: .venv/.made  ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+unit: .venv/.made  ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+pythons: .venv/.made  ## the kernel and the main path on every other CPython that is here
+	./tests/pythons.sh
+
+kernel: .venv/.made  ## the kernel alone, in a bare environment
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/kernel ./core
+	$(BIN)/python -m venv --clear build/kernel/venv
+	build/kernel/venv/bin/python -m pip install --quiet build/kernel/dataflare-*.whl
+	build/kernel/venv/bin/dataflare --help
+	test '{"plugins":[]}' = "$$(build/kernel/venv/bin/dataflare plugin list --json)"
+
+faults: .venv/.made  ## kill -9 again and again: make faults KILLS=200 SEED=7
+	$(BIN)/python tests/faults/kill.py --kills $(KILLS) --seed $(SEED)
+
+bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev,bench]'
+	$(BIN)/python -m tests.benchmarks
+
+soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills
+	$(BIN)/python -m pytest -m soak --timeout 7200
+	$(BIN)/python tests/faults/kill.py --kills 200 --seed 7
+
+docs: .venv/.made  ## write the generated pages anew
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove what was made
+	rm -rf .venv .venv-* build dist

@@ -1,0 +1,76 @@
+"""Measure, and write docs/benchmarks.md: `make bench`, or `python -m tests.benchmarks --rounds 5 --only enrich`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pyarrow
+
+from tests.benchmarks.cases import all_cases
+from tests.benchmarks.data import ROWS, make
+from tests.benchmarks.measure import instructions, python, table
+from tests.benchmarks.microbatch import microbatch
+
+HEAD = """# Benchmarks
+
+Written by `make bench`: whole processes, in turns on one machine, medians of {rounds} runs after one that does not
+count, outputs compared row for row before anything is timed. {rows:,} rows, {size:.0f} MB of CSV. Ratios travel between
+machines, absolute times do not.
+
+{machine}
+
+"""
+
+
+def main() -> int:
+    """Run the chosen cases; exit 1 when one is over its limit."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--only", default="")
+    chosen = parser.parse_args()
+    data = Path(tempfile.gettempdir()) / f"dataflare-bench-{chosen.rows}"
+    make(data, chosen.rows)
+    folder = Path(tempfile.mkdtemp(prefix="dataflare-bench-"))
+    try:
+        cases = [c for c in all_cases(data, folder) if chosen.only in c.name]
+        for case in cases:
+            case.run(chosen.rounds)
+            print(f"{case.name}: {case.ratio():.2f} of {case.reference.name} ({case.by}), limit {case.limit}", flush=True)
+        over = [c for c in cases if c.ratio() > c.limit]
+        if chosen.only:
+            print(table(cases))
+            return 1 if over else 0
+        size = (data / "orders.csv").stat().st_size / 1e6
+        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, DuckDB {duckdb.__version__}, pyarrow {pyarrow.__version__}."
+        text = HEAD.format(rounds=chosen.rounds, rows=chosen.rows, size=size, machine=machine)
+        text += table(cases) + "\n" + _start(folder) + microbatch(folder)
+        (Path(__file__).parents[2] / "docs" / "benchmarks.md").write_text(text)
+        return 1 if over else 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path) -> str:
+    """Return the instruction counts of what has to feel instant."""
+    if shutil.which("valgrind") is None:
+        return "\nInstructions were not counted: valgrind is not installed.\n"
+    command = str(Path(sys.executable).parent / "dataflare")
+    bare = instructions(python("pass"), folder)
+    lines = ["", "| start-up | million instructions | ratio to `python -c pass` | limit |", "|---|---:|---:|---:|"]
+    for name, args in (("--help", ["--help"]), ("plugin list", ["plugin", "list"])):
+        instructions([sys.executable, command, *args], folder)  # the first one fills the manifest cache
+        count = instructions([sys.executable, command, *args], folder)
+        lines.append(f"| `dataflare {name}` | {count / 1e6:.0f} | {count / bare:.1f} | ≤ 6 |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

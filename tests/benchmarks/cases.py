@@ -1,0 +1,145 @@
+"""The comparisons: each ours beside the same statement in bare DuckDB, some beside other tools too."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import duckdb
+
+from tests.benchmarks.data import COLUMNS
+from tests.benchmarks.measure import Case, Contestant, python
+
+TYPES = "{" + ", ".join(f"'{n}': '{t}'" for n, t in COLUMNS.items()) + "}"
+READ_CSV = f"read_csv('{{data}}/orders.csv', columns={TYPES}, header=true)"
+SET = {"total_eur": "round(total * rate, 2)", "label": "upper(country) || '-' || status", "day": "created_at::DATE"}
+WHERE = "status in ('paid', 'shipped') and total_eur > 10"
+MAPPED = ", ".join(f"{e} AS {n}" for n, e in SET.items())
+
+
+def ours(folder: Path, name: str, document: dict, output: str, *flags: str) -> Contestant:
+    """Return our process over a workflow written into a folder of its own."""
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "workflow.json").write_text(json.dumps({"dataflare": 1, "name": name, **document}))
+    command = [str(Path(sys.executable).parent / "dataflare"), "run", "workflow.json", "-q", *flags]
+    return Contestant("DataFlare", command, place, place / output)
+
+
+def bare(folder: Path, name: str, statement: str, output: str) -> Contestant:
+    """Return DuckDB alone with one statement; `{out}` in it is the file it writes."""
+    place = folder / f"{name}-duckdb"
+    place.mkdir(parents=True, exist_ok=True)
+    sql = statement.replace("{out}", str(place / output))
+    code = f"import duckdb; c = duckdb.connect(config={{'threads': 2}}); c.execute({sql!r})"
+    return Contestant("DuckDB", python(code), place, place / output)
+
+
+def peer(folder: Path, name: str, tool: str, code: str, output: str) -> Contestant | None:
+    """Return another tool on the same task, or None when it is not installed."""
+    if importlib.util.find_spec(tool) is None:
+        return None
+    place = folder / f"{name}-{tool}"
+    place.mkdir(parents=True, exist_ok=True)
+    return Contestant(tool, python(code.replace("{out}", str(place / output))), place, place / output)
+
+
+def same_rows(kind: str):  # noqa: ANN201
+    """Return a check that two outputs hold the same rows, by DuckDB."""
+
+    def check(one: Contestant, other: Contestant) -> None:
+        read = {"parquet": "read_parquet", "jsonl": "read_json"}[kind]
+        left, right = (f"(SELECT * FROM {read}('{_glob(c.output)}'))" for c in (one, other))
+        with duckdb.connect() as con:
+            names = [r[0] for r in con.execute(f"DESCRIBE FROM {right}").fetchall()]
+            items = ", ".join(f'"{n}"' for n in names)
+            # Sums of floats depend on the order of the rows: compared to 9 digits.
+            kinds = dict(con.execute(f"SELECT column_name, column_type FROM (DESCRIBE FROM {right})").fetchall())
+            items = ", ".join(f'round("{n}", 6) AS "{n}"' if kinds[n] == "DOUBLE" else f'"{n}"' for n in names)
+            query = f"SELECT count(*), bit_xor(hash(t)), sum(hash(t)) FROM (SELECT {items} FROM {{}}) t"
+            a, b = (con.execute(query.format(side)).fetchall() for side in (left, right))
+        if a != b:
+            raise AssertionError(f"{one.name} and {other.name} wrote different rows: {a} {b}")
+
+    return check
+
+
+def _glob(output: Path | None) -> str:
+    assert output is not None
+    return f"{output}/**/*.parquet" if output.is_dir() else str(output)
+
+
+def source(data: Path, kind: str, **more: object) -> dict:
+    """Return a source block over the made data."""
+    return {"orders": {"use": kind, "with": {"path": str(data / f"orders.{kind}"), "columns": COLUMNS, **more}}}
+
+
+def all_cases(data: Path, folder: Path) -> list[Case]:
+    """Return every comparison."""
+    steps = [
+        {"id": "clean", "use": "map", "with": {"set": SET, "drop": ["note"]}},
+        {"id": "paid", "use": "filter", "with": {"where": WHERE}},
+    ]
+    csv = READ_CSV.format(data=data)
+    to_parquet = {"out": {"use": "parquet", "with": {"path": "out.parquet"}}}
+    filtered = f"SELECT * EXCLUDE (note), {MAPPED} FROM {csv} WHERE {WHERE}"
+    fused = bare(folder, "map", f"COPY ({filtered}) TO '{{out}}' (FORMAT parquet)", "out.parquet")
+    polars = f"""
+import polars as pl
+t = pl.scan_csv({str(data / 'orders.csv')!r}, try_parse_dates=True)
+t = t.with_columns(total_eur=(pl.col('total') * pl.col('rate')).round(2), label=pl.col('country').str.to_uppercase() + '-' + pl.col('status'), day=pl.col('created_at').dt.date()).drop('note')
+t.filter(pl.col('status').is_in(['paid', 'shipped']) & (pl.col('total_eur') > 10)).sink_parquet('{{out}}')
+"""
+    pandas = f"""
+import pandas as pd
+t = pd.read_csv({str(data / 'orders.csv')!r}, parse_dates=['created_at'])
+t['total_eur'] = (t['total'] * t['rate']).round(2)
+t['label'] = t['country'].str.upper() + '-' + t['status']
+t['day'] = t['created_at'].dt.date
+t = t.drop(columns='note')
+t[t['status'].isin(['paid', 'shipped']) & (t['total_eur'] > 10)].to_parquet('{{out}}')
+"""
+    dlt = f"""
+import dlt, duckdb
+@dlt.resource(name='orders')
+def orders():
+    reader = duckdb.sql({filtered!r}).to_arrow_reader(100000)
+    for batch in reader:
+        yield batch
+p = dlt.pipeline('bench', destination=dlt.destinations.filesystem('file://{{out}}'), dataset_name='d', pipelines_dir='{{out}}/state')
+p.run(orders(), loader_file_format='parquet')
+"""
+    peers = [peer(folder, "map", "polars", polars, "out.parquet"), peer(folder, "map", "pandas", pandas, "out.parquet")]
+    streaming = ours(folder, "streaming", {"sources": source(data, "csv"), "processors": steps, "destinations": to_parquet,
+        "runtime": {"lane": "streaming"}, "state": {"checkpoint": {"every": "10s"}}}, "out.parquet")  # fmt: skip
+    groups = {"by": ["country", "status"], "select": {"orders": "count(*)", "revenue": "sum(total)", "top": "max(total)"}}
+    grouped = f"SELECT country, status, count(*) AS orders, sum(total) AS revenue, max(total) AS top FROM {csv} WHERE total > 10 GROUP BY ALL"
+    names = ", ".join(f"{n}: '{t}'" for n, t in COLUMNS.items())
+    lookup = {"lookup": {"use": "parquet", "with": {"path": str(data / "customers.parquet")}}, "on": {"customer": "id"}, "select": {"segment": "segment", "code": "code"}}
+    parquet = {"orders": {"use": "parquet", "with": {"path": str(data / "orders.parquet")}}}
+    joined = f"SELECT o.*, c.segment, c.code FROM '{data}/orders.parquet' o LEFT JOIN '{data}/customers.parquet' c ON o.customer = c.id"
+    ten = folder / "ten"
+    ten.mkdir(parents=True, exist_ok=True)
+    (ten / "in.csv").write_text("a,b\n" + "".join(f"{i},x{i}\n" for i in range(10)))
+    imports = Contestant("import duckdb, pyarrow", python("import duckdb, pyarrow; duckdb.sql('select 1').arrow()"), ten)
+    cases = [
+        Case("CSV → map, filter → Parquet", "bulk lane", ours(folder, "map", {"sources": source(data, "csv"), "processors": steps, "destinations": to_parquet}, "out.parquet"),
+             fused, 1.15, peers=[p for p in peers if p], check=same_rows("parquet")),
+        Case("CSV → filter → group by → Parquet", "bulk lane", ours(folder, "group", {"sources": source(data, "csv"), "processors": [
+            {"id": "some", "use": "filter", "with": {"where": "total > 10"}}, {"id": "daily", "use": "aggregate", "with": groups}], "destinations": to_parquet}, "out.parquet"),
+             bare(folder, "group", f"COPY ({grouped}) TO '{{out}}' (FORMAT parquet)", "out.parquet"), 1.15, check=same_rows("parquet")),
+        Case("JSONL → map → JSONL", "bulk lane", ours(folder, "json", {"sources": source(data, "jsonl"), "processors": steps[:1],
+             "destinations": {"out": {"use": "jsonl", "with": {"path": "out.jsonl"}}}}, "out.jsonl"),
+             bare(folder, "json", f"COPY (SELECT * EXCLUDE (note), {MAPPED} FROM read_json('{data}/orders.jsonl', columns={{{names}}}, format='newline_delimited')) TO '{{out}}' (FORMAT json)", "out.jsonl"), 1.2, check=same_rows("jsonl")),
+        Case("the first task, streaming lane, checkpoints every 10 s", "streaming lane", streaming, bare(folder, "streaming", f"COPY ({filtered}) TO '{{out}}' (FORMAT parquet)", "out.parquet"), 1.4, by="cpu", check=same_rows("parquet")),
+        Case("enrich 5 M rows from 1 M", "bulk lane", ours(folder, "enrich", {"sources": parquet, "processors": [{"id": "who", "use": "enrich", "with": lookup}], "destinations": to_parquet}, "out.parquet"),
+             bare(folder, "enrich", f"COPY ({joined}) TO '{{out}}' (FORMAT parquet)", "out.parquet"), 1.15, check=same_rows("parquet")),
+        Case("10 rows, CSV → JSONL", "start-up", ours(folder, "ten", {"sources": {"in": {"use": "csv", "with": {"path": "in.csv"}}}, "destinations": {"out": {"use": "jsonl", "with": {"path": "out.jsonl"}}}}, "out.jsonl"),
+             imports, 1.6),
+    ]  # fmt: skip
+    loaded = peer(folder, "map", "dlt", dlt, "out")
+    if loaded is not None:
+        cases[0].peers = [*cases[0].peers, loaded]
+    return cases

@@ -1,0 +1,133 @@
+"""Times whole processes in turns, so that all of them meet the same machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: seconds of wall clock and of CPU, and its largest resident set in bytes."""
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+@dataclass
+class Contestant:
+    """A command and how its output is told to be right.
+
+    Attributes:
+        name: for the table.
+        command: the process.
+        output: file or folder it writes, removed before each run; None: it prints.
+        folder: where it runs.
+    """
+
+    name: str
+    command: Sequence[str]
+    folder: Path
+    output: Path | None = None
+    runs: list[Run] = field(default_factory=list)
+
+    def once(self) -> Run:
+        """Run it once, from nothing."""
+        if self.output is not None and self.output.exists():
+            shutil.rmtree(self.output) if self.output.is_dir() else self.output.unlink()
+        shutil.rmtree(self.folder / ".dataflare", ignore_errors=True)
+        log = self.folder / "log.txt"
+        with log.open("w") as sink:
+            began = time.perf_counter()
+            process = subprocess.Popen(self.command, cwd=self.folder, stdout=sink, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise RuntimeError(f"{self.name} ended with {process.returncode}: {log.read_text()[-2000:]}")
+        return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+    def median(self, what: str) -> float:
+        """Return the median of `wall`, `cpu` or `memory`."""
+        return statistics.median(getattr(r, what) for r in self.runs)
+
+
+@dataclass
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: for the table.
+        what: one line for the reader.
+        ours: our process.
+        reference: the process the limit speaks of.
+        peers: others on the same task, without a limit.
+        limit: largest ratio of medians, ours to reference.
+        by: `wall` or `cpu`.
+        check: raises when the outputs of two contestants differ; called once before timing counts.
+    """
+
+    name: str
+    what: str
+    ours: Contestant
+    reference: Contestant
+    limit: float
+    by: str = "wall"
+    peers: Sequence[Contestant] = ()
+    check: Callable[[Contestant, Contestant], None] | None = None
+
+    def run(self, rounds: int) -> None:
+        """Check the outputs, then time all contestants in turns."""
+        everybody = [self.ours, self.reference, *self.peers]
+        for one in everybody:
+            one.once()
+        if self.check is not None:
+            for one in (self.ours, *self.peers):
+                self.check(one, self.reference)
+        for _ in range(rounds):
+            for one in everybody:
+                one.runs.append(one.once())
+
+    def ratio(self, one: Contestant | None = None) -> float:
+        """Return the ratio of medians to the reference."""
+        return (one or self.ours).median(self.by) / self.reference.median(self.by)
+
+
+def instructions(command: Sequence[str], folder: Path) -> int:
+    """Return the instructions a process executes, counted by callgrind."""
+    out = folder / "callgrind.out"
+    done = subprocess.run(
+        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    line = next(line for line in done.stderr.splitlines() if "Collected" in line)
+    return int(line.rpartition(":")[2].strip())
+
+
+def python(code: str) -> list[str]:
+    """Return the command that runs a piece of Python."""
+    return [sys.executable, "-c", code]
+
+
+def table(cases: Sequence[Case]) -> str:
+    """Return the results as a Markdown table."""
+    lines = ["| task | measured by | who | median | ratio to the reference | limit | memory MiB |", "|---|---|---|---:|---:|---:|---:|"]
+    for case in cases:
+        for one in (case.ours, case.reference, *case.peers):
+            mark = f"≤ {case.limit:g}" if one is case.ours else ""
+            lines.append(
+                f"| {case.name if one is case.ours else ''} | {case.by} | {one.name} | {one.median(case.by):.3f} s "
+                f"| {case.ratio(one):.2f} | {mark} | {one.median('memory') / 2**20:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+Environment = Mapping[str, str]
