@@ -66,6 +66,10 @@ class Destination(Component[C], ABC):
         """
         return None
 
+    def copies(self) -> bool:
+        """Whether the bulk lane may write here; asked by the planner before `open`."""
+        return type(self).copy is not Destination.copy
+
     def copied(self, rows: int) -> None:
         """The bulk statements are done and wrote `rows` rows."""
 

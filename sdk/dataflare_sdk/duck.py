@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataflare.errors import code
 from dataflare_sdk.schema import literal
 
 if TYPE_CHECKING:
     import duckdb
 
+OUT_OF_MEMORY = code(
+    "world.out-of-memory", 4, "A step needs more memory than it was given and cannot spill.", "Raise `runtime.memory`."
+)
 NO_PUSHDOWN = "SET disabled_optimizers='filter_pushdown,filter_pullup'"
 """For a statement where a step that drops rows follows an expression that can fail: DuckDB must not drop the
 failing rows first (with pushdown on, failures silently became filtered rows)."""

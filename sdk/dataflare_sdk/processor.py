@@ -38,7 +38,7 @@ class Processor(Component[C], ABC):
         lanes agree on whether its failure matters.
 
         Args:
-            needed: output to the columns of it that anybody downstream uses.
+            needed: output to the columns of it that anybody downstream uses; an output nobody reads is missing.
 
         Returns:
             Input to the columns of it that are needed for that, or None: all of every input.

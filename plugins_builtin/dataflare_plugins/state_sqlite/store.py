@@ -17,12 +17,10 @@ from typing import IO, Any, TypeVar
 
 from dataflare_sdk import Checkpoint, Component, DataflareError, DeadLetter, Lease, code, config, option, platform
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fence import FENCED
 from dataflare_plugins.state_sqlite.chunks import ChunkFolder
 
 BUSY = code("run.busy", 4, "Another run of this workflow is under way.", "Wait for it, stop it, or use --take-over.")
-FENCED = code(
-    "state.fenced", 4, "A newer run has taken over; this one may not write any more.", "Let the newer run finish."
-)
 DAMAGED = code(
     "state.damaged",
     4,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dataflare_sdk import Destination, EdgeSpec, ExtractSpec, Node, Partition, Plan, TaskSpec
+from dataflare_sdk import EdgeSpec, ExtractSpec, Node, Partition, Plan, TaskSpec
 
 if TYPE_CHECKING:
     from dataflare_plugins.engine.planning.planner import Planner
@@ -68,7 +68,7 @@ class TaskMaker:
         if node.kind == "processor":
             inputs = self._planner.input_schemas(node.id) or {}
             return None if component.relation({name: '"x"' for name in inputs}) else f"{node.use} has no SQL"
-        return None if _overrides_copy(component) else f"{node.use} takes batches only"
+        return None if component.copies() else f"{node.use} takes batches here"
 
     def _source_against_bulk(self, node: Node, component: Any, extract: ExtractSpec) -> str | None:
         stream = self._planner._streams[node.id][0]
@@ -144,7 +144,3 @@ def _fused_with(node: str, edges: Sequence[EdgeSpec]) -> str | None:
         return None
     readers = [e for e in edges if e.source == incoming[0].source]
     return incoming[0].source if len(readers) == 1 else None
-
-
-def _overrides_copy(component: Any) -> bool:
-    return getattr(type(component), "copy", None) is not Destination.copy

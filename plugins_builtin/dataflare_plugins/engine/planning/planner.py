@@ -27,9 +27,11 @@ from dataflare_sdk import (
 )
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
+from dataflare_sdk.row_stage import MISSING_COLUMN
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.specs import extract_from, write_from
 
 UNKNOWN_OUTPUT = code(
@@ -49,9 +51,6 @@ UNKNOWN_SCHEMA = code(
     3,
     "The columns of a source are not known offline.",
     "Give the source `columns`, or run `dataflare discover`.",
-)
-MISSING_KEY = code(
-    "workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input."
 )
 
 
@@ -168,7 +167,7 @@ class Planner:
             if name not in schema.names:
                 near = nearest(name, schema.names)
                 fix = f"did you mean '{near}'?" if near else f"the columns are {', '.join(schema.names)}"
-                self.problems.append(MISSING_KEY.problem(f"no column '{name}' arrives at '{node.id}'", fix=fix, **path))
+                self.problems.append(MISSING_COLUMN.problem(f"no column '{name}' arrives at '{node.id}'", fix=fix, **path))
         self.problems += [
             NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path))
             for reason in component.accepts(schema, write)
@@ -230,10 +229,11 @@ class Planner:
             inputs = self.input_schemas(node.id) or {}
             wanted: Mapping[str, frozenset[str]] | None = None
             if node.kind == "processor":
-                consumed = any(e.source == node.id for e in self.edges)
+                read = {e.output for e in self.edges if e.source == node.id} or {""}
                 needed = {
-                    name: frozenset(uses.get((node.id, name), () if consumed else schema.names))
+                    name: frozenset(uses.get((node.id, name), schema.names))
                     for name, schema in outputs.items()
+                    if name in read
                 }
                 self._needed[node.id] = needed
                 wanted = self.built[node.id].prune(needed)
@@ -357,19 +357,6 @@ def on_record(node: Node, workflow: Workflow) -> str:
     own = (node.blocks.get("errors") or {}).get("on_record")
     general = (workflow.settings.get("errors") or {}).get("on_record")
     return str(own or general or "fail")
-
-
-def parse_path(path: str | None) -> tuple[str | int, ...]:
-    """Read `processors[0].with.set.x` back into a path."""
-    if not path:
-        return ()
-    parts: list[str | int] = []
-    for piece in path.replace("]", "").split("."):
-        name, *indices = piece.split("[")
-        if name:
-            parts.append(name)
-        parts += [int(i) if i.isdigit() else i for i in indices]
-    return tuple(parts)
 
 
 def _identity(node: NodeSpec) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Chain:
         for edge in env.plan.edges:
             if edge.source in spec.nodes:
                 self._next.setdefault((edge.source, edge.output), []).append(edge)
+        self._read = {node for node, _ in self._next}
         try:
             for node in nodes:
                 if node.kind == "processor":
@@ -108,7 +109,7 @@ class Chain:
             if batch.data.num_rows == 0:
                 continue
             batch.data = self._checked(operator, output, batch.data)
-            if not output or (node, output) in self._next:
+            if (node, output) in self._next or (not output and node not in self._read):
                 operator.counts.rows_out += batch.data.num_rows
             self.emit(node, output, batch)
 

@@ -1,0 +1,5 @@
+"""`python -m dataflare` is the command `dataflare`."""
+
+from dataflare.cli import main
+
+main()

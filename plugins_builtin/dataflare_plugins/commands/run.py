@@ -1,0 +1,146 @@
+"""`dataflare run`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime, verb
+from dataflare_plugins.commands.common import file_argument, guarantees, params_of, size, table, workflow_options
+
+
+@click.command("run")
+@file_argument
+@workflow_options
+@click.option("--lane", type=click.Choice(["auto", "bulk", "streaming"]), help="Which way the rows go.")
+@click.option("--memory", metavar="SIZE", help="Memory of the whole process, `512MiB`.")
+@click.option("--threads", type=int, metavar="N", help="Threads of a scan or statement.")
+@click.option("--batch-rows", type=int, metavar="N", help="Rows of a batch at most.")
+@click.option("--once", is_flag=True, help="Stop at the position each source had when the run began.")
+@click.option("--watch", is_flag=True, help="Run by the file's schedule.")
+@click.option("--plan", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Run a plan that `plan --json` wrote.")
+@click.option("--strict", is_flag=True, help="Unknown types are errors; dead letters make the exit code 5.")
+@click.option("--take-over", is_flag=True, help="Ignore another run's lock.")
+@click.option("--events", type=click.Path(path_type=Path, dir_okay=False), help="Append every event to this file as JSON lines.")
+@verb
+def run(
+    call: Invocation, file: Path, params: tuple[str, ...], profile: str | None, plan: Path | None, events: Path | None,
+    once: bool, watch: bool, strict: bool, take_over: bool, **flags: Any,
+) -> int:  # fmt: skip
+    """Run a workflow: everything in FILE, from sources to destinations."""
+    names = {"lane": "runtime.lane", "memory": "runtime.memory", "threads": "runtime.threads", "batch_rows": "runtime.batch.rows"}
+    settings = {names[k]: v for k, v in flags.items() if v is not None}
+    if watch:
+        from dataflare_plugins.commands.codes import NOT_YET
+
+        raise NOT_YET.error("`run --watch` is not built yet")
+    options = RunOptions(
+        once=once, take_over=take_over, strict=strict, events=events, plan=None if plan is None else read_plan(plan)
+    )
+    with call.runtime(file.parent, settings, profile) as runtime:
+        workflow = runtime.parse(file, params_of(params), profile)
+        runtime.authorize("run", workflow.name)
+        to_stdout = any(n.kind == "destination" and n.use.partition("@")[0] == "stdout" for n in workflow.nodes)
+        report = _watched(call, runtime, workflow, options)
+        call.emit(report.document, err=to_stdout)
+        if not call.json:
+            _tell(call, report.document)
+    return _exit(report.document, strict)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read a plan document, alone or as `plan --json` prints it."""
+    import json
+
+    from dataflare_plugins.commands.codes import BAD_PLAN
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return dict(document.get("plan", document))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BAD_PLAN.error(f"'{path}' is no plan: {error}", file=str(path)) from None
+
+
+def _watched(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions) -> Any:
+    """Run with Ctrl-C draining first and ending at once the second time; with a display on a terminal."""
+    handles: list[RunHandle] = []
+    asked = threading.Event()
+
+    def stop(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        for handle in handles:
+            handle.cancel()
+        call.say("draining; once more to stop at once", err=True)
+
+    def started(handle: RunHandle) -> None:
+        handles.append(handle)
+        if asked.is_set():
+            handle.cancel()
+        if display is not None:
+            display.start(handle)
+
+    display = _display(call, runtime)
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if _main_thread() else {}
+    try:
+        return runtime.run(workflow, options, on_start=started)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if display is not None:
+            display.stop()
+
+
+def _main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _display(call: Invocation, runtime: Runtime) -> Any:
+    """Return the live display on a terminal, else None: rich is not even imported then."""
+    if call.json or call.verbosity < 0 or not sys.stderr.isatty():
+        return None
+    return runtime.host.build("monitor", "console", {"color": call.color})
+
+
+def _tell(call: Invocation, document: dict[str, Any]) -> None:
+    """Tell a person how it went."""
+    from dataflare_sdk import Problem
+
+    call.report([Problem(**p) for p in document["problems"]])
+    if not document["nodes"]:
+        return
+    rows = [
+        (n["id"], n["kind"], n["plugin"], n["rows_in"], n["rows_out"], n["filtered"], n["skipped"] + n["dead_lettered"], float(n["seconds"]))
+        for n in document["nodes"]
+    ]
+    call.say(table(rows, ("node", "kind", "plugin", "in", "out", "filtered", "bad", "seconds")), err=True)
+    counts = document["rows"]
+    resumed = ", resumed" if document["resumed"] else ""
+    peak = f", peak {size(document['peak_memory_bytes'])}" if document["peak_memory_bytes"] else ""
+    call.say(
+        f"{document['workflow']}: {document['status']} ({document['lane']} lane{resumed}{peak}): "
+        f"{counts['read']:,} read, {counts['written']:,} written, {counts['filtered']:,} filtered, {counts['dead_lettered']:,} dead-lettered",
+        err=True,
+    )
+    if document["status"] == "done":
+        for line in guarantees(document["guarantee"]):
+            call.say(line, err=True)
+    if counts["dead_lettered"]:
+        call.say("  see: dataflare dlq list", err=True)
+
+
+def _exit(document: dict[str, Any], strict: bool) -> int:
+    from dataflare_sdk import Problem, exit_code
+
+    code = exit_code([Problem(**p) for p in document["problems"]])
+    if document["status"] == "interrupted":
+        return 130
+    if document["status"] == "failed":
+        return code or 1
+    return 5 if strict and document["rows"]["dead_lettered"] else code

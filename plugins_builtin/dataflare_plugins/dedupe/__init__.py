@@ -1,0 +1,1 @@
+"""One row per key: the first or the last."""

@@ -1,0 +1,1 @@
+"""Add columns from a table or file by key."""

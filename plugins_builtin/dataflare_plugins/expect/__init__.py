@@ -1,0 +1,1 @@
+"""Hold rows to rules."""

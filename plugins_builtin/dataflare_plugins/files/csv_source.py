@@ -1,0 +1,220 @@
+"""CSV files, read by DuckDB with everything explicit: nothing is guessed while rows move."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import RowRejection, ScanUnit, code, config, duck, option
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.schema import literal, quote
+from dataflare_plugins.files.inputs import InputFile
+from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
+
+RAGGED = code("data.ragged-row", 1, "A row has more or fewer values than the header.", "Mend the row, or set `errors.on_record`.")
+BAD_VALUE = code("data.bad-value", 1, "A value does not have the type of its column.", "Mend the value, or read the column as VARCHAR.")
+BAD_ENCODING = code("data.bad-encoding", 1, "A row holds bytes that are no UTF-8.", "Convert the file to UTF-8.")
+BAD_QUOTES = code("data.unbalanced-quote", 1, "A quoted value does not end.", "Close the quote.")
+TOO_LONG = code("data.line-too-long", 1, "A line is longer than the reader takes.", "Look for a quote that is never closed.")
+EMPTY = code("data.empty-file", 1, "A file is empty, without even a header.", "Give `columns`, or remove the file.")
+
+_KINDS = {
+    "CAST": BAD_VALUE,
+    "MISSING COLUMNS": RAGGED,
+    "TOO MANY COLUMNS": RAGGED,
+    "UNQUOTED VALUE": BAD_QUOTES,
+    "LINE SIZE OVER MAXIMUM": TOO_LONG,
+    "INVALID ENCODING": BAD_ENCODING,
+    "INVALID STATE": BAD_QUOTES,
+}
+_SIGNS = (
+    ("Expected Number of Columns", RAGGED),
+    ("converting column", BAD_VALUE),
+    ("nicode", BAD_ENCODING),
+    ("unterminated", BAD_QUOTES),
+    ("quote", BAD_QUOTES),
+    ("Maximum line size", TOO_LONG),
+)
+SAMPLE = 1 << 20
+TYPES = ("BOOLEAN", "BIGINT", "DOUBLE", "DATE", "TIMESTAMP")
+
+
+@config
+class CsvConfig(FileConfig):
+    """How a CSV file is written: DuckDB's meaning of everything that is not said."""
+
+    delimiter: str | None = option("Character between values; by default that of the header is found out.", default=None, example=";")
+    header: bool = option("The first line names the columns.", default=True)
+    null_values: list[str] | str = option("Texts that mean NULL, besides nothing at all.", default_factory=list, example=["NA"])
+
+
+class CsvSource(FileSource[CsvConfig]):
+    """Columns go by the names of each file's own header."""
+
+    Config = CsvConfig
+    endings = (".csv", ".tsv", ".txt")
+
+    def look(
+        self, files: Sequence[InputFile], declared: pa.Schema | None
+    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Read every header; sniff types where they are not declared."""
+        details: dict[str, dict[str, Any]] = {}
+        found: list[pa.Schema] = []
+        for file in files:
+            delimiter, names = self._head(file, declared)
+            details[file.name] = {"delimiter": delimiter, "names": names}
+            if declared is None:
+                found.append(self._sniff(file, delimiter, names))
+            else:
+                self._check_names(file, names, declared)
+        return (schemas.union(found) if declared is None else declared), details
+
+    def _head(self, file: InputFile, declared: pa.Schema | None) -> tuple[str, list[str]]:
+        """Return the delimiter and the names of a file's columns."""
+        try:
+            with pa.input_stream(file.path, compression="detect") as stream:
+                raw = stream.read(SAMPLE)
+        except (OSError, pa.ArrowException) as error:
+            raise explain(error, file) from error
+        text = raw.decode("utf-8-sig", "replace")
+        if not text.strip("\r\n"):
+            if declared is not None:
+                return self.config.delimiter or ",", declared.names
+            raise EMPTY.error(f"the file '{file.name}' is empty", file=file.name, line=1)
+        delimiter = self.config.delimiter or _delimiter(text.split("\n", 1)[0])
+        first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        if self.config.header:
+            return delimiter, _unique(first)
+        if declared is not None and len(declared) == len(first):
+            return delimiter, declared.names
+        return delimiter, [f"column{i}" for i in range(len(first))]
+
+    def _check_names(self, file: InputFile, names: Sequence[str], declared: pa.Schema) -> None:
+        for name in declared.names:
+            if name not in names:
+                raise MISSING_COLUMN.error(
+                    f"the file '{file.name}' has no column '{name}'; it has {', '.join(names)}", file=file.name, line=1
+                )
+
+    def _sniff(self, file: InputFile, delimiter: str, names: Sequence[str]) -> pa.Schema:
+        """Return the types DuckDB sees in a sample; when it cannot make sense of one, a cautious guess of ours."""
+        options = self._options(delimiter)
+        with duck.connect(threads=1) as connection:
+            try:
+                rows = connection.sql(f"DESCRIBE SELECT * FROM read_csv({literal(file.path)}, ignore_errors=true, {options})").fetchall()
+                kinds = [r[1] for r in rows]
+                if len(kinds) != len(names):
+                    raise ValueError("another number of columns")
+            except Exception:
+                kinds = self._guess(connection, file, delimiter, names)
+            items = ", ".join(f"NULL::{k} AS {quote(n)}" for n, k in zip(names, kinds, strict=True))
+            return schemas.normalise(connection.sql(f"SELECT {items} LIMIT 0").to_arrow_table().schema)
+
+    def _guess(self, connection: Any, file: InputFile, delimiter: str, names: Sequence[str]) -> list[str]:
+        columns = "{" + ", ".join(f"{literal(n)}: 'VARCHAR'" for n in names) + "}"
+        source = f"read_csv({literal(file.path)}, columns={columns}, auto_detect=false, ignore_errors=true, {self._options(delimiter)})"
+        fits = ", ".join(
+            f"bool_and({quote(n)} IS NULL OR try_cast({quote(n)} AS {t}) IS NOT NULL) AND count({quote(n)}) > 0"
+            for n in names
+            for t in TYPES
+        )
+        try:
+            row = connection.sql(f"SELECT {fits} FROM (SELECT * FROM {source} LIMIT 20480)").fetchall()[0]
+        except Exception as error:
+            raise self._explain(error, file) from error
+        told = [row[i * len(TYPES) : (i + 1) * len(TYPES)] for i in range(len(names))]
+        return [next((t for t, fit in zip(TYPES, fit_of, strict=True) if fit), "VARCHAR") for fit_of in told]
+
+    def _options(self, delimiter: str) -> str:
+        given = [self.config.null_values] if isinstance(self.config.null_values, str) else self.config.null_values
+        nulls = ", ".join(literal(v) for v in dict.fromkeys(["", *given]))
+        header = "true" if self.config.header else "false"
+        return f"delim={literal(delimiter)}, quote='\"', escape='\"', header={header}, skip=0, nullstr=[{nulls}]"
+
+    def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
+        """Return a scan with explicit types; a column nobody uses is text, so that it cannot fail."""
+        wanted = {f.name: schemas.duck_type(f.type) for f in schema}
+        plain = {n: t if _reads_as_text(t) else "VARCHAR" for n, t in wanted.items()}
+        columns = "{" + ", ".join(f"{literal(n)}: {literal(plain.get(n, 'VARCHAR'))}" for n in pins["names"]) + "}"
+        options = f"columns={columns}, auto_detect=false, {self._options(pins['delimiter'])}"
+        rejects = None
+        if self.ctx.on_record != "fail":
+            table = "rejects_" + hashlib.sha256(f"{self.ctx.node} {file.name}".encode()).hexdigest()[:16]
+            options += f", store_rejects=true, rejects_table='{table}', rejects_scan='{table}_scan', rejects_limit=0"
+            rejects = _rejects(table, file)
+        present = set(pins["names"])
+        items = ", ".join(
+            f"CAST({quote(n)} AS {t}) AS {quote(n)}" if n in present else f"NULL::{t} AS {quote(n)}" for n, t in wanted.items()
+        )
+        return ScanUnit(
+            id=file.name,
+            sql=f"SELECT {items} FROM read_csv({literal(file.path)}, {options})",
+            position={"file": file.name},
+            paths=(file.path,),
+            rejects=rejects,
+            check=file.check,
+            explain=lambda error: self._explain(error, file),
+        )
+
+    def _explain(self, error: Exception, file: InputFile) -> Exception:
+        text = str(error)
+        line = re.search(r"CSV Error on Line: (\d+)", text)
+        if line is None:
+            return explain(error, file)
+        reason = next((r for r in text.splitlines() if any(sign in r for sign, _ in _SIGNS)), text.splitlines()[0])
+        kind = next((k for sign, k in _SIGNS if sign in reason), RAGGED)
+        return kind.error(f"{reason.strip()} (in '{file.name}')", file=file.name, line=int(line[1]))
+
+
+def _rejects(table: str, file: InputFile) -> Callable[[Any], Sequence[RowRejection]]:
+    def read(connection: Any) -> Sequence[RowRejection]:
+        rows = connection.execute(
+            f"SELECT line, first(error_type::VARCHAR ORDER BY column_idx), first(error_message ORDER BY column_idx), "
+            f"first(csv_line ORDER BY column_idx), first(column_name ORDER BY column_idx) FROM {table} GROUP BY line ORDER BY line"
+        ).fetchall()
+        return [
+            RowRejection(
+                code=_KINDS.get(kind, RAGGED).name,
+                cause=" ".join(str(message).split()),
+                position={"file": file.name, "line": line},
+                raw=None if raw is None else str(raw),
+                detail={"column": column} if column else {},
+            )
+            for line, kind, message, raw, column in rows
+        ]
+
+    return read
+
+
+def _delimiter(header: str) -> str:
+    """Return the delimiter a header line shows: the commonest of the usual ones, outside quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    counts = {d: bare.count(d) for d in (",", ";", "\t", "|")}
+    best = max(counts, key=lambda d: counts[d])
+    return best if counts[best] else ","
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return names as DuckDB gives them: unnamed ones numbered, a second `a` becomes `a_1`."""
+    made: list[str] = []
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        base = name.strip() or f"column{i}"
+        one, n = base, 0
+        while one.lower() in seen:
+            n += 1
+            one = f"{base}_{n}"
+        seen.add(one.lower())
+        made.append(one)
+    return made
+
+
+def _reads_as_text(kind: str) -> bool:
+    """Return True for types that the CSV reader itself can produce."""
+    return not kind.endswith("]") and not kind.startswith(("STRUCT", "MAP", "BLOB", "INTERVAL", "TIME_NS"))

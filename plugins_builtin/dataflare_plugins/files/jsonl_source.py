@@ -1,0 +1,138 @@
+"""JSON lines, one object a line, read by DuckDB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import RowRejection, ScanUnit, code, duck
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.schema import literal, quote
+from dataflare_plugins.files.csv_source import BAD_VALUE
+from dataflare_plugins.files.inputs import InputFile
+from dataflare_plugins.files.source import FileConfig, FileSource, explain
+
+BAD_JSON = code("data.bad-json", 1, "A line is no JSON object.", "Mend the line, or set `errors.on_record`.")
+LINES = (
+    "read_csv({path}, columns={{'line': 'VARCHAR'}}, delim='', quote='', escape='', header=false, auto_detect=false, "
+    "nullstr='', max_line_size=16777216)"
+)
+
+
+class JsonlSource(FileSource[FileConfig]):
+    """A key that a line lacks is NULL; a blank line is none."""
+
+    Config = FileConfig
+    endings = (".jsonl", ".ndjson", ".json")
+
+    def look(
+        self, files: Sequence[InputFile], declared: pa.Schema | None
+    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Sniff a sample of every file unless the columns are declared."""
+        if declared is not None:
+            return declared, {}
+        found = []
+        with duck.connect(threads=1) as connection:
+            for file in files:
+                source = f"read_json({literal(file.path)}, format='newline_delimited', ignore_errors=true)"
+                try:
+                    made = connection.sql(f"SELECT * FROM {source} LIMIT 0").to_arrow_table().schema
+                except Exception as error:
+                    raise explain(error, file) from error
+                if made.names == ["json"] and not _has_key(connection, file, "json"):
+                    continue  # what DuckDB calls a file without any object
+                found.append(schemas.normalise(made))
+        if not found:
+            raise BAD_JSON.error(f"the file '{files[0].name}' holds no JSON object", file=files[0].name, line=1)
+        return schemas.union(found), {}
+
+    def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:  # noqa: ARG002
+        """Return a scan that fails on a bad line, or one that leaves bad lines for `rejects`, as the policy asks."""
+        kinds = {f.name: schemas.duck_type(f.type) for f in schema}
+        careful = self.ctx.on_record != "fail"
+        return ScanUnit(
+            id=file.name,
+            sql=_careful(file, kinds) if careful else _plain(file, kinds),
+            position={"file": file.name},
+            paths=(file.path,),
+            rejects=_rejects(file, kinds) if careful else None,
+            check=file.check,
+            explain=lambda error: _explain(error, file),
+        )
+
+
+def _plain(file: InputFile, kinds: Mapping[str, str]) -> str:
+    columns = "{" + ", ".join(f"{literal(n)}: {literal(t)}" for n, t in kinds.items()) + "}"
+    items = ", ".join(quote(n) for n in kinds)
+    return f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', columns={columns})"
+
+
+def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:
+    """Return a SELECT of line number, text, values `r` and whether the line can be read as its columns."""
+    spec = literal("{" + ", ".join(f"{_json(n)}: {_json(t)}" for n, t in kinds.items()) + "}")
+    # A value that is there and comes out as NULL could not be cast.
+    fits = [
+        f"(struct_extract(r, {literal(n)}) IS NOT NULL OR coalesce(json_type(line, {literal(_path(n))}), 'NULL') = 'NULL')"
+        for n in kinds
+    ]
+    good = f"CASE WHEN valid THEN {' AND '.join(fits) or 'true'} ELSE false END"
+    numbered = f"SELECT row_number() OVER () AS n, line FROM {LINES.format(path=literal(file.path))}"
+    judged = f"SELECT n, line, coalesce(json_valid(line) AND TRY(json_type(line)) = 'OBJECT', false) AS valid FROM ({numbered}) WHERE trim(line) <> ''"
+    read = f"SELECT n, line, valid, CASE WHEN valid THEN from_json(line, {spec}) END AS r FROM ({judged})"
+    return f"SELECT n, line, valid, r, {good} AS good FROM ({read})"
+
+
+def _careful(file: InputFile, kinds: Mapping[str, str]) -> str:
+    items = ", ".join(f"struct_extract(r, {literal(n)}) AS {quote(n)}" for n in kinds)
+    return f"SELECT {items} FROM ({_lines(file, kinds)}) WHERE good"
+
+
+def _rejects(file: InputFile, kinds: Mapping[str, str]) -> Callable[[Any], Sequence[RowRejection]]:
+    def read(connection: Any) -> Sequence[RowRejection]:
+        wrong = [
+            f"WHEN struct_extract(r, {literal(n)}) IS NULL AND coalesce(json_type(line, {literal(_path(n))}), 'NULL') <> 'NULL' THEN {literal(n)}"
+            for n in kinds
+        ]
+        column = f"CASE {' '.join(wrong)} END" if wrong else "NULL"
+        rows = connection.execute(
+            f"SELECT n, line, valid, CASE WHEN valid THEN {column} END FROM ({_lines(file, kinds)}) WHERE NOT good ORDER BY n"
+        ).fetchall()
+        return [_rejection(file, n, line, name if valid else None, kinds) for n, line, valid, name in rows]
+
+    return read
+
+
+def _rejection(file: InputFile, line: int, text: str, column: str | None, kinds: Mapping[str, str]) -> RowRejection:
+    position = {"file": file.name, "line": line}
+    if column is None:
+        return RowRejection(BAD_JSON.name, "the line is no JSON object", position, raw=text)
+    cause = f"the value of '{column}' is no {kinds[column]}"
+    return RowRejection(BAD_VALUE.name, cause, position, raw=text, detail={"column": column})
+
+
+def _explain(error: Exception, file: InputFile) -> Exception:
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    place = re.search(r"(?:in line|line) (\d+)", message)
+    if place is None:
+        return explain(error, file)
+    kind = BAD_VALUE if "ransform" in message or "cast" in message.lower() else BAD_JSON
+    reason = message.split(": ", 1)[-1].replace(file.path, file.name)
+    return kind.error(reason, file=file.name, line=int(place[1]))
+
+
+def _has_key(connection: Any, file: InputFile, key: str) -> bool:
+    row = connection.sql(f"SELECT count(*) FROM {LINES.format(path=literal(file.path))} WHERE json_exists(line, {literal(_path(key))})").fetchall()
+    return bool(row[0][0])
+
+
+def _path(name: str) -> str:
+    return '$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _json(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)

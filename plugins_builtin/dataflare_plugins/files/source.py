@@ -1,0 +1,126 @@
+"""What the file sources have in common: finding, pinning, incremental reading by name and time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+
+from dataflare_sdk import CODES, DataflareError, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.scan_reader import ScanSource, Unit
+from dataflare_plugins.files import inputs
+from dataflare_plugins.files.inputs import InputFile
+
+BAD_TYPE = code("config.bad-type", 3, "`columns` names a type that does not exist.", "Use a type of DuckDB's.")
+MISSING_COLUMN = code("data.missing-column", 1, "A file lacks a column that `columns` names.", "Mend the file, or leave the column out.")
+TRUNCATED = code("data.truncated", 1, "A packed file ends too early.", "Fetch the file again; nothing of it was written.")
+UNREADABLE = code("data.unreadable", 1, "A file cannot be read as its format.", "Check the file and the options that describe it.")
+
+
+@config
+class FileConfig:
+    """Where files are read from."""
+
+    path: str = option("File, glob, folder or http(s) address; .gz, .zst and .zip are unpacked.", example="in/*.csv")
+    columns: dict[str, str] | None = option("Columns to read, with DuckDB types, by name; by default all, types are sniffed.", default=None)
+
+
+C = TypeVar("C", bound=FileConfig)
+
+
+class FileSource(ScanSource[C]):
+    """Files in the order of their names; each is read whole, and is pinned by size and time."""
+
+    features = frozenset({"full", "incremental", "replayable", "ordered"})
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
+        """Find the files and their columns; files that a finished incremental run has read are left out."""
+        files = self._find()
+        declared = self._declared()
+        if not files and self.ctx.offline:
+            return [StreamInfo(self.ctx.node, declared)]
+        if not files and not (extract.mode == "incremental" and declared is not None):
+            raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
+        schema, details = self.look(files, declared)
+        seen = dict((offset or {}).get("seen", {})) if extract.mode == "incremental" else {}
+        chosen = [f for f in files if seen.get(f.name) != [f.size, f.mtime]]
+        pins = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
+        if extract.mode == "incremental":
+            pins["seen"] = seen
+        return [StreamInfo(self.ctx.node, schema, pins=pins)]
+
+    def check(self) -> None:
+        """Find at least one file.
+
+        Raises:
+            DataflareError: `world.missing-input`, `world.unreachable`.
+        """
+        if not self._find():
+            raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
+
+    def _find(self) -> list[InputFile]:
+        base, staging = Path(self.ctx.base_dir), Path(self.ctx.staging_dir)
+        return inputs.find(self.config.path, base, self.endings, staging, offline=self.ctx.offline)
+
+    def _declared(self) -> pa.Schema | None:
+        """Return the schema that `columns` names."""
+        if self.config.columns is None:
+            return None
+        fields = []
+        with duck.connect(threads=1) as connection:
+            for name, kind in self.config.columns.items():
+                try:
+                    if any(c in kind for c in ";\0") or "--" in kind:
+                        raise ValueError(kind)
+                    made = connection.sql(f"SELECT CAST(NULL AS {kind}) AS x LIMIT 0").to_arrow_table().schema
+                except Exception:
+                    raise BAD_TYPE.error(f"'{kind}' is no type", path=f"columns.{name}") from None
+                fields.append(pa.field(name, schemas.normalise(made).field(0).type))
+        return pa.schema(fields)
+
+    @abstractmethod
+    def look(
+        self, files: Sequence[InputFile], declared: pa.Schema | None
+    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Return the schema, and by file name what else has to be pinned."""
+
+    @abstractmethod
+    def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
+        """Return the scan of one file, giving exactly `schema`."""
+
+    def scan_schema(self, partition: Partition, extract: ExtractSpec) -> pa.Schema:
+        """Return the columns that are used, in the stream's order."""
+        schema = schemas.from_json(partition.spec["schema"])
+        return schema if extract.columns is None else pa.schema([schema.field(n) for n in extract.columns])
+
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+        """Return one scan per file."""
+        schema = self.scan_schema(partition, extract)
+        return [self.unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]
+
+    def finish(self, partition: Partition, extract: ExtractSpec) -> Callable[[Sequence[Unit]], Mapping[str, Any]] | None:
+        """Of an incremental extraction, keep which files have been read, as they were."""
+        if extract.mode != "incremental":
+            return None
+        known = {f["name"]: [f["size"], f["mtime"]] for f in partition.spec["files"]}
+        before = dict(partition.spec.get("seen", {}))
+        return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}}
+
+
+def explain(error: Exception, file: InputFile) -> Exception:
+    """Turn what DuckDB says of a file into an error with a code and the file."""
+    if isinstance(error, DataflareError):
+        return error
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "GZIP" in message or "ZSTD" in message.upper() or "ncomplete" in message and "frame" in message:
+        return TRUNCATED.error(f"the file '{file.name}' ends too early: {message}", file=file.name)
+    if "No space left" in message:
+        return CODES["world.disk-full"].error(message)
+    if "Out of Memory" in message or "OutOfMemory" in type(error).__name__:
+        return CODES["world.out-of-memory"].error(message)
+    return UNREADABLE.error(f"the file '{file.name}' cannot be read: {message}", file=file.name)

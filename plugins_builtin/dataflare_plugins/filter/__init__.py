@@ -1,0 +1,1 @@
+"""Keep the rows a condition is true for."""

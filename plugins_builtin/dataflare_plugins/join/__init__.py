@@ -1,0 +1,1 @@
+"""Join two inputs by key."""

@@ -1,0 +1,1 @@
+"""Select, rename, compute and drop columns."""

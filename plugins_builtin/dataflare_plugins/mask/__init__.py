@@ -1,0 +1,1 @@
+"""Hide values: redact, hash or show a part."""

@@ -1,0 +1,1 @@
+"""Read JSON or text by a pattern into columns."""

@@ -1,0 +1,1 @@
+"""A function of your own, per batch or per row."""

@@ -1,0 +1,1 @@
+"""Send each row to the first route that matches."""

@@ -1,0 +1,1 @@
+"""Any one SELECT over the inputs."""

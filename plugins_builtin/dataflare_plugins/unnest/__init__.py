@@ -1,0 +1,1 @@
+"""One row per element of a list."""

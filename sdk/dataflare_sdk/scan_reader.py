@@ -1,0 +1,250 @@
+"""Reading in units: files, tables or ranges, each read from its beginning in a repeatable order.
+
+`UnitReader` turns units into batches with offsets that resume at any row; `ScanSource` does so for sources whose
+units are SQL scans.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Pause, Reader, RowRejection
+from dataflare_sdk import duck
+from dataflare_sdk.component import C
+from dataflare_sdk.messages import Batch, Origin
+from dataflare_sdk.scan import ScanUnit
+from dataflare_sdk.source import Source
+
+FETCH_ROWS = 65_536
+
+
+class Unit(Protocol):
+    """Something that is read from its beginning, or from any row on.
+
+    Attributes:
+        id: stable; offsets name it.
+        position: what the positions of its rows share.
+    """
+
+    id: str
+    position: Mapping[str, Any]
+
+    def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
+        """Yield its rows after the first `skip`, at most `limit`."""
+        ...
+
+    def rejects(self) -> Sequence[RowRejection]:
+        """Return the rows that could not be read, once all others were."""
+        ...
+
+
+class UnitReader:
+    """Reads units one after the other.
+
+    An offset is `{"v": 1, "unit": id, "row": rows handed out of it}`, with `"done": true` once its rejects were
+    handed out too. Rejects are known when a unit has been read to its end, so they come with that last step.
+
+    Args:
+        source: id of the source node.
+        units: in reading order.
+        offset: where to go on, or None.
+        until: where to stop, or None.
+        pauses: end with `Pause`, not `End`.
+        finish: adds to the offset what is known once a unit is done (names of files already read).
+        close: called when the reader is closed.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        units: Sequence[Unit],
+        offset: Offset | None,
+        until: Offset | None,
+        *,
+        pauses: bool = False,
+        finish: Callable[[Sequence[Unit]], Mapping[str, Any]] | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self._source = source
+        self._units = list(units)
+        self._until = until
+        self._pauses = pauses
+        self._finish = finish
+        self._on_close = close
+        self._order = {u.id: i for i, u in enumerate(self._units)}
+        self._at, self._row = self._start(offset)
+        self._stop = None if until is None else self._order.get(str(until.get("unit")), len(self._units))
+        self._rows: Iterator[pa.RecordBatch] | None = None
+        self._left: pa.RecordBatch | None = None
+
+    def _start(self, offset: Offset | None) -> tuple[int, int]:
+        if offset is None or offset.get("unit") not in self._order:
+            return 0, 0
+        index = self._order[str(offset["unit"])]
+        return (index + 1, 0) if offset.get("done") else (index, int(offset["row"]))
+
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message:  # noqa: ARG002
+        """Return the next batch, `End` or `Pause`."""
+        while True:
+            if self._at >= len(self._units) or (self._stop is not None and self._at > self._stop):
+                return Pause() if self._pauses else End()
+            data = self._next(max_rows, max_bytes)
+            if data is not None:
+                return self._batch(data)
+            last = self._end_unit()
+            if last is not None:
+                return last
+
+    def _next(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        if self._rows is None:
+            self._rows = self._units[self._at].batches(self._row, self._limit())
+        while self._left is None or self._left.num_rows == 0:
+            self._left = next(self._rows, None)
+            if self._left is None:
+                return None
+        width = max(1, self._left.nbytes // self._left.num_rows)
+        rows = max(1, min(max_rows, max_bytes // width))
+        if rows >= self._left.num_rows:
+            part, self._left = self._left, None
+        else:
+            part, self._left = self._left.slice(0, rows), self._left.slice(rows)
+        return part
+
+    def _limit(self) -> int | None:
+        """Return how many rows of this unit are left up to `until`; None when all are."""
+        until = self._until
+        if until is None or self._at != self._stop or until.get("done"):
+            return None
+        return max(0, int(until["row"]) - self._row)
+
+    def _batch(self, data: pa.RecordBatch) -> Batch:
+        unit = self._units[self._at]
+        first = self._row + 1
+        self._row += data.num_rows
+        origin = Origin(self._source, data, unit.position, first)
+        return Batch(self._source, data, self._offset(done=False), (), origin)
+
+    def _end_unit(self) -> Batch | None:
+        """Go to the next unit; a last batch without rows carries the rejects and what is known now."""
+        unit = self._units[self._at]
+        stopping = self._limit() is not None
+        rejects: Sequence[RowRejection] = () if stopping else unit.rejects()
+        offset = self._offset(done=True)
+        self._close_rows()
+        self._at, self._row = self._at + 1, 0
+        if stopping or (not rejects and self._finish is None):
+            return None
+        empty = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
+        return Batch(self._source, empty, offset, tuple(rejects))
+
+    def _offset(self, *, done: bool) -> dict[str, Any]:
+        made: dict[str, Any] = {"v": 1, "unit": self._units[self._at].id, "row": self._row}
+        if done:
+            made["done"] = True
+        if self._finish is not None:
+            made.update(self._finish(self._units[: self._at + (1 if done else 0)]))
+        return made
+
+    def _close_rows(self) -> None:
+        rows, self._rows, self._left = self._rows, None, None
+        close = getattr(rows, "close", None)
+        if close is not None:
+            close()
+
+    def close(self) -> None:
+        """Stop reading and release what is held."""
+        self._close_rows()
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+
+
+class SqlUnit:
+    """A scan on a connection that is shared by the units of a reader."""
+
+    def __init__(self, connection: Any, unit: ScanUnit, schema: pa.Schema) -> None:
+        self.id = unit.id
+        self.position = unit.position
+        self._connection = connection
+        self._unit = unit
+        self._schema = schema
+
+    def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
+        """Run the scan and yield its rows."""
+        from dataflare_sdk.schema import cast_batch
+
+        if self._unit.check is not None:
+            self._unit.check()
+        sql = self._unit.sql
+        if skip or limit is not None:
+            sql = f"SELECT * FROM ({sql}) LIMIT {'ALL' if limit is None else limit} OFFSET {skip}"
+        with self._explained():
+            reader = self._connection.sql(sql).to_arrow_reader(FETCH_ROWS)
+            try:
+                for batch in reader:
+                    yield cast_batch(batch, self._schema)
+            finally:
+                reader.close()
+
+    def rejects(self) -> Sequence[RowRejection]:
+        """Return the rows that the scan could not read."""
+        return () if self._unit.rejects is None else self._unit.rejects(self._connection)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            if self._unit.explain is None:
+                raise
+            raise self._unit.explain(error) from error
+
+
+class ScanSource(Source[C]):
+    """A source whose partitions are SQL scans: it gives `discover`, `partitions` and `scan`, and is read by this."""
+
+    @abstractmethod
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+        """Return the partition as SQL scans in reading order."""
+
+    @abstractmethod
+    def scan_schema(self, partition: Partition, extract: ExtractSpec) -> pa.Schema:
+        """Return the schema that every scan of the partition gives."""
+
+    def finish(self, partition: Partition, extract: ExtractSpec) -> Callable[[Sequence[Unit]], Mapping[str, Any]] | None:  # noqa: ARG002
+        """Return what adds to an offset when a unit is done; None: nothing."""
+        return None
+
+    def open(
+        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
+    ) -> Reader:
+        """Read the scans after `offset`, to `until` if given."""
+        units = self.scan(partition, extract)
+        schema = self.scan_schema(partition, extract)
+        connection = duck.connect(
+            memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill"
+        )
+        try:
+            for sql in dict.fromkeys(s for u in units for s in u.setup):
+                connection.execute(sql)
+            duck.lock_down(connection, dict.fromkeys(p for u in units for p in u.paths))
+        except BaseException:
+            connection.close()
+            raise
+        return UnitReader(
+            self.ctx.node,
+            [SqlUnit(connection, u, schema) for u in units],
+            offset,
+            until,
+            pauses=extract.mode != "full",
+            finish=self.finish(partition, extract),
+            close=connection.close,
+        )
