@@ -15,7 +15,7 @@ from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem,
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
-from dataflare_plugins.expressions_duckdb.stage import DuckdbStage
+from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 
 UNKNOWN_COLUMN = code(
     "expression.unknown-column", 3, "An expression names a column that its input does not have.", "Use a column of the input."
@@ -301,8 +301,13 @@ def _check_case(schema: pa.Schema) -> None:
 
 
 def _cast_all(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in reader:
-        yield schemas.cast_batch(batch, schema)
+    try:
+        for batch in reader:
+            yield schemas.cast_batch(batch, schema)
+    except pa.ArrowException:
+        raise
+    except Exception as error:
+        raise FAILED.error(cause_of(error)) from error
 
 
 def _short(text: str) -> str:

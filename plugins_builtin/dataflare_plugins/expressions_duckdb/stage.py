@@ -61,7 +61,7 @@ class DuckdbStage:
         try:
             table = self._connection.sql("EXECUTE step").to_arrow_table()
         except Exception as error:
-            raise FAILED.error(_cause(error)) from error
+            raise FAILED.error(cause_of(error)) from error
         return self._columns_of(table, batch.num_rows)
 
     def _columns_of(self, table: pa.Table, rows: int) -> list[pa.Array]:
@@ -82,7 +82,7 @@ class DuckdbStage:
         try:
             table = self._connection.sql(f"SELECT {guarded} FROM batch").to_arrow_table()
         except Exception as error:
-            raise NO_TRY.error(_cause(error)) from error
+            raise NO_TRY.error(cause_of(error)) from error
         structs = table.combine_chunks().to_batches()[0].columns if batch.num_rows else []
         failed = [False] * batch.num_rows
         causes: dict[int, tuple[str, str]] = {}
@@ -103,7 +103,7 @@ class DuckdbStage:
         try:
             self._connection.sql(f"SELECT {self._cast(name)} FROM batch").to_arrow_table()
         except Exception as error:
-            return _cause(error)
+            return cause_of(error)
         return "it failed among other rows, not alone"
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def _first(causes: Mapping[int, tuple[str, str]], name: str) -> str:
     return next((cause for n, cause in causes.values() if n == name), next(iter(causes.values()))[1])
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """Return DuckDB's message as one sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
