@@ -365,14 +365,14 @@ def canonical(table: pa.Table) -> list[tuple]:
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    phases=(Phase.explicit, Phase.generate),
 )
 def test_any_graph_equals_one_query(tree: Tree, data: Path) -> None:
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
     expected = con.sql(tree.query().replace("DIR/", f"{data}/")).to_arrow_table()
     rows = canonical(expected)
-    types: dict[str, pa.Schema] = {}
+    types: dict[str, str] = {}
     for lane, chunk in (("auto", 65536), *(("streaming", c) for c in CHUNKS)):
         target = data / "out.parquet"
         target.unlink(missing_ok=True)
@@ -386,13 +386,13 @@ def test_any_graph_equals_one_query(tree: Tree, data: Path) -> None:
         if not tree.processors:
             del document["processors"]
         run = dataflare.run(document)
-        assert run.status == "done", (lane, chunk, run.error, document)
+        assert run.status == "done", f"{lane} {chunk} {run.error} {document}"
         found = pq.read_table(target)
         assert found.schema.names == list(tree.last.columns), (lane, chunk)
         assert canonical(found) == rows, (lane, chunk, tree.query())
-        types[f"{lane}{chunk}"] = found.schema.remove_metadata()
+        types[f"{lane}{chunk}"] = ", ".join(f"{f.name} {f.type}" for f in found.schema)
         check_counts(run, document)
-    assert len({s.to_string() for s in types.values()}) == 1, types
+    assert len(set(types.values())) == 1, types
 
 
 def check_counts(run, document: dict) -> None:

@@ -41,6 +41,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
         super().__init__(config, ctx)
         self._name = ""
         self._needed: frozenset[str] | None = None
+        self._whole: list[_Column] = []
         self._columns: list[_Column] = []
         self._schema = pa.schema([])
 
@@ -49,7 +50,8 @@ class MappingProcessor(StageProcessor[MapConfig]):
         self._name, schema = single(inputs)
         if self._needed is None:
             self._check_names(schema)
-        columns = self._layout(schema)
+            self._whole = self._layout(schema)
+        columns = self._wanted(frozenset(schema.names))
         live = {c.name: self.config.set[c.name] for c in columns if c.source is None}
         bound = self.bind(live, schema, lambda name: f"set.{name}")
         fields = [bound.schema.field(c.name) if c.source is None else pa.field(c.name, schema.field(c.source).type) for c in columns]
@@ -76,15 +78,19 @@ class MappingProcessor(StageProcessor[MapConfig]):
         columns += [_Column(n, None) for n in self.config.set if n not in names]
         if dropped:
             columns = [c for c in columns if c.name not in self.config.drop]
-        if self._needed is not None:
-            # A batch without any column has no rows either: one is kept.
-            columns = [c for c in columns if c.name in self._needed] or [c for c in columns if c.source is not None][:1] or columns[:1]
         return columns
+
+    def _wanted(self, present: frozenset[str]) -> list[_Column]:
+        """Return the columns of the whole layout that are used and can be made; at least one, as a batch of none has no rows."""
+        if self._needed is None:
+            return self._whole
+        able = [c for c in self._whole if c.source is None or c.source in present]
+        return [c for c in able if c.name in self._needed] or [c for c in able if c.source is not None][:1] or able[:1]
 
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
         """Leave out what nobody uses; return the input columns that the rest is made of."""
         self._needed = needed.get("", frozenset())
-        columns = self._layout(self._input)
+        columns = self._wanted(frozenset(self._input.names))
         read = {c.source for c in columns if c.source is not None}
         for column in columns:
             if column.source is None:

@@ -84,6 +84,7 @@ class Planner:
         self._streams: dict[str, Sequence[StreamInfo]] = {}
         self._notes: list[str] = []
         self._needed: dict[str, dict[str, frozenset[str]]] = {}
+        self._offered: dict[str, dict[str, pa.Schema]] = {}
 
     def plan(self) -> Plan | None:
         """Return the plan, or None when there are problems (see `problems`)."""
@@ -111,12 +112,13 @@ class Planner:
         if node.kind == "source":
             self._bind_source(node)
             return
-        inputs = self.input_schemas(node.id)
         component = self._build(node)
+        inputs = self.input_schemas(node.id)
         if inputs is None:
             return
         if node.kind == "processor":
             self._check_inputs(node, component)
+            self._offered[node.id] = inputs
             self.schemas[node.id] = dict(component.output_schemas(inputs))
             self._notes += [f"{node.id}: {text}" for text in component.notes()]
         else:
@@ -283,10 +285,9 @@ class Planner:
         if node.kind == "source":
             return self._source_spec(node, settings)
         provided = self.host.describe(node.kind, node.use)
-        settings["inputs"] = [
-            {"name": name, "schema": schemas.to_json(schema)} for name, schema in (self.input_schemas(node.id) or {}).items()
-        ]
+        settings["inputs"] = _named(self.input_schemas(node.id) or {})
         if node.kind == "processor":
+            settings["offered"] = _named(self._offered[node.id])
             settings["needed"] = {k: sorted(v) for k, v in self._needed[node.id].items()}
         else:
             settings["scope"] = self.built[node.id].commit_scope()
@@ -357,6 +358,10 @@ def on_record(node: Node, workflow: Workflow) -> str:
     own = (node.blocks.get("errors") or {}).get("on_record")
     general = (workflow.settings.get("errors") or {}).get("on_record")
     return str(own or general or "fail")
+
+
+def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
+    return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
 
 
 def _identity(node: NodeSpec) -> dict[str, Any]:
