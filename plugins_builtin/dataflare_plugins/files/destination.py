@@ -181,6 +181,9 @@ class FileDestination(Destination[C]):
 
     def _sweep(self) -> None:
         """Remove pieces that no record knows: what was being written when a process died."""
+        if self._record.get("final"):
+            atomic.remove(self._pieces_folder())
+            return
         prepared = self._prepared()
         known = {*self._record["pieces"], *((prepared or {}).get("pieces", ()))}
         folder = self._pieces_folder()
@@ -359,6 +362,7 @@ class FileDestination(Destination[C]):
         failpoint("files.renamed")
         self._record["epoch"] = epoch
         self._record["offsets"] = dict(offsets)
+        self._record["final"] = final
         self._note()
         self._pieces = []
         failpoint("files.committed")

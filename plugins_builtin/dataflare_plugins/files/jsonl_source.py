@@ -16,9 +16,11 @@ from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, explain
 
 BAD_JSON = code("data.bad-json", 1, "A line is no JSON object.", "Mend the line, or set `errors.on_record`.")
+LARGEST = 8 << 20
+"""Bytes of one object at most: DuckDB's buffers are twice as large, one per thread."""
 LINES = (
     "read_csv({path}, columns={{'line': 'VARCHAR'}}, delim='', quote='', escape='', header=false, auto_detect=false, "
-    "nullstr='', max_line_size=16777216)"
+    "nullstr='', max_line_size=8388608)"
 )
 
 
@@ -67,7 +69,7 @@ class JsonlSource(FileSource[FileConfig]):
 def _plain(file: InputFile, kinds: Mapping[str, str]) -> str:
     columns = "{" + ", ".join(f"{literal(n)}: {literal(t)}" for n, t in kinds.items()) + "}"
     items = ", ".join(quote(n) for n in kinds)
-    return f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', columns={columns})"
+    return f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', maximum_object_size={LARGEST}, columns={columns})"
 
 
 def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:

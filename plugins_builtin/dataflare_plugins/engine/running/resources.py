@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataflare_sdk import Component, NoConfig, Plan
+from dataflare_sdk import Component, Host, NoConfig, NodeSpec, Plan
 
 BASE = 160 << 20
 """What the process holds with its libraries loaded, before a row moves (measured, bytes)."""
@@ -47,7 +47,7 @@ class ResourceManager(Component[NoConfig]):
         total = int(runtime.get("memory") or 1 << 30)
         usable = max(total - BASE, 64 << 20)
         # Row-wise steps hold one batch; scans and whole-input steps are what memory is for.
-        heavy = sum(1 for n in plan.nodes if n.kind != "destination") or 1
+        heavy = sum(1 for n in plan.nodes if self._is_heavy(n)) or 1
         queues = sum(len(t.inputs) for t in plan.tasks) or 1
         inbox = usable // 4 // queues
         return Shares(
@@ -57,3 +57,10 @@ class ResourceManager(Component[NoConfig]):
             batch_rows=int(batch.get("rows") or 65536),
             batch_bytes=max(64 << 10, min(int(batch.get("bytes") or 16 << 20), inbox // 2)),
         )
+
+    def _is_heavy(self, node: NodeSpec) -> bool:
+        """Return True for what holds more than a batch: scans, and steps that see their whole input."""
+        if node.kind != "processor":
+            return node.kind == "source"
+        host: Host = self.ctx.host  # type: ignore[assignment]
+        return "rowwise" not in host.describe("processor", node.use).features

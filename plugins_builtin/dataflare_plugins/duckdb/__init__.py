@@ -1,0 +1,1 @@
+"""DuckDB databases, read and written."""

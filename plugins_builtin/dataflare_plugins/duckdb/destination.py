@@ -1,0 +1,274 @@
+"""A table of a DuckDB file as a destination: an epoch is staged in Parquet beside the state, then applied at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import Batch, CODES, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, code, config, duck, option
+from dataflare_sdk import atomic
+from dataflare_sdk.checkpoints import advance, claim
+from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.schema import duck_type, literal, quote
+from dataflare_sdk.upsert import split_null_keys
+
+BUSY = code("duckdb.busy", 4, "Another process holds the DuckDB file.", "Close it there; the run tries again by itself.")
+NOT_A_DATABASE = code("duckdb.not-a-database", 4, "The file is no DuckDB database.", "Check `path`.")
+COLUMNS_DIFFER = code(
+    "duckdb.columns-differ", 1, "The table has other columns than the rows.", "Set `schema`, or change the columns in a map."
+)
+REFUSED = code("data.refused", 1, "The database refuses a row.", "Mend the row, or the constraint of the table.")
+declare("duckdb.staged", "duckdb.commit.begun", "duckdb.commit.applied", "duckdb.commit.done")
+
+
+@config
+class DuckdbTarget:
+    """Where rows are written; the file and the table are made when they are missing."""
+
+    path: str = option("The database file.", example="warehouse.duckdb")
+    table: str = option("The table.", example="orders")
+
+
+class DuckdbDestination(Destination[DuckdbTarget]):
+    """The file is opened only to claim it and to commit; between that others may read it."""
+
+    Config = DuckdbTarget
+    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add"})
+
+    def __init__(self, config: DuckdbTarget, ctx: Any) -> None:
+        super().__init__(config, ctx)
+        self._path = (Path(ctx.base_dir) / config.path).absolute()
+        self._target: Target | None = None
+        self._writer: Any = None
+        self._files: list[Path] = []
+
+    def check(self) -> None:
+        """Open the file."""
+        with self._transaction():
+            pass
+
+    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
+        """Refuse the name of our own tables."""
+        return [f"the table may not be named '{self.config.table}'"] if self.config.table.lower().startswith("_dataflare") else []
+
+    def commit_scope(self) -> str:
+        """Return the file."""
+        return f"duckdb:{self._path}"
+
+    # -- opening -----------------------------------------------------------------------------------------
+
+    def open(self, target: Target) -> Opened:
+        """Claim the table; drop what another run had staged."""
+        self._target = target
+        atomic.make_folder(self._path.parent)
+        self._folder = Path(self.ctx.staging_dir) / "epoch"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            path.unlink()
+        with self._transaction() as db:
+            opened = claim(_executor(db), target, f"'{self.config.path}'")
+            if target.write.mode == "overwrite":
+                if opened.epoch == 0:
+                    db.execute(f"DROP TABLE IF EXISTS {quote(self._staging)}")
+            else:
+                self._fit(db, target)
+        return opened
+
+    @property
+    def _staging(self) -> str:
+        return f"_dataflare_staging_{self.config.table}"
+
+    def _columns(self, db: Any, table: str) -> dict[str, str]:
+        rows = db.execute(
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'main' AND table_name = ?", [table]
+        ).fetchall()
+        return dict(rows)
+
+    def _fit(self, db: Any, target: Target) -> None:
+        """Create the table, or bring the one that is there to the rows' columns as the policy says."""
+        held = {n.lower(): t for n, t in self._columns(db, self.config.table).items()}
+        if not held:
+            self._create(db, self.config.table, target.write.key if target.write.mode == "upsert" else ())
+            return
+        for field in target.schema:
+            if field.name.lower() in held:
+                continue
+            if target.write.on_add == "fail":
+                raise COLUMNS_DIFFER.error(f"the table '{self.config.table}' has no column '{field.name}'", path="table")
+            if target.write.on_add == "evolve":
+                db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {quote(field.name)} {duck_type(field.type)}")
+
+    def _create(self, db: Any, table: str, key: Sequence[str]) -> None:
+        assert self._target is not None
+        columns = [f"{quote(f.name)} {duck_type(f.type)}" for f in self._target.schema]
+        if key:
+            columns.append(f"PRIMARY KEY ({', '.join(quote(k) for k in key)})")
+        db.execute(f"CREATE TABLE {quote(table)} ({', '.join(columns)})")
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def write(self, batch: Batch) -> Sequence[RowRejection]:
+        """Stage a batch; of an upsert, rows without a key are refused."""
+        assert self._target is not None
+        data, rejected = batch.data, list[RowRejection]()
+        if self._target.write.mode == "upsert":
+            data, rejected = split_null_keys(data, self._target.write.key)
+        if self._writer is None:
+            path = self._piece()
+            self._writer = pa.ipc.new_file(str(path), self._target.schema)
+        with atomic.explained(self._folder):
+            self._writer.write_batch(data)
+        return rejected
+
+    def _piece(self, ending: str = "arrow") -> Path:
+        path = self._folder / f"piece-{len(self._files):06}.{ending}"
+        self._files.append(path)
+        return path
+
+    def copy(self) -> CopyTarget | None:
+        """Let the bulk lane write a Parquet file that the commit reads."""
+        assert self._target is not None
+        path = self._piece("parquet")
+        statement = "COPY ({query}) TO " + literal(str(path)) + " (FORMAT parquet)"
+        return CopyTarget((statement,), paths=(str(path),))
+
+    def copies(self) -> bool:
+        """Let the bulk lane write here."""
+        return True
+
+    def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
+        """Close what is staged; the truth is in the database after COMMIT."""
+        self._close_writer()
+        failpoint("duckdb.staged")
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    # -- committing --------------------------------------------------------------------------------------
+
+    def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()) -> None:
+        """Apply the staged rows of this node and of the others in the same file, with their checkpoint rows."""
+        nodes: list[DuckdbDestination] = [self, *together]
+        with self._transaction() as db:
+            failpoint("duckdb.commit.begun")
+            for node in nodes:
+                node.apply(db, epoch, offsets, final)
+            failpoint("duckdb.commit.applied")
+        failpoint("duckdb.commit.done")
+        for node in nodes:
+            node.abort()
+
+    def apply(self, db: Any, epoch: int, offsets: Mapping[str, Any], final: bool) -> None:
+        """Write the staged rows and the checkpoint row into the open transaction."""
+        assert self._target is not None
+        advance(_executor(db), self._target, epoch, offsets, f"'{self.config.path}'")
+        mode, table = self._target.write.mode, self.config.table
+        if mode == "overwrite":
+            if not self._columns(db, self._staging):
+                self._create(db, self._staging, ())
+            self._insert(db, self._staging, ())
+            if final:
+                db.execute(f"DROP TABLE IF EXISTS {quote(table)}")
+                db.execute(f"ALTER TABLE {quote(self._staging)} RENAME TO {quote(table)}")
+        else:
+            self._insert(db, table, self._target.write.key if mode == "upsert" else ())
+
+    def _insert(self, db: Any, table: str, key: Sequence[str]) -> None:
+        assert self._target is not None
+        if not self._files:
+            return
+        held = {n.lower() for n in self._columns(db, table)}
+        names = [n for n in self._target.schema.names if n.lower() in held]
+        columns = ", ".join(quote(n) for n in names)
+        source = self._staged(db)
+        if key:
+            keys = ", ".join(quote(k) for k in key)
+            numbered = f'SELECT *, row_number() OVER () AS "row in order" FROM {source}'
+            last = f'SELECT {columns} FROM ({numbered}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" DESC) = 1'
+            # A row that changes is deleted and put anew: DuckDB's own upsert needs an index, a given table may have none.
+            test = " AND ".join(f"{quote(table)}.{quote(k)} = s.{quote(k)}" for k in key)
+            db.execute(f"CREATE OR REPLACE TEMP TABLE _dataflare_folded AS {last}")
+            rest = [n for n in names if n not in key]
+            if rest:
+                sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in rest)
+                db.execute(f"UPDATE {quote(table)} SET {sets} FROM _dataflare_folded s WHERE {test}")
+            source = f"(SELECT * FROM _dataflare_folded s WHERE NOT EXISTS (SELECT 1 FROM {quote(table)} WHERE {test}))"
+        try:
+            db.execute(f"INSERT INTO {quote(table)} ({columns}) SELECT {columns} FROM {source}")
+        except Exception as error:
+            if "Constraint" in type(error).__name__:
+                raise REFUSED.error(f"the table '{table}' refuses a row: {str(error).splitlines()[0]}") from error
+            raise
+
+    def _staged(self, db: Any) -> str:
+        """Return a relation of what is staged."""
+        assert self._target is not None
+        parquet = [p for p in self._files if p.suffix == ".parquet"]
+        if parquet:
+            return f"read_parquet([{', '.join(literal(str(p)) for p in parquet)}])"
+        db.register("_dataflare_staged", pa.RecordBatchReader.from_batches(self._target.schema, self._batches()))
+        return "_dataflare_staged"
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for path in self._files:
+            with pa.memory_map(str(path)) as file:
+                reader = pa.ipc.open_file(file)
+                for i in range(reader.num_record_batches):
+                    yield reader.get_batch(i)
+
+    def abort(self) -> None:
+        """Drop what is staged."""
+        self._close_writer()
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        self._files = []
+
+    def close(self) -> None:
+        """Drop what is staged: a transactional destination keeps nothing of a crash."""
+        self.abort()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """Open the file for one transaction."""
+        spill = Path(self.ctx.staging_dir) / "spill"
+        try:
+            db = duck.connect(memory=self.ctx.memory, threads=1, temp=spill, database=str(self._path))
+        except Exception as error:
+            raise self._explained(error) from error
+        try:
+            db.execute("BEGIN")
+            yield db
+            db.execute("COMMIT")
+        except Exception as error:
+            raise self._explained(error) from error
+        finally:
+            db.close()
+
+    def _explained(self, error: Exception) -> Exception:
+        from dataflare_sdk import DataflareError
+
+        if isinstance(error, DataflareError):
+            return error
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        place = f"'{self.config.path}'"
+        if "lock" in text.lower() or "already attached" in text or "different configuration" in text:
+            return BUSY.retriable(f"{place} is open elsewhere: {text}", path="path")
+        if "not a valid DuckDB" in text:
+            return NOT_A_DATABASE.error(f"{place} is no DuckDB database", path="path")
+        if "No space" in text:
+            return CODES["world.disk-full"].error(f"writing {place} failed: {text}")
+        if "Permission denied" in text:
+            return CODES["world.permission"].error(f"{place}: {text}", path="path")
+        if "IO Error" in text or "IOException" in type(error).__name__:
+            return CODES["world.io"].error(f"{place}: {text}", path="path")
+        return REFUSED.error(f"{place}: {text}")
+
+
+def _executor(db: Any) -> Any:
+    return lambda sql, parameters: db.execute(sql, list(parameters)).fetchall()

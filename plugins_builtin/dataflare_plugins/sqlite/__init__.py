@@ -1,0 +1,1 @@
+"""SQLite databases, read and written."""
