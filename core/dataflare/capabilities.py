@@ -92,9 +92,7 @@ class Policy:
                 is another one than was granted for this version.
         """
         if self.denies(manifest):
-            raise CAPABILITY_DENIED.error(
-                f"the policy denies the plugin {manifest.name!r}", fix="see deny: in policy.yaml"
-            )
+            raise CAPABILITY_DENIED.error(f"the policy denies the plugin {manifest.name!r}", fix="see deny: in policy.yaml")
         lock = self.locks.get(manifest.name, {})
         if lock.get("version") == manifest.version and lock.get("manifest") not in (None, manifest.hash):
             raise CHANGED.error(f"the manifest of {manifest.name!r} {manifest.version} is not the one that was granted")
@@ -146,11 +144,7 @@ class Capabilities:
 
 def effective(manifest: Manifest, policy: Policy) -> Capabilities:
     """Return what a plugin may do under a policy."""
-    granted = (
-        manifest.capabilities
-        if policy.trusts(manifest)
-        else policy.locks.get(manifest.name, {}).get("capabilities", {})
-    )
+    granted = manifest.capabilities if policy.trusts(manifest) else policy.locks.get(manifest.name, {}).get("capabilities", {})
     allowed = {
         kind: _both(asked, granted[kind])
         for kind, asked in manifest.capabilities.items()

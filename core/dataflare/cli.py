@@ -41,9 +41,7 @@ class _Root(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(_commands().items()))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _commands() and not args[0].startswith("-"):
             raise _no_command(args[0], _commands(), ctx)
         return super().resolve_command(ctx, args)

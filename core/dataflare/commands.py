@@ -50,9 +50,7 @@ class Invocation:
         self.emitted = False
         self._redactor = Redactor()
 
-    def runtime(
-        self, base_dir: str | Path = ".", flags: Mapping[str, Any] | None = None, profile: str | None = None
-    ) -> Runtime:
+    def runtime(self, base_dir: str | Path = ".", flags: Mapping[str, Any] | None = None, profile: str | None = None) -> Runtime:
         """Return a runtime that logs to stderr, at the level `-q` and `-v` ask for.
 
         Raises:

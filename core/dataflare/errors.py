@@ -106,7 +106,7 @@ CODES: dict[str, ErrorCode] = {}
 """Every code declared by the modules imported so far, by name."""
 
 
-def code(name: str, exit: int, what: str, mend: str) -> ErrorCode:  # noqa: A002 - the field's own word
+def code(name: str, exit: int, what: str, mend: str) -> ErrorCode:
     """Declare an error code and return it.
 
     Args:
@@ -143,9 +143,7 @@ class DataflareError(Exception):
 
     def located(self, **place: Any) -> DataflareError:
         """Return the same error with unknown parts of its problems' places filled in from `place`."""
-        filled = [
-            replace(p, **{k: v for k, v in place.items() if getattr(p, k) is None}) for p in self.problems
-        ]
+        filled = [replace(p, **{k: v for k, v in place.items() if getattr(p, k) is None}) for p in self.problems]
         made = type(self)(*filled)
         made.__cause__ = self.__cause__
         return made
@@ -164,19 +162,13 @@ def exit_code(problems: list[Problem]) -> int:
 
 
 # Codes used by more than one room. The others stand beside the code that raises them.
-INTERNAL = code(
-    "internal.bug", 1, "A fault of DataFlare's own or of a plugin.", "Run again with -v and report the traceback."
-)
+INTERNAL = code("internal.bug", 1, "A fault of DataFlare's own or of a plugin.", "Run again with -v and report the traceback.")
 USAGE = code("usage.bad-option", 2, "The command line is wrong.", "See --help of the command.")
-CONFIG_INVALID = code(
-    "config.invalid", 3, "A value in the configuration has the wrong type or shape.", "Give a value of the type named."
-)
+CONFIG_INVALID = code("config.invalid", 3, "A value in the configuration has the wrong type or shape.", "Give a value of the type named.")
 CONFIG_UNKNOWN_KEY = code(
     "config.unknown-key", 3, "A key that this plugin's configuration does not have.", "Remove it, or use a key it has."
 )
-CONFIG_MISSING_KEY = code(
-    "config.missing-key", 3, "A required key of a plugin's configuration is missing.", "Add the key."
-)
+CONFIG_MISSING_KEY = code("config.missing-key", 3, "A required key of a plugin's configuration is missing.", "Add the key.")
 CAPABILITY_DENIED = code(
     "capability.denied",
     6,
@@ -184,7 +176,9 @@ CAPABILITY_DENIED = code(
     "Grant it, if you trust the plugin with it.",
 )
 DATA_BAD_ROW = code(
-    "data.bad-row", 1, "A row could not be processed and the policy is `fail`.",
+    "data.bad-row",
+    1,
+    "A row could not be processed and the policy is `fail`.",
     "Mend the row, or set `errors.on_record` to skip or dead_letter.",
 )
 INPUT_MISSING = code("world.missing-input", 4, "An input does not exist.", "Check the path.")

@@ -36,9 +36,7 @@ class RuntimeHost:
         failpoint: called with the name of every failpoint a component passes; the engine may set it.
     """
 
-    def __init__(
-        self, plugins: PluginManager, logs: Logs, base_dir: Path, providers: Sequence[str] = ("env", "file")
-    ) -> None:
+    def __init__(self, plugins: PluginManager, logs: Logs, base_dir: Path, providers: Sequence[str] = ("env", "file")) -> None:
         self.plugins = plugins
         self.logs = logs
         self.base_dir = base_dir
@@ -127,9 +125,7 @@ class RuntimeHost:
     def _ask_secret(self, provider: str, name: str) -> str | None:
         # Nobody else may answer for the environment and the secrets folder.
         only = (BUILT_IN,) if provider in ("env", "file") else None
-        found: str | None = self.plugins.hook(
-            "resolve_secret", only=only, provider=provider, name=name, base_dir=self.base_dir
-        )
+        found: str | None = self.plugins.hook("resolve_secret", only=only, provider=provider, name=name, base_dir=self.base_dir)
         return found
 
 
@@ -239,10 +235,6 @@ def _under(path: tuple[str | int, ...], error: DataflareError) -> DataflareError
     def below(inner: str | None) -> str:
         if inner is None or inner == prefix:
             return prefix
-        return (
-            inner
-            if inner.startswith((prefix + ".", prefix + "["))
-            else f"{prefix}{'' if inner[0] == '[' else '.'}{inner}"
-        )
+        return inner if inner.startswith((prefix + ".", prefix + "[")) else f"{prefix}{'' if inner[0] == '[' else '.'}{inner}"
 
     return type(error)(*(replace(p, path=below(p.path)) for p in error.problems))

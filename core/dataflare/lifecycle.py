@@ -113,9 +113,7 @@ class Runtime:
             DataflareError: `workflow.*`, `config.*`, with file, line and column.
         """
         with self._built("parser", "workflow") as parser:
-            made: Workflow = parser.parse(
-                source, params=params or {}, profile=profile or self.profile, flags=self.flags
-            )
+            made: Workflow = parser.parse(source, params=params or {}, profile=profile or self.profile, flags=self.flags)
         return made
 
     def validate(
@@ -253,9 +251,7 @@ class _Run:
         profile: str | None,
     ) -> None:
         """Read the workflow."""
-        self.workflow = (
-            source if isinstance(source, Workflow) else self.runtime.parse(source, params=params, profile=profile)
-        )
+        self.workflow = source if isinstance(source, Workflow) else self.runtime.parse(source, params=params, profile=profile)
         self.runtime.obey(self.workflow)
 
     def prepare(self) -> None:

@@ -160,9 +160,7 @@ class Logs:
             text = json.dumps(self.redactor.value(line), default=str)
         else:
             place = " ".join(f"{k}={v}" for k, v in record["extra"].items())
-            text = self.redactor.text(
-                f"{record['level'].name.lower()}: {str(message).rstrip()}{f'  ({place})' if place else ''}"
-            )
+            text = self.redactor.text(f"{record['level'].name.lower()}: {str(message).rstrip()}{f'  ({place})' if place else ''}")
         self._sink.write(text + "\n")
         self._sink.flush()
 

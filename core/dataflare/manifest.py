@@ -188,9 +188,7 @@ def _judge(manifest: Manifest, origin: str, file: str) -> Manifest:
     if not in_range(API_VERSION, made.api):
         raise BAD_MANIFEST.error(f"it is made for API {made.api}, this is {API_VERSION}", file=file, path="api")
     if made.publisher == BUILT_IN and origin and not made.built_in:
-        raise BAD_MANIFEST.error(
-            f"it names {BUILT_IN!r} as publisher, but came in {origin!r}", file=file, path="publisher"
-        )
+        raise BAD_MANIFEST.error(f"it names {BUILT_IN!r} as publisher, but came in {origin!r}", file=file, path="publisher")
     return made
 
 

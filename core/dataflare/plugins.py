@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InProcess", "PluginManager"]
 
-MISSING_EXTRA = code(
-    "plugin.missing-extra", 4, "A plugin needs a package that is not installed.", "Install the extra named."
-)
+MISSING_EXTRA = code("plugin.missing-extra", 4, "A plugin needs a package that is not installed.", "Install the extra named.")
 ENTRY_MISSING = code(
     "plugin.entry-missing",
     4,
@@ -78,9 +76,7 @@ class InProcess:
                 raise ENTRY_MISSING.error(f"the plugin {name!r} has no {entry!r}: {error}") from error
             extra = name.removeprefix("dataflare-")
             wanted = f'"dataflare[{extra}]"' if self._manifest.built_in else missing.partition(".")[0]
-            raise MISSING_EXTRA.error(
-                f"the plugin {name!r} needs the package {missing!r}", fix=f"pip install {wanted}"
-            ) from error
+            raise MISSING_EXTRA.error(f"the plugin {name!r} needs the package {missing!r}", fix=f"pip install {wanted}") from error
         except AttributeError as error:
             raise ENTRY_MISSING.error(f"the plugin {name!r} has no {entry!r}: {error}") from error
 
@@ -177,9 +173,7 @@ class PluginManager:
         if loader is None and level == "process" and self.policy.trusts(manifest):
             return InProcess(manifest)
         if loader is None:
-            raise NO_ISOLATION.error(
-                f"the plugin {manifest.name!r} asks to run at the level {level!r}, which no plugin here provides"
-            )
+            raise NO_ISOLATION.error(f"the plugin {manifest.name!r} asks to run at the level {level!r}, which no plugin here provides")
         return loader
 
     def _manager(self) -> pluggy.PluginManager:
@@ -216,7 +210,5 @@ class _Listed:
                 setattr(self, f"dataflare_{name}", found)
 
 
-FIRST_RESULT = frozenset(
-    ("component", "load_plugin", "parse_workflow", "authenticate", "resolve_secret", "verify_artifact")
-)
+FIRST_RESULT = frozenset(("component", "load_plugin", "parse_workflow", "authenticate", "resolve_secret", "verify_artifact"))
 """Hooks whose first answer counts; a test compares them with the hook specs."""

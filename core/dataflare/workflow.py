@@ -61,7 +61,7 @@ class Workflow:
         """Return the nodes of one kind, in order."""
         return [n for n in self.nodes if n.kind == kind]
 
-    def node(self, id: str) -> Node:  # noqa: A002
+    def node(self, id: str) -> Node:
         """Return the node with this id.
 
         Raises:

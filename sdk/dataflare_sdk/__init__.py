@@ -66,7 +66,7 @@ _HOME = {
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - the table above is the one list of public names
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,10 @@ from dataflare.errors import DISK_FULL, IO_FAILED, PERMISSION, DataflareError, c
 from dataflare_sdk import platform
 
 DAMAGED = code(
-    "state.damaged-record", 4, "A record beside the files of a destination is damaged.", "Restore it, or start over with `dataflare state reset`."
+    "state.damaged-record",
+    4,
+    "A record beside the files of a destination is damaged.",
+    "Restore it, or start over with `dataflare state reset`.",
 )
 HIDDEN = ".dataflare-"
 """How the names of everything uncommitted begin: readers and globs leave hidden names out."""

@@ -14,9 +14,7 @@ from dataflare.contracts import Opened, Target
 from dataflare.errors import code
 from dataflare_sdk.fence import FENCED, check_fence
 
-DAMAGED = code(
-    "state.damaged-checkpoint", 4, "The checkpoint row of a destination is damaged.", "Restore the database from a backup."
-)
+DAMAGED = code("state.damaged-checkpoint", 4, "The checkpoint row of a destination is damaged.", "Restore the database from a backup.")
 TABLE = "_dataflare_checkpoints"
 CREATE = (
     f"CREATE TABLE IF NOT EXISTS {TABLE} (workflow_id VARCHAR NOT NULL, node VARCHAR NOT NULL, run_id VARCHAR NOT NULL, "

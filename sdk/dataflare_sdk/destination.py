@@ -78,9 +78,7 @@ class Destination(Component[C], ABC):
         """All of the epoch's rows are here."""
 
     @abstractmethod
-    def commit(
-        self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()
-    ) -> None:
+    def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()) -> None:
         """Make the epoch durable and visible."""
 
     def recover(self, epoch: int, final: bool) -> bool:  # noqa: ARG002

@@ -12,9 +12,7 @@ from dataflare_sdk.schema import literal
 if TYPE_CHECKING:
     import duckdb
 
-OUT_OF_MEMORY = code(
-    "world.out-of-memory", 4, "A step needs more memory than it was given and cannot spill.", "Raise `runtime.memory`."
-)
+OUT_OF_MEMORY = code("world.out-of-memory", 4, "A step needs more memory than it was given and cannot spill.", "Raise `runtime.memory`.")
 NO_PUSHDOWN = "SET disabled_optimizers='filter_pushdown,filter_pullup'"
 """For a statement where a step that drops rows follows an expression that can fail: DuckDB must not drop the
 failing rows first (with pushdown on, failures silently became filtered rows)."""
@@ -55,9 +53,7 @@ def connect(
     return connection
 
 
-def lock_down(
-    connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), folders: Iterable[str] = ()
-) -> None:
+def lock_down(connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
     """Let a connection touch only `paths` and what lies in `folders`, for good.
 
     A folder needs its trailing slash; one is added when missing.

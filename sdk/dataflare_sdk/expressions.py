@@ -93,9 +93,7 @@ class Stage(Protocol):
 class ExpressionEngine(Protocol):
     """Binds and evaluates SQL in DuckDB's dialect, gated: nothing reaches outside its inputs."""
 
-    def bind(
-        self, expressions: Mapping[str, str], schema: pa.Schema, *, aggregates: bool = False
-    ) -> Bound:
+    def bind(self, expressions: Mapping[str, str], schema: pa.Schema, *, aggregates: bool = False) -> Bound:
         """Type-check expressions over one row of `schema`.
 
         Args:

@@ -140,7 +140,7 @@ def parse(cls: type[T], raw: Any, path: Sequence[str | int] = ()) -> T:
     made = _parse_config(cls, {} if raw is None else raw, tuple(path), problems)
     if problems:
         raise DataflareError(*problems)
-    return typing.cast(T, made)
+    return typing.cast("T", made)
 
 
 def to_plain(value: Any) -> Any:
@@ -258,9 +258,7 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 
 def _parse_config(cls: type[Any], raw: Any, path: tuple[str | int, ...], problems: list[Problem]) -> Any:
     if not isinstance(raw, Mapping):
-        problems.append(
-            CONFIG_INVALID.problem(f"expected a mapping, found {_kind(raw)}", path=_dotted(path) or None)
-        )
+        problems.append(CONFIG_INVALID.problem(f"expected a mapping, found {_kind(raw)}", path=_dotted(path) or None))
         return None
     known = {_key(f.name): f for f in dataclasses.fields(cls)}
     for key in raw:
@@ -287,9 +285,7 @@ def _parse_config(cls: type[Any], raw: Any, path: tuple[str | int, ...], problem
     return None if problems else cls(**values)
 
 
-def _parse_value(
-    hint: Any, raw: Any, path: tuple[str | int, ...], problems: list[Problem], meta: Mapping[str, Any]
-) -> Any:
+def _parse_value(hint: Any, raw: Any, path: tuple[str | int, ...], problems: list[Problem], meta: Mapping[str, Any]) -> Any:
     """Check one value; adds to `problems` and returns None when it does not fit."""
     try:
         value = _convert(hint, raw, path, problems)
@@ -348,9 +344,7 @@ def _convert_marked(args: tuple[Any, ...], raw: Any) -> Any:
     raise ValueError(f"expected {mark.hint}, found {_show(raw)}")
 
 
-def _convert_union(
-    members: tuple[Any, ...], raw: Any, path: tuple[str | int, ...], problems: list[Problem]
-) -> Any:
+def _convert_union(members: tuple[Any, ...], raw: Any, path: tuple[str | int, ...], problems: list[Problem]) -> Any:
     if raw is None and type(None) in members:
         return None
     rest = [m for m in members if m is not type(None)]

@@ -67,10 +67,10 @@ class Processor(Component[C], ABC):
         return ()
 
     @abstractmethod
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Return (output, batch) pairs for one input batch."""
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Process a batch that failed, giving up only its bad rows.
 
         Returns:

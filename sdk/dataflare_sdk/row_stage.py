@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,9 +16,7 @@ from dataflare_sdk.fields import nearest
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.processor import Processor
 
-MISSING_COLUMN = declare(
-    "workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input."
-)
+MISSING_COLUMN = declare("workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input.")
 
 
 class StageProcessor(Processor[C]):
@@ -66,9 +63,7 @@ class StageProcessor(Processor[C]):
     def conditions(self, expressions: Mapping[str, str], schema: pa.Schema, place: Callable[[str], str]) -> Bound:
         """Bind expressions that are asked for true or false; others are cast, as WHERE does."""
         bound = self.bind(expressions, schema, place)
-        casts = {
-            n: f"CAST(({e}\n) AS BOOLEAN)" if bound.schema.field(n).type != pa.bool_() else e for n, e in expressions.items()
-        }
+        casts = {n: f"CAST(({e}\n) AS BOOLEAN)" if bound.schema.field(n).type != pa.bool_() else e for n, e in expressions.items()}
         return bound if casts == dict(expressions) else self.bind(casts, schema, place)
 
     def text(self, name: str) -> str:

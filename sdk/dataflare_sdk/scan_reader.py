@@ -223,15 +223,11 @@ class ScanSource(Source[C]):
         """Return what adds to an offset when a unit is done; None: nothing."""
         return None
 
-    def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
-    ) -> Reader:
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read the scans after `offset`, to `until` if given."""
         units = self.scan(partition, extract)
         schema = self.scan_schema(partition, extract)
-        connection = duck.connect(
-            memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill"
-        )
+        connection = duck.connect(memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill")
         try:
             for sql in dict.fromkeys(s for u in units for s in u.setup):
                 connection.execute(sql)

@@ -153,6 +153,19 @@ def from_json(data: Mapping[str, Any]) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["ipc"])))
 
 
+def from_names(columns: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of columns given with DuckDB types.
+
+    Raises:
+        Exception: a type does not exist; DuckDB's own error.
+    """
+    from dataflare_sdk import duck
+
+    items = ", ".join(f"CAST(NULL AS {kind}) AS {quote(name)}" for name, kind in columns.items())
+    with duck.connect(threads=1) as connection:
+        return normalise(connection.sql(f"SELECT {items} LIMIT 0").to_arrow_table().schema)
+
+
 def type_name(kind: pa.DataType) -> str:
     """Return the DuckDB name of a type where there is one, else Arrow's."""
     try:
@@ -185,9 +198,7 @@ def widen(left: pa.DataType, right: pa.DataType, name: str = "") -> pa.DataType:
     if pa.types.is_null(left):
         return right
     try:
-        merged = pa.unify_schemas(
-            [pa.schema([pa.field("x", left)]), pa.schema([pa.field("x", right)])], promote_options="permissive"
-        )
+        merged = pa.unify_schemas([pa.schema([pa.field("x", left)]), pa.schema([pa.field("x", right)])], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UNION_CLASH.error(f"column '{name}' is {type_name(left)} in one input and {type_name(right)} in another") from error
     return normalise_type(merged.field(0).type)

@@ -30,9 +30,7 @@ class Source(Component[C], ABC):
         return [Partition(id=stream.name, stream=stream.name, spec=dict(stream.pins))]
 
     @abstractmethod
-    def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
-    ) -> Reader:
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read a partition after `offset`, and to `until` exactly if given."""
 
     def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002

@@ -141,7 +141,7 @@ class WholeInputProcessor(Processor[C]):
         except DataflareError as error:
             raise DataflareError(*(replace(p, path=place(p.path)) for p in error.problems)) from error
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Spool a batch."""
         self._spool(input).append(batch.data)
         return ()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow
-
 from tests.benchmarks.cases import all_cases
 from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.measure import instructions, python, table

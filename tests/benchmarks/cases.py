@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import duckdb
-
 from tests.benchmarks.data import COLUMNS
 from tests.benchmarks.measure import Case, Contestant, python
 
@@ -46,7 +45,7 @@ def peer(folder: Path, name: str, tool: str, code: str, output: str) -> Contesta
     return Contestant(tool, python(code.replace("{out}", str(place / output))), place, place / output)
 
 
-def same_rows(kind: str):  # noqa: ANN201
+def same_rows(kind: str):
     """Return a check that two outputs hold the same rows, by DuckDB."""
 
     def check(one: Contestant, other: Contestant) -> None:
@@ -88,13 +87,13 @@ def all_cases(data: Path, folder: Path) -> list[Case]:
     fused = bare(folder, "map", f"COPY ({filtered}) TO '{{out}}' (FORMAT parquet)", "out.parquet")
     polars = f"""
 import polars as pl
-t = pl.scan_csv({str(data / 'orders.csv')!r}, try_parse_dates=True)
+t = pl.scan_csv({str(data / "orders.csv")!r}, try_parse_dates=True)
 t = t.with_columns(total_eur=(pl.col('total') * pl.col('rate')).round(2), label=pl.col('country').str.to_uppercase() + '-' + pl.col('status'), day=pl.col('created_at').dt.date()).drop('note')
 t.filter(pl.col('status').is_in(['paid', 'shipped']) & (pl.col('total_eur') > 10)).sink_parquet('{{out}}')
 """
     pandas = f"""
 import pandas as pd
-t = pd.read_csv({str(data / 'orders.csv')!r}, parse_dates=['created_at'])
+t = pd.read_csv({str(data / "orders.csv")!r}, parse_dates=['created_at'])
 t['total_eur'] = (t['total'] * t['rate']).round(2)
 t['label'] = t['country'].str.upper() + '-' + t['status']
 t['day'] = t['created_at'].dt.date
@@ -115,9 +114,15 @@ p.run(orders(), loader_file_format='parquet')
     streaming = ours(folder, "streaming", {"sources": source(data, "csv"), "processors": steps, "destinations": to_parquet,
         "runtime": {"lane": "streaming"}, "state": {"checkpoint": {"every": "10s"}}}, "out.parquet")  # fmt: skip
     groups = {"by": ["country", "status"], "select": {"orders": "count(*)", "revenue": "sum(total)", "top": "max(total)"}}
-    grouped = f"SELECT country, status, count(*) AS orders, sum(total) AS revenue, max(total) AS top FROM {csv} WHERE total > 10 GROUP BY ALL"
+    grouped = (
+        f"SELECT country, status, count(*) AS orders, sum(total) AS revenue, max(total) AS top FROM {csv} WHERE total > 10 GROUP BY ALL"
+    )
     names = ", ".join(f"{n}: '{t}'" for n, t in COLUMNS.items())
-    lookup = {"lookup": {"use": "parquet", "with": {"path": str(data / "customers.parquet")}}, "on": {"customer": "id"}, "select": {"segment": "segment", "code": "code"}}
+    lookup = {
+        "lookup": {"use": "parquet", "with": {"path": str(data / "customers.parquet")}},
+        "on": {"customer": "id"},
+        "select": {"segment": "segment", "code": "code"},
+    }
     parquet = {"orders": {"use": "parquet", "with": {"path": str(data / "orders.parquet")}}}
     joined = f"SELECT o.*, c.segment, c.code FROM '{data}/orders.parquet' o LEFT JOIN '{data}/customers.parquet' c ON o.customer = c.id"
     ten = folder / "ten"

@@ -26,6 +26,15 @@ def microbatch(folder: Path) -> str:
 
 
 def _seconds(place: Path, rows: int) -> float:
-    command = [str(Path(sys.executable).parent / "dataflare"), "run", "workflow.json", "--json", "--lane", "streaming", "--batch-rows", str(rows)]
+    command = [
+        str(Path(sys.executable).parent / "dataflare"),
+        "run",
+        "workflow.json",
+        "--json",
+        "--lane",
+        "streaming",
+        "--batch-rows",
+        str(rows),
+    ]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
     return float(sum(n["seconds"] for n in json.loads(done.stdout)["nodes"] if n["id"] == "step"))

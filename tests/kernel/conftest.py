@@ -25,9 +25,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.syspath_prepend(str(site))
     installed: list[str] = []
 
-    def made(
-        name: str, code: str = "", lines: str = "", *, distribution: str = "", manifest: str | None = None
-    ) -> Path:
+    def made(name: str, code: str = "", lines: str = "", *, distribution: str = "", manifest: str | None = None) -> Path:
         package = name.replace("-", "_")
         folder = site / package
         folder.mkdir()

@@ -48,9 +48,7 @@ def test_the_kernel_alone_says_what_is_missing(alone: Path) -> None:
         f"import sys; sys.path[:0] = [{str(alone)!r}]; import dataflare; "
         "print(dataflare.run({}).error['code'], 'dataflare_sdk' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=alone, env=clean(alone), check=True
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=alone, env=clean(alone), check=True)
     assert done.stdout == "plugin.unknown False\n"
 
 

@@ -53,17 +53,13 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 def call(install: Callable[..., Path], tmp_path: Path) -> Call:
     install("greeter", COMMAND, LINES)
     (tmp_path / "config" / "dataflare").mkdir(parents=True)
-    (tmp_path / "config" / "dataflare" / "config.yaml").write_text(
-        "plugins: {prefer: {command/plugin: greeter, command/state: greeter}}"
-    )
+    (tmp_path / "config" / "dataflare" / "config.yaml").write_text("plugins: {prefer: {command/plugin: greeter, command/state: greeter}}")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     work = tmp_path / "work"
     work.mkdir()
 
     def made(*args: str, code: str = "from dataflare.cli import main; main()") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=work, env=env, check=False
-        )
+        return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=work, env=env, check=False)
 
     return made
 

@@ -59,9 +59,7 @@ def test_an_index_others_may_write_is_not_believed(install: Callable[..., Path],
     assert not index.stat().st_mode & 0o022
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(
-    install: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(install: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install("acme", BOOM)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -96,9 +96,7 @@ def test_errors_are_placed_under_the_node(install: Callable[..., Path], tmp_path
     error = refused(lambda: host.build("source", "acme", {"urll": "u"}, AT))
     assert {p.path for p in error.problems} == {"sources.a.with.urll", "sources.a.with.url"}
     for inner, path in (("url", "sources.a.with.url"), ("[0].x", "sources.a.with[0].x"), ("none", "sources.a.with")):
-        assert (
-            refused(lambda i=inner: host.build("source", "acme", {"url": "", "fail": i}, AT)).problems[0].path == path
-        )
+        assert refused(lambda i=inner: host.build("source", "acme", {"url": "", "fail": i}, AT)).problems[0].path == path
 
 
 def test_code_that_is_not_there_is_explained(install: Callable[..., Path], tmp_path: Path) -> None:
@@ -112,9 +110,7 @@ def test_code_that_is_not_there_is_explained(install: Callable[..., Path], tmp_p
     assert error.problems[0].fix == "pip install no_such_package_here"
 
 
-def test_only_listed_hooks_are_called_and_a_bad_monitor_harms_nobody(
-    install: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_only_listed_hooks_are_called_and_a_bad_monitor_harms_nobody(install: Callable[..., Path], tmp_path: Path) -> None:
     install("acme", CODE, LINES)
     runtime = Runtime(tmp_path)
     runtime.host.emit(RunEvent(0.0, "r", "execute", "phase.started"))
@@ -127,9 +123,7 @@ def test_first_result_hooks_are_those_of_the_specs() -> None:
     from dataflare import hookspecs
 
     first = {
-        name.removeprefix("dataflare_")
-        for name, spec in vars(hookspecs).items()
-        if getattr(spec, "dataflare_spec", {}).get("firstresult")
+        name.removeprefix("dataflare_") for name, spec in vars(hookspecs).items() if getattr(spec, "dataflare_spec", {}).get("firstresult")
     }
     assert first == FIRST_RESULT
 

@@ -128,9 +128,7 @@ def test_a_second_run_appends_its_events(engine: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coded", [True, False])
-@pytest.mark.parametrize(
-    "where", ["parse", "validate", "start", "wait", "result", "close Parser", "close Validator", "close Executor"]
-)
+@pytest.mark.parametrize("where", ["parse", "validate", "start", "wait", "result", "close Parser", "close Validator", "close Executor"])
 def test_a_fault_in_any_phase_ends_in_cleaning_up(engine: Any, where: str, coded: bool) -> None:
     engine.faults.update({where, "coded"} if coded else {where})
     with Runtime() as runtime:

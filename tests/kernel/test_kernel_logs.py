@@ -52,11 +52,7 @@ def test_repeats_are_held_back_and_counted() -> None:
     assert sink.getvalue().splitlines()[3:] == ["info: the next message came 98 more times", "info: row 100"]
 
 
-@given(
-    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=4).filter(
-        lambda s: len(s.strip("* ").strip()) >= 4
-    )
-)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=4).filter(lambda s: len(s.strip("* ").strip()) >= 4))
 def test_a_secret_is_found_in_every_form(secret: str) -> None:
     from urllib.parse import quote_plus
 

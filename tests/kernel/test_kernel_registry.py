@@ -5,9 +5,7 @@ from dataflare.manifest import Component, Manifest
 from dataflare.registry import Registry
 
 
-def plugin(
-    name: str, *components: str, origin: str = "", version: str = "1.0", isolation: str = "inprocess"
-) -> Manifest:
+def plugin(name: str, *components: str, origin: str = "", version: str = "1.0", isolation: str = "inprocess") -> Manifest:
     provides = tuple(Component(*c.split("/"), f"{name}:X") for c in components)
     return Manifest(name, version, "1", f"{name}.example", isolation, provides, origin=origin or f"{name} {version}")
 
@@ -66,9 +64,7 @@ def test_what_is_installed_is_named_when_nothing_fits(use: str) -> None:
         found(use, ACME)
 
 
-@pytest.mark.parametrize(
-    ("use", "fix"), [("thign", "did you mean 'thing'?"), ("", "there are: thing"), ("a/b/c", "there are: thing")]
-)
+@pytest.mark.parametrize(("use", "fix"), [("thign", "did you mean 'thing'?"), ("", "there are: thing"), ("a/b/c", "there are: thing")])
 def test_unknown_names_the_nearest(use: str, fix: str) -> None:
     with pytest.raises(DataflareError) as caught:
         found(use, ACME)

@@ -106,9 +106,7 @@ def test_an_unreadable_file_does_not_quote_itself(host: Any, tmp_path: Path) -> 
     assert caught.value.__suppress_context__
 
 
-def test_nobody_else_answers_for_the_built_in_providers(
-    install: Callable[..., Path], host: Any, tmp_path: Path
-) -> None:
+def test_nobody_else_answers_for_the_built_in_providers(install: Callable[..., Path], host: Any, tmp_path: Path) -> None:
     install(
         "hijack",
         "from dataflare_sdk import hookimpl\n"
@@ -125,9 +123,7 @@ def test_nobody_else_answers_for_the_built_in_providers(
 def test_a_canary_appears_in_no_output(host: Any, tmp_path: Path, flags: list[str]) -> None:
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     code = "from dataflare.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "leak", *flags], capture_output=True, text=True, cwd=tmp_path, env=env, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, "leak", *flags], capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
     assert "c4nary" not in output

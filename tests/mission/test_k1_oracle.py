@@ -201,9 +201,7 @@ def step_join(draw, tree: Tree, rel: Relation, node: str) -> Relation | None:
     right, kind = draw(st.sampled_from(["b", "e"])), draw(st.sampled_from(["inner", "left", "semi", "anti"]))
     side = f"{node}_r"
     tree.sources.setdefault(right, {"use": "parquet", "with": {"path": f"{right}.parquet"}})
-    tree.processors.append(
-        {"id": side, "use": "map", "from": right, "with": {"select": ["k", "s"], "rename": {"s": "other_s"}}}
-    )
+    tree.processors.append({"id": side, "use": "map", "from": right, "with": {"select": ["k", "s"], "rename": {"s": "other_s"}}})
     tree.processors.append({"id": node, "use": "join", "from": [rel.node, side], "with": {"type": kind, "on": ["k"]}})
     table = tree.cte(f"SELECT k, s AS other_s FROM 'DIR/{right}.parquet'")
     if kind in ("semi", "anti"):
@@ -241,9 +239,7 @@ def step_dedupe(draw, tree: Tree, rel: Relation, node: str) -> Relation | None:
 
 def step_route(draw, tree: Tree, rel: Relation, node: str) -> Relation:
     one, two = draw_condition(draw, rel.columns), draw_condition(draw, rel.columns)
-    tree.processors.append(
-        {"id": node, "use": "route", "from": rel.node, "with": {"routes": {"one": one, "two": two}, "else": "rest"}}
-    )
+    tree.processors.append({"id": node, "use": "route", "from": rel.node, "with": {"routes": {"one": one, "two": two}, "else": "rest"}})
     out = draw(st.sampled_from(["one", "two", "rest"]))
     tests = {
         "one": f"({one}) IS TRUE",
@@ -284,9 +280,7 @@ def step_mask(draw, tree: Tree, rel: Relation, node: str) -> Relation | None:
         return None
     column = draw(st.sampled_from(texts))
     how = draw(st.sampled_from(["redact", "hash"]))
-    tree.processors.append(
-        {"id": node, "use": "mask", "from": rel.node, "with": {"columns": {column: how}, "salt": "pepper"}}
-    )
+    tree.processors.append({"id": node, "use": "mask", "from": rel.node, "with": {"columns": {column: how}, "salt": "pepper"}})
     q = f'"{column}"'
     new = f"CASE WHEN {q} IS NULL THEN NULL ELSE '***' END" if how == "redact" else f"sha256('pepper' || {q})"
     items = ", ".join(f'{new} AS "{c}"' if c == column else f'"{c}"' for c in rel.columns)
@@ -302,17 +296,13 @@ def step_sql(draw, tree: Tree, rel: Relation, node: str) -> Relation:
     else:
         text = f"SELECT count(*) AS n, count(*) FILTER (WHERE {where}) AS hits FROM {{t}}"
         columns, ordered = {"n": "BIGINT", "hits": "BIGINT"}, False
-    tree.processors.append(
-        {"id": node, "use": "sql", "from": rel.node, "with": {"query": text.format(t=f'"{rel.node}"')}}
-    )
+    tree.processors.append({"id": node, "use": "sql", "from": rel.node, "with": {"query": text.format(t=f'"{rel.node}"')}})
     return Relation(node, tree.cte(text.format(t=rel.sql)), columns, ordered)
 
 
 def step_expect(draw, tree: Tree, rel: Relation, node: str) -> Relation:
     rule = draw_condition(draw, rel.columns)
-    tree.processors.append(
-        {"id": node, "use": "expect", "from": rel.node, "with": {"rules": {"r": rule}, "on_fail": "drop"}}
-    )
+    tree.processors.append({"id": node, "use": "expect", "from": rel.node, "with": {"rules": {"r": rule}, "on_fail": "drop"}})
     sql = f"SELECT * FROM {rel.sql} WHERE ({rule}) IS NOT FALSE"
     return Relation(node, tree.cte(sql), rel.columns, rel.ordered)
 
@@ -356,7 +346,7 @@ def trees(draw) -> Tree:
 
 def canonical(table: pa.Table) -> list[tuple]:
     """Rows in an order of their own, floats kept exact: nothing here is order-dependent."""
-    return sorted((tuple(repr(v) for v in row.values()) for row in table.to_pylist()))
+    return sorted(tuple(repr(v) for v in row.values()) for row in table.to_pylist())
 
 
 @given(tree=trees())
@@ -401,9 +391,7 @@ def check_counts(run, document: dict) -> None:
     for item in document.get("processors", []):
         counts = nodes[item["id"]]
         if item["use"] in ("map", "filter", "mask", "expect", "flatten"):
-            assert counts["rows_in"] == (
-                counts["rows_out"] + counts["filtered"] + counts["skipped"] + counts["dead_lettered"]
-            )
+            assert counts["rows_in"] == (counts["rows_out"] + counts["filtered"] + counts["skipped"] + counts["dead_lettered"])
         if isinstance(item["from"], str) and "." not in item["from"]:
             assert counts["rows_in"] == nodes[item["from"]]["rows_out"], item
     assert run.rows["written"] == nodes["out"]["rows_out"] == nodes["out"]["rows_in"]

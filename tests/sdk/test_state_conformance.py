@@ -1,7 +1,6 @@
 from pathlib import Path
 
 from dataflare_plugins.state_sqlite.store import StateConfig, StateSqlite
-
 from dataflare_sdk.testing import FakeContext, StateStoreSuite
 
 

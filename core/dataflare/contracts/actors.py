@@ -37,7 +37,7 @@ class RestartPolicy:
 class Inbox(Protocol):
     """What a task reads: one ordered queue per input, each bounded in bytes. No credit, no message."""
 
-    def put(self, input: str, message: Message, size: int) -> bool:  # noqa: A002
+    def put(self, input: str, message: Message, size: int) -> bool:
         """Append to an input; wait while its credits are out. A message larger than all credits passes alone.
 
         Returns:

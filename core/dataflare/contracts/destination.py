@@ -113,9 +113,7 @@ class Destination(Protocol):
         """All of the epoch's rows are here. A two-phase destination makes them durable, not visible."""
         ...
 
-    def commit(
-        self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Destination] = ()
-    ) -> None:
+    def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Destination] = ()) -> None:
         """Make the epoch durable and visible, in one transaction with the checkpoint row.
 
         Args:

@@ -142,7 +142,7 @@ class Plan:
         }
         return cls(**known)
 
-    def node(self, id: str) -> NodeSpec:  # noqa: A002
+    def node(self, id: str) -> NodeSpec:
         """Return the node with this id.
 
         Raises:

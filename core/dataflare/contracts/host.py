@@ -92,9 +92,7 @@ class Host(Protocol):
         """Load the plugin and return the component's class or function, without building it."""
         ...
 
-    def build(
-        self, kind: str, use: str, config: Mapping[str, Any], around: Surroundings = Surroundings()
-    ) -> Any:
+    def build(self, kind: str, use: str, config: Mapping[str, Any], around: Surroundings = Surroundings()) -> Any:
         """Build a component: resolve `${secret:}`, check the configuration, check capabilities.
 
         Raises:

@@ -36,7 +36,7 @@ class Processor(Protocol):
         """
         ...
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Return (output, batch) pairs for one input batch.
 
         Raises:

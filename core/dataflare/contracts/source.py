@@ -112,9 +112,7 @@ class Source(Protocol):
         """Split a stream; at least one partition, also for an empty stream."""
         ...
 
-    def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
-    ) -> Reader:
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read a partition after `offset` (None: from its beginning), and to `until` exactly if given."""
         ...
 

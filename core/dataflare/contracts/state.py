@@ -99,6 +99,10 @@ class StateStore(Protocol):
         """
         ...
 
+    def fence(self, workflow: str) -> int:
+        """Return the newest fence of a workflow, 0 when it has never run."""
+        ...
+
     def release(self) -> None:
         """Give the lock back; the fence stays."""
         ...

@@ -27,7 +27,7 @@ class LocalInbox:
         self._writable = threading.Condition(self._lock)
         self._closed = False
 
-    def put(self, input: str, message: Message, size: int) -> bool:  # noqa: A002
+    def put(self, input: str, message: Message, size: int) -> bool:
         """Append to an input, waiting for credit; False once the inbox is closed."""
         with self._lock:
             while not self._closed and self._held[input] and self._held[input] + size > self._capacity[input]:

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dataflare_sdk import Component, NoConfig, RestartPolicy
 from dataflare_plugins.actors_local.inbox import LocalInbox
+from dataflare_sdk import Component, NoConfig, RestartPolicy
 
 Behaviour = Callable[[Callable[[float | None], Any]], None]
 
@@ -68,7 +68,7 @@ class LocalActor:
                 self._behaviour(self._receive)
                 error = None
                 break
-            except BaseException as raised:  # noqa: BLE001 - the supervisor is where every failure ends up
+            except BaseException as raised:
                 error = raised
             now = time.monotonic()
             failures.append(now)
@@ -117,7 +117,8 @@ class LocalActorSystem(Component[NoConfig]):
         for inbox in self._inboxes:
             inbox.close()
         deadline = time.monotonic() + timeout
-        return all([actor.join(max(0.0, deadline - time.monotonic())) for actor in self._actors])
+        joined = [actor.join(max(0.0, deadline - time.monotonic())) for actor in self._actors]  # all, not until the first
+        return all(joined)
 
     def close(self) -> None:
         """Stop everything."""

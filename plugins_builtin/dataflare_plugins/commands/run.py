@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime, verb
 from dataflare_plugins.commands.common import file_argument, guarantees, params_of, size, table, workflow_options
+from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime, verb
 
 
 @click.command("run")
@@ -39,9 +39,7 @@ def run(
         from dataflare_plugins.commands.codes import NOT_YET
 
         raise NOT_YET.error("`run --watch` is not built yet")
-    options = RunOptions(
-        once=once, take_over=take_over, strict=strict, events=events, plan=None if plan is None else read_plan(plan)
-    )
+    options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=None if plan is None else read_plan(plan))
     with call.runtime(file.parent, settings, profile) as runtime:
         workflow = runtime.parse(file, params_of(params), profile)
         runtime.authorize("run", workflow.name)
@@ -116,7 +114,16 @@ def _tell(call: Invocation, document: dict[str, Any]) -> None:
     if not document["nodes"]:
         return
     rows = [
-        (n["id"], n["kind"], n["plugin"], n["rows_in"], n["rows_out"], n["filtered"], n["skipped"] + n["dead_lettered"], float(n["seconds"]))
+        (
+            n["id"],
+            n["kind"],
+            n["plugin"],
+            n["rows_in"],
+            n["rows_out"],
+            n["filtered"],
+            n["skipped"] + n["dead_lettered"],
+            float(n["seconds"]),
+        )
         for n in document["nodes"]
     ]
     call.say(table(rows, ("node", "kind", "plugin", "in", "out", "filtered", "bad", "seconds")), err=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from dataflare_sdk.commands import Invocation, verb
 from dataflare_plugins.commands.common import file_argument, guarantees, params_of, workflow_options
+from dataflare_sdk.commands import Invocation, verb
 
 
 @click.command("validate")

@@ -60,15 +60,14 @@ class DedupeProcessor(WholeInputProcessor[DedupeConfig]):
         """Return the step as one SELECT; the order of the source is the order DuckDB reads it in."""
         columns, keys = (", ".join(quote(n) for n in names) for names in (self._schema.names, self._key))
         order = "DESC" if self.config.keep == "last" else "ASC"
-        numbered = f"SELECT *, row_number() OVER () AS \"row in order\" FROM {only(inputs)}"
+        numbered = f'SELECT *, row_number() OVER () AS "row in order" FROM {only(inputs)}'
         return {
-            "": f"SELECT {columns} FROM ({numbered}) QUALIFY row_number() OVER "
-            f'(PARTITION BY {keys} ORDER BY "row in order" {order}) = 1'
+            "": f'SELECT {columns} FROM ({numbered}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" {order}) = 1'
         }
 
     # -- keep: first, batch by batch ---------------------------------------------------------------------
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Return the rows whose key has not come before; of `last`, spool the batch."""
         if self.config.keep == "last":
             return super().process(batch, input)

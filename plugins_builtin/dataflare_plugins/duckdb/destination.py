@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, CODES, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, code, config, duck, option
-from dataflare_sdk import atomic
+from dataflare_sdk import CODES, Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.schema import duck_type, literal, quote

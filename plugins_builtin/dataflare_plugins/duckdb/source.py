@@ -19,7 +19,10 @@ TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query
 UNREADABLE = code("duckdb.unreadable", 4, "The DuckDB file, table or query cannot be read.", "Check `path`, `table` and `query`.")
 NOT_FULL = code("workflow.not-yet", 3, "A key of the format whose feature is not built yet.", "Remove it for now.")
 CHANGED = code(
-    "source.changed", 4, "An input changed while a run over it was not finished.", "Run again; start over with `dataflare state reset` if it asks."
+    "source.changed",
+    4,
+    "An input changed while a run over it was not finished.",
+    "Run again; start over with `dataflare state reset` if it asks.",
 )
 
 
@@ -121,5 +124,3 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
     def _explain(self, error: Exception) -> Exception:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return UNREADABLE.error(f"'{self.config.path}': {text}", path="path")
-
-

@@ -23,9 +23,7 @@ class Lookup:
         many: `fail`, `first` or `all`.
     """
 
-    def __init__(
-        self, ctx: Any, schema: pa.Schema, keys: Mapping[str, tuple[str, str]], select: Mapping[str, str], many: str
-    ) -> None:
+    def __init__(self, ctx: Any, schema: pa.Schema, keys: Mapping[str, tuple[str, str]], select: Mapping[str, str], many: str) -> None:
         self._schema = schema
         self._keys = keys
         self._select = select
@@ -38,10 +36,10 @@ class Lookup:
         reader = pa.RecordBatchReader.from_batches(self._schema, iter(batches))
         self._connection.register("source", reader)
         keys = ", ".join(quote(b) for b in dict.fromkeys(b for _, b in self._keys.values()))
-        self._connection.execute("CREATE TABLE every AS SELECT *, row_number() OVER () AS \"row in order\" FROM source")
+        self._connection.execute('CREATE TABLE every AS SELECT *, row_number() OVER () AS "row in order" FROM source')
         self._connection.unregister("source")
         if self._many == "all":
-            self._connection.execute("CREATE TABLE lookup AS SELECT *, 1::BIGINT AS \"matches\" FROM every")
+            self._connection.execute('CREATE TABLE lookup AS SELECT *, 1::BIGINT AS "matches" FROM every')
         else:
             self._connection.execute(
                 f'CREATE TABLE lookup AS SELECT *, count(*) OVER (PARTITION BY {keys}) AS "matches" FROM every '

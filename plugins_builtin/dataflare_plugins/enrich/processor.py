@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from dataflare_plugins.enrich.lookup import Lookup
 from dataflare_sdk import (
     Batch,
     DataflareError,
@@ -29,7 +30,6 @@ from dataflare_sdk import (
 )
 from dataflare_sdk.row_stage import need_column, only, refuse_duplicates, single
 from dataflare_sdk.schema import cast_batch, duck_type, literal, quote
-from dataflare_plugins.enrich.lookup import Lookup
 
 MISS = code("data.lookup-miss", 1, "A row has no match in the lookup.", "Add the key to the lookup, or set `on_miss`.")
 MANY = code("data.lookup-many", 1, "A row has several matches in the lookup.", "Make the key unique, or set `on_many` to first or all.")
@@ -174,7 +174,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         if many != "all" and (self.ctx.run is None or not self._is_unique(units, keys)):
             table = self._one_per_key(table, keys)
         else:
-            table = f"SELECT *, 1 AS \"matches\" FROM ({table})"
+            table = f'SELECT *, 1 AS "matches" FROM ({table})'
         items = [f"l.{quote(n)} AS {quote(n)}" for n in self._input.names]
         items += [f"r.{quote(old)} AS {quote(new)}" for new, old in self._select.items()]
         test = " AND ".join(f"l.{quote(a)} = r.{quote(b)}" for a, b in self.config.on.items())
@@ -196,7 +196,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
 
     def _one_per_key(self, table: str, keys: str) -> str:
         others = [quote(n) for n in self._read_columns() if n not in self.config.on.values()]
-        firsts = "".join(f", first({o} ORDER BY \"row in order\") AS {o}" for o in others)
+        firsts = "".join(f', first({o} ORDER BY "row in order") AS {o}' for o in others)
         return (
             f'SELECT {keys}{firsts}, count(*) AS "matches" FROM '
             f'(SELECT *, row_number() OVER () AS "row in order" FROM ({table})) GROUP BY {keys}'
@@ -204,7 +204,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
 
     # -- the streaming lane ------------------------------------------------------------------------------
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch with its new columns.
 
         Raises:
@@ -215,7 +215,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             raise DataflareError((MISS if rejected[0].code == MISS.name else MANY).problem(rejected[0].cause))
         return outputs
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the rows with a match, and the others."""
         return self._joined(batch)
 

@@ -52,12 +52,10 @@ class ExpectProcessor(StageProcessor[ExpectConfig]):
         if self.config.on_fail == "drop":
             tests = [f"{self.text(n)} IS NOT FALSE" for n in self.config.rules]
         else:
-            tests = [
-                f"CASE WHEN {self.text(n)} IS FALSE THEN error({literal('rule ' + n)}) ELSE true END" for n in self.config.rules
-            ]
+            tests = [f"CASE WHEN {self.text(n)} IS FALSE THEN error({literal('rule ' + n)}) ELSE true END" for n in self.config.rules]
         return {"": f"SELECT * FROM {only(inputs)} WHERE {' AND '.join(tests)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch when every row keeps the rules, or without those that are dropped.
 
         Raises:
@@ -68,7 +66,7 @@ class ExpectProcessor(StageProcessor[ExpectConfig]):
             raise BROKEN.error(broken[0].cause)
         return [("", batch.filter(kept) if broken else batch)]
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the rows that keep the rules and a rejection per row that does not."""
         tried = self.tried(batch)
         if tried is None:

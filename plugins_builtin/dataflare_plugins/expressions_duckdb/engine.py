@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute  # noqa: F401 - stages use it
+import pyarrow.compute
 
+from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
+from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
-from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
-from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 
 UNKNOWN_COLUMN = code(
     "expression.unknown-column", 3, "An expression names a column that its input does not have.", "Use a column of the input."
@@ -78,9 +78,7 @@ class DuckdbExpressions(Component[EngineConfig]):
             can_fail=frozenset(n for n, p in parsed.items() if p.can_fail),
         )
 
-    def _parse_all(
-        self, expressions: Mapping[str, str], schema: pa.Schema
-    ) -> tuple[dict[str, Parsed], list[Problem]]:
+    def _parse_all(self, expressions: Mapping[str, str], schema: pa.Schema) -> tuple[dict[str, Parsed], list[Problem]]:
         _check_case(schema)
         parsed: dict[str, Parsed] = {}
         problems: list[Problem] = []
@@ -91,9 +89,7 @@ class DuckdbExpressions(Component[EngineConfig]):
                 problems += error.located(path=name).problems
         return parsed, problems
 
-    def _types(
-        self, parsed: Mapping[str, Parsed], schema: pa.Schema, aggregates: bool
-    ) -> tuple[list[pa.Field], list[Problem]]:
+    def _types(self, parsed: Mapping[str, Parsed], schema: pa.Schema, aggregates: bool) -> tuple[list[pa.Field], list[Problem]]:
         try:
             return self._bind_together(parsed, schema, aggregates), []
         except Exception:
@@ -239,9 +235,7 @@ def _strings(node: Mapping[str, Any]) -> Iterator[str]:
                 yield one
 
 
-def _lineage(
-    parsed: Parsed, inputs: Mapping[str, pa.Schema], result: pa.Schema
-) -> dict[str, list[tuple[str, str]]]:
+def _lineage(parsed: Parsed, inputs: Mapping[str, pa.Schema], result: pa.Schema) -> dict[str, list[tuple[str, str]]]:
     """Return what plain select items tell; a query with stars, sets or nesting tells nothing here."""
     top: Mapping[str, Any] = parsed.node.get("node") or {}
     items = top.get("select_list") or []

@@ -15,9 +15,7 @@ NOT_ONE = code(
     "expression.not-an-expression", 3, "Something else than one SQL expression stands where one is expected.",
     "Write one expression, without commas, semicolons or FROM.",
 )  # fmt: skip
-SUBQUERY = code(
-    "expression.subquery", 3, "A row expression contains a subquery.", "Use a `sql`, `join` or `enrich` step for it."
-)
+SUBQUERY = code("expression.subquery", 3, "A row expression contains a subquery.", "Use a `sql`, `join` or `enrich` step for it.")
 AGGREGATE = code(
     "expression.aggregate", 3, "A row expression contains an aggregate or window function.",
     "Use an `aggregate` or `sql` step for it.",
@@ -30,19 +28,75 @@ ORDER_NEEDED = code(
     "Write it as first(x ORDER BY y).",
 )  # fmt: skip
 
-NOW = frozenset("now current_timestamp get_current_timestamp transaction_timestamp".split())
-TODAY = frozenset("today current_date".split())
-VOLATILE = frozenset("random uuid gen_random_uuid uuidv4 uuidv7 nextval setseed".split())
-ORDERED = frozenset("first last any_value list array_agg string_agg group_concat listagg arbitrary".split())
-TABLE_FUNCTIONS = frozenset("unnest range generate_series".split())
+NOW = frozenset(["now", "current_timestamp", "get_current_timestamp", "transaction_timestamp"])
+TODAY = frozenset(["today", "current_date"])
+VOLATILE = frozenset(["random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"])
+ORDERED = frozenset(["first", "last", "any_value", "list", "array_agg", "string_agg", "group_concat", "listagg", "arbitrary"])
+TABLE_FUNCTIONS = frozenset(["unnest", "range", "generate_series"])
 OUTSIDE_FUNCTIONS = frozenset(
-    "getenv current_setting read_text read_blob read_csv read_json read_parquet glob query query_table sniff_csv "
-    "which_secret getvariable pg_read_file write_log current_query txid_current nextval currval "
-    "json_execute_serialized_sql parquet_scan csv_scan".split()
+    [
+        "getenv",
+        "current_setting",
+        "read_text",
+        "read_blob",
+        "read_csv",
+        "read_json",
+        "read_parquet",
+        "glob",
+        "query",
+        "query_table",
+        "sniff_csv",
+        "which_secret",
+        "getvariable",
+        "pg_read_file",
+        "write_log",
+        "current_query",
+        "txid_current",
+        "nextval",
+        "currval",
+        "json_execute_serialized_sql",
+        "parquet_scan",
+        "csv_scan",
+    ]
 )
 SAFE = frozenset(
-    "coalesce lower upper trim ltrim rtrim length nullif concat || = <> != < > <= >= ifnull greatest least len "
-    "contains starts_with ends_with prefix suffix like_escape ~~ !~~ ~~~ replace reverse left right isnan".split()
+    [
+        "coalesce",
+        "lower",
+        "upper",
+        "trim",
+        "ltrim",
+        "rtrim",
+        "length",
+        "nullif",
+        "concat",
+        "||",
+        "=",
+        "<>",
+        "!=",
+        "<",
+        ">",
+        "<=",
+        ">=",
+        "ifnull",
+        "greatest",
+        "least",
+        "len",
+        "contains",
+        "starts_with",
+        "ends_with",
+        "prefix",
+        "suffix",
+        "like_escape",
+        "~~",
+        "!~~",
+        "~~~",
+        "replace",
+        "reverse",
+        "left",
+        "right",
+        "isnan",
+    ]
 )
 """Functions that give a value or NULL whatever they are given."""
 

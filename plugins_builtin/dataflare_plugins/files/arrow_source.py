@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.files.inputs import InputFile
+from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 from dataflare_sdk import ExtractSpec, Offset, Partition, RowRejection, ScanUnit
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import UnitReader
-from dataflare_plugins.files.inputs import InputFile
-from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 
 
 class ArrowSource(FileSource[FileConfig]):
@@ -20,9 +20,7 @@ class ArrowSource(FileSource[FileConfig]):
     Config = FileConfig
     endings = (".arrow", ".arrows", ".feather", ".ipc")
 
-    def look(
-        self, files: Sequence[InputFile], declared: pa.Schema | None
-    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+    def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Read the schemas; every file has the columns of the first."""
         found = [_schema(f) for f in files]
         wanted = declared if declared is not None else found[0]
@@ -40,15 +38,11 @@ class ArrowSource(FileSource[FileConfig]):
         """Never asked for: there is no SQL."""
         raise NotImplementedError
 
-    def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
-    ) -> UnitReader:
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> UnitReader:
         """Read the files after `offset`, to `until` if given."""
         schema = self.scan_schema(partition, extract)
         units = [_Unit(InputFile.from_json(f), schema) for f in partition.spec["files"]]
-        return UnitReader(
-            self.ctx.node, units, offset, until, pauses=extract.mode != "full", finish=self.finish(partition, extract)
-        )
+        return UnitReader(self.ctx.node, units, offset, until, pauses=extract.mode != "full", finish=self.finish(partition, extract))
 
 
 class _Unit:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.files.inputs import InputFile
+from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 from dataflare_sdk import RowRejection, ScanUnit, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.schema import literal, quote
-from dataflare_plugins.files.inputs import InputFile
-from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 
 RAGGED = code("data.ragged-row", 1, "A row has more or fewer values than the header.", "Mend the row, or set `errors.on_record`.")
 BAD_VALUE = code("data.bad-value", 1, "A value does not have the type of its column.", "Mend the value, or read the column as VARCHAR.")
@@ -60,9 +60,7 @@ class CsvSource(FileSource[CsvConfig]):
     Config = CsvConfig
     endings = (".csv", ".tsv", ".txt")
 
-    def look(
-        self, files: Sequence[InputFile], declared: pa.Schema | None
-    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+    def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Read every header; sniff types where they are not declared."""
         details: dict[str, dict[str, Any]] = {}
         found: list[pa.Schema] = []

@@ -12,10 +12,6 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, code, config, option
-from dataflare_sdk import atomic, platform
-from dataflare_sdk.failpoints import declare, failpoint
-from dataflare_sdk.fence import check_fence
 from dataflare_plugins.files.formats import (
     FLUSH_BYTES,
     FLUSH_ROWS,
@@ -26,6 +22,9 @@ from dataflare_plugins.files.formats import (
     Writer,
 )
 from dataflare_plugins.files.layout import layout
+from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
+from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fence import check_fence
 
 IN_THE_WAY = code("files.in-the-way", 4, "Something else lies where a file or folder should be written.", "Move it away, or change `path`.")
 COLUMNS_DIFFER = code(
@@ -348,7 +347,11 @@ class FileDestination(Destination[C]):
         return [first, *pieces[1:]]
 
     def commit(
-        self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()  # noqa: ARG002
+        self,
+        epoch: int,
+        offsets: Mapping[str, Any],
+        final: bool,
+        together: Sequence[Any] = (),  # noqa: ARG002
     ) -> None:
         """Give the epoch's pieces their final names."""
         held = atomic.read_record(self._staging / "record.json") or {}
@@ -427,7 +430,13 @@ class FileDestination(Destination[C]):
         path = target / "_dataflare_manifest.json"
         before = (atomic.read_record(path) or {}).get("parts", []) if path.exists() else []
         parts = list(dict.fromkeys([*before, *(self._part_name(p) for p in self._pieces)]))
-        record = {"workflow_id": self._target.workflow_id, "node": self._target.node, "run_id": self._record["run_id"], "epoch": epoch, "parts": parts}
+        record = {
+            "workflow_id": self._target.workflow_id,
+            "node": self._target.node,
+            "run_id": self._record["run_id"],
+            "epoch": epoch,
+            "parts": parts,
+        }
         atomic.write_record(path, record)
 
     def _swap_folder(self, target: Path, folder: Path) -> None:
@@ -524,7 +533,9 @@ class CsvDestination(FileDestination[CsvTarget]):
         with target.open(encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file, delimiter=self.config.delimiter), [])
         if names != self._schema.names:
-            raise COLUMNS_DIFFER.error(f"'{self.config.path}' has the columns {', '.join(names)}; the rows have {', '.join(self._schema.names)}")
+            raise COLUMNS_DIFFER.error(
+                f"'{self.config.path}' has the columns {', '.join(names)}; the rows have {', '.join(self._schema.names)}"
+            )
 
 
 class JsonlDestination(FileDestination[FileTarget]):

@@ -49,7 +49,7 @@ class Writer(ABC):
                 with piece.open("rb") as part:
                     _append(part, out)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most hold nothing
         """Release what is held."""
 
 

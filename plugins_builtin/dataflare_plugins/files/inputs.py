@@ -18,7 +18,10 @@ from typing import Any
 from dataflare_sdk import CODES, code, platform
 
 CHANGED = code(
-    "source.changed", 4, "An input changed while a run over it was not finished.", "Run again; start over with `dataflare state reset` if it asks."
+    "source.changed",
+    4,
+    "An input changed while a run over it was not finished.",
+    "Run again; start over with `dataflare state reset` if it asks.",
 )
 BAD_ARCHIVE = code("source.bad-archive", 4, "A packed input cannot be unpacked.", "Pack exactly one file into the archive.")
 UNREACHABLE = code("world.unreachable", 4, "A server does not answer.", "Check the address and the network; run again.")
@@ -64,7 +67,7 @@ class InputFile:
             DataflareError: `source.changed`.
         """
         try:
-            now = os.stat(self.path)
+            now = Path(self.path).stat()
         except OSError as error:
             raise CHANGED.error(f"the file '{self.name}' is gone: {error.strerror}", file=self.name) from error
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime):
@@ -112,7 +115,7 @@ def _local(path: str, base: Path, endings: Sequence[str]) -> list[Path]:
         visible = [p for p in inside if not any(part.startswith((".", "_")) for part in p.relative_to(target).parts)]
         return sorted(p for p in visible if p.name.endswith(wanted))
     if glob.has_magic(path):
-        found = (Path(p) for p in glob.glob(str(target), recursive=True))
+        found = (Path(p) for p in glob.glob(str(target), recursive=True))  # noqa: PTH207 - absolute patterns
         return sorted(p for p in found if p.is_file())
     return []
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import RowRejection, ScanUnit, code, duck
-from dataflare_sdk import schema as schemas
-from dataflare_sdk.schema import literal, quote
 from dataflare_plugins.files.csv_source import BAD_VALUE
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, explain
+from dataflare_sdk import RowRejection, ScanUnit, code, duck
+from dataflare_sdk import schema as schemas
+from dataflare_sdk.schema import literal, quote
 
 BAD_JSON = code("data.bad-json", 1, "A line is no JSON object.", "Mend the line, or set `errors.on_record`.")
 LARGEST = 8 << 20
@@ -30,9 +30,7 @@ class JsonlSource(FileSource[FileConfig]):
     Config = FileConfig
     endings = (".jsonl", ".ndjson", ".json")
 
-    def look(
-        self, files: Sequence[InputFile], declared: pa.Schema | None
-    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+    def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Sniff a sample of every file unless the columns are declared."""
         if declared is not None:
             return declared, {}
@@ -69,7 +67,9 @@ class JsonlSource(FileSource[FileConfig]):
 def _plain(file: InputFile, kinds: Mapping[str, str]) -> str:
     columns = "{" + ", ".join(f"{literal(n)}: {literal(t)}" for n, t in kinds.items()) + "}"
     items = ", ".join(quote(n) for n in kinds)
-    return f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', maximum_object_size={LARGEST}, columns={columns})"
+    return (
+        f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', maximum_object_size={LARGEST}, columns={columns})"
+    )
 
 
 def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:
@@ -77,8 +77,7 @@ def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:
     spec = literal("{" + ", ".join(f"{_json(n)}: {_json(t)}" for n, t in kinds.items()) + "}")
     # A value that is there and comes out as NULL could not be cast.
     fits = [
-        f"(struct_extract(r, {literal(n)}) IS NOT NULL OR coalesce(json_type(line, {literal(_path(n))}), 'NULL') = 'NULL')"
-        for n in kinds
+        f"(struct_extract(r, {literal(n)}) IS NOT NULL OR coalesce(json_type(line, {literal(_path(n))}), 'NULL') = 'NULL')" for n in kinds
     ]
     good = f"CASE WHEN valid THEN {' AND '.join(fits) or 'true'} ELSE false END"
     numbered = f"SELECT row_number() OVER () AS n, line FROM {LINES.format(path=literal(file.path))}"
@@ -126,7 +125,9 @@ def _explain(error: Exception, file: InputFile) -> Exception:
 
 
 def _has_key(connection: Any, file: InputFile, key: str) -> bool:
-    row = connection.sql(f"SELECT count(*) FROM {LINES.format(path=literal(file.path))} WHERE json_exists(line, {literal(_path(key))})").fetchall()
+    row = connection.sql(
+        f"SELECT count(*) FROM {LINES.format(path=literal(file.path))} WHERE json_exists(line, {literal(_path(key))})"
+    ).fetchall()
     return bool(row[0][0])
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.files.inputs import InputFile
+from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 from dataflare_sdk import ScanUnit, duck
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.schema import literal, quote
-from dataflare_plugins.files.inputs import InputFile
-from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
 
 
 class ParquetSource(FileSource[FileConfig]):
@@ -21,9 +21,7 @@ class ParquetSource(FileSource[FileConfig]):
     Config = FileConfig
     endings = (".parquet", ".pq")
 
-    def look(
-        self, files: Sequence[InputFile], declared: pa.Schema | None
-    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+    def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Read the footers; types of `key=value` folders are judged over all files together."""
         if not files:
             assert declared is not None

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
+from dataflare_plugins.files import inputs
+from dataflare_plugins.files.inputs import InputFile
 from dataflare_sdk import CODES, DataflareError, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import ScanSource, Unit
-from dataflare_plugins.files import inputs
-from dataflare_plugins.files.inputs import InputFile
 
 BAD_TYPE = code("config.bad-type", 3, "`columns` names a type that does not exist.", "Use a type of DuckDB's.")
 MISSING_COLUMN = code("data.missing-column", 1, "A file lacks a column that `columns` names.", "Mend the file, or leave the column out.")
@@ -84,9 +84,7 @@ class FileSource(ScanSource[C]):
         return pa.schema(fields)
 
     @abstractmethod
-    def look(
-        self, files: Sequence[InputFile], declared: pa.Schema | None
-    ) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+    def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Return the schema, and by file name what else has to be pinned."""
 
     @abstractmethod
@@ -117,7 +115,7 @@ def explain(error: Exception, file: InputFile) -> Exception:
     if isinstance(error, DataflareError):
         return error
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if "GZIP" in message or "ZSTD" in message.upper() or "ncomplete" in message and "frame" in message:
+    if "GZIP" in message or "ZSTD" in message.upper() or ("ncomplete" in message and "frame" in message):
         return TRUNCATED.error(f"the file '{file.name}' ends too early: {message}", file=file.name)
     if "No space left" in message:
         return CODES["world.disk-full"].error(message)

@@ -56,11 +56,11 @@ class FilterProcessor(StageProcessor[FilterConfig]):
         table = only(inputs)
         return {"": f"SELECT * FROM {table} WHERE {where}", "else": f"SELECT * FROM {table} WHERE {where} IS NOT TRUE"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the rows that are kept, and the others when somebody reads them."""
         return self._split(batch, self.evaluate(batch.data)["where"])
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the good rows split, and the rows whose condition failed."""
         tried = self.tried(batch)
         if tried is None:

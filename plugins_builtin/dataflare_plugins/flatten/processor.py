@@ -66,7 +66,7 @@ class FlattenProcessor(Processor[FlattenConfig]):
                 items.append(quote(f.name))
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch with the fields as columns; nothing is copied."""
         columns: list[pa.Array] = []
         for f, column in zip(batch.data.schema, batch.data.columns, strict=True):

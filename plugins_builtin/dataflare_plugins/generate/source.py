@@ -10,11 +10,14 @@ import pyarrow as pa
 
 from dataflare_sdk import DataflareError, ExtractSpec, Offset, Partition, ScanUnit, Sql, StreamInfo, code, config, option
 from dataflare_sdk import schema as schemas
-from dataflare_sdk.schema import quote
 from dataflare_sdk.scan_reader import ScanSource
+from dataflare_sdk.schema import quote
 
 VOLATILE = code(
-    "generate.volatile", 3, "A generated column gives another value at every run.", "Make it from i and seed, for example hash(i, seed) % 100."
+    "generate.volatile",
+    3,
+    "A generated column gives another value at every run.",
+    "Make it from i and seed, for example hash(i, seed) % 100.",
 )
 INPUT = pa.schema([("i", pa.int64()), ("seed", pa.int64())])
 
@@ -83,9 +86,7 @@ class _Range:
         self._connection = connection
 
     def sql(self, start: int, stop: int) -> str:
-        items = ", ".join(
-            f"CAST(({self._texts[f.name]}\n) AS {schemas.duck_type(f.type)}) AS {quote(f.name)}" for f in self._schema
-        )
+        items = ", ".join(f"CAST(({self._texts[f.name]}\n) AS {schemas.duck_type(f.type)}) AS {quote(f.name)}" for f in self._schema)
         return f"SELECT {items} FROM (SELECT i, {self._source.config.seed}::BIGINT AS seed FROM range({start}, {stop}) t(i))"
 
     def unit(self) -> ScanUnit:

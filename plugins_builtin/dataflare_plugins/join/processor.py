@@ -45,15 +45,17 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
         if len(inputs) != 2:
             raise SAME_INPUT.error("both inputs of the join are the same", path="on")
         left, right = inputs.values()
-        for i, (l, r) in enumerate(self._on.items()):
-            where = f"on.{l}" if isinstance(self.config.on, dict) else f"on[{i}]"
-            need_column(left, l, where)
-            need_column(right, r, where)
+        for i, (mine, theirs) in enumerate(self._on.items()):
+            where = f"on.{mine}" if isinstance(self.config.on, dict) else f"on[{i}]"
+            need_column(left, mine, where)
+            need_column(right, theirs, where)
         if self.config.type in ("inner", "left", "full"):
             mine = {n.lower() for n in left.names}
             for name in right.names:
                 if name not in self._on.values() and name.lower() in mine:
-                    raise CLASH.error(f"both inputs have a column '{name}'", fix=f"rename one of them in a map before: rename: {{{name}: …}}", path="on")
+                    raise CLASH.error(
+                        f"both inputs have a column '{name}'", fix=f"rename one of them in a map before: rename: {{{name}: …}}", path="on"
+                    )
         self._bound = self.bind_relation(inputs, "on")
         self._schema = self._bound.schema
         return {"": self._schema}
@@ -85,7 +87,10 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
         test = " AND ".join(f"l.{quote(a)} = r.{quote(b)}" for a, b in self._on.items())
         items = [f"l.{quote(n)} AS {quote(n)}" for n in left.names]
         if kind == "full":
-            items = [f"coalesce(l.{quote(n)}, r.{quote(self._on[n])}) AS {quote(n)}" if n in self._on else i for n, i in zip(left.names, items, strict=True)]
+            items = [
+                f"coalesce(l.{quote(n)}, r.{quote(self._on[n])}) AS {quote(n)}" if n in self._on else i
+                for n, i in zip(left.names, items, strict=True)
+            ]
         if kind in ("inner", "left", "full"):
             items += [f"r.{quote(n)} AS {quote(n)}" for n in right.names if n not in self._on.values()]
         return {"": f"SELECT {', '.join(items)} FROM {first} AS l {kind.upper()} JOIN {second} AS r ON {test}"}

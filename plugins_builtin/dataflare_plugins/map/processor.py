@@ -107,16 +107,14 @@ class MappingProcessor(StageProcessor[MapConfig]):
 
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
-        items = [
-            f"{quote(c.source) if c.source is not None else self.text(c.name)} AS {quote(c.name)}" for c in self._columns
-        ]
+        items = [f"{quote(c.source) if c.source is not None else self.text(c.name)} AS {quote(c.name)}" for c in self._columns]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch with its new columns."""
         return [("", self._made(batch, self.evaluate(batch.data)))]
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the good rows with their new columns, and the bad ones."""
         tried = self.tried(batch)
         if tried is None:

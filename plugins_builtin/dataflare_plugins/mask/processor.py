@@ -72,7 +72,7 @@ class MaskProcessor(StageProcessor[MaskConfig]):
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch with masked values."""
         values = self.evaluate(batch.data)
         columns = [values.get(n, batch.data.column(n)) for n in self._schema.names]

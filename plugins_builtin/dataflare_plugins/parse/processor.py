@@ -12,7 +12,9 @@ from dataflare_sdk import Batch, RowRejection, code, config, option
 from dataflare_sdk.row_stage import StageProcessor, need_column, only, single
 from dataflare_sdk.schema import literal, quote
 
-BAD_PATTERN = code("parse.bad-pattern", 3, "The pattern of a `parse` step cannot be used.", "Write a group (?P<name>…) for every column of `into`.")
+BAD_PATTERN = code(
+    "parse.bad-pattern", 3, "The pattern of a `parse` step cannot be used.", "Write a group (?P<name>…) for every column of `into`."
+)
 BAD_TYPE = code("parse.bad-type", 3, "A type named under `into` does not exist.", "Use a type of DuckDB's.")
 NO_TYPE = re.compile(r"[;\x00]|--|/\*")
 
@@ -23,7 +25,9 @@ class ParseConfig:
 
     column: str = option("The text column.", example="payload")
     format: Literal["json", "regex"] = option("How the text is read.")
-    pattern: str | None = option("Of `regex`: the pattern, with a group (?P<name>…) per column.", default=None, example=r"(?P<host>\S+) (?P<code>\d+)")
+    pattern: str | None = option(
+        "Of `regex`: the pattern, with a group (?P<name>…) per column.", default=None, example=r"(?P<host>\S+) (?P<code>\d+)"
+    )
     into: dict[str, str] = option("Column to DuckDB type; of JSON the key has the column's name.", min_items=1, example={"id": "BIGINT"})
 
 
@@ -94,11 +98,11 @@ class ParseProcessor(StageProcessor[ParseConfig]):
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the batch with the columns read out of the text."""
         return [("", self._made(batch, self.evaluate(batch.data)))]
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the rows that could be read, and the others."""
         tried = self.tried(batch)
         if tried is None:

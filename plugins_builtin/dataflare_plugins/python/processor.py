@@ -19,7 +19,9 @@ from dataflare_sdk.schema import normalise
 MISSING = code("python.missing-function", 3, "The file or function of a `python` step does not exist.", "Check `file` and `function`.")
 BROKEN = code("python.broken-file", 3, "The file of a `python` step cannot be imported.", "Mend the line named.")
 BAD_COLUMNS = code("python.bad-columns", 3, "`columns` of a `python` step names a type that does not exist.", "Use a type of DuckDB's.")
-BAD_RESULT = code("data.python-result", 1, "A function returned something it may not.", "Return what `per` asks for, with the columns announced.")
+BAD_RESULT = code(
+    "data.python-result", 1, "A function returned something it may not.", "Return what `per` asks for, with the columns announced."
+)
 FAILED = code("data.python-failed", 1, "A function raised an exception.", "Mend the function or the row, or set `errors.on_record`.")
 
 
@@ -86,7 +88,7 @@ class PythonProcessor(Processor[PythonConfig]):
             raise MISSING.error(f"'{self.config.file}' has no function '{self.config.function}'", path="function")
         return found  # type: ignore[no-any-return]
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Call the function with the batch, or with each of its rows."""
         assert self._function is not None
         if self.config.per == "batch":
@@ -100,7 +102,7 @@ class PythonProcessor(Processor[PythonConfig]):
             sources += [i] * len(made_rows)
         return [("", self._rebuilt(batch, rows, sources))]
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
         """Call the function row by row and give up the rows it fails on; per batch, row by row is its batch of one."""
         rejected: list[RowRejection] = []
         outputs: list[tuple[str, Batch]] = []

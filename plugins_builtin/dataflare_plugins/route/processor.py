@@ -48,7 +48,8 @@ class RouteProcessor(StageProcessor[RouteConfig]):
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""
-        return dict.fromkeys(self.outputs(), {n: [(self._name, n)] for n in self._schema.names})
+        same = {n: [(self._name, n)] for n in self._schema.names}
+        return {output: same for output in self.outputs()}
 
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return each route as a SELECT that excludes the routes before it."""
@@ -60,11 +61,11 @@ class RouteProcessor(StageProcessor[RouteConfig]):
             made[self.config.else_] = f"SELECT * FROM {table} WHERE {before}true"
         return made
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return the rows of each route that somebody reads."""
         return self._split(batch, self.evaluate(batch.data))
 
-    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: A002, ARG002
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
         """Return the good rows split, and the rows of which a condition failed."""
         tried = self.tried(batch)
         if tried is None:

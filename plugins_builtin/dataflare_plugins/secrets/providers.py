@@ -9,9 +9,7 @@ from pathlib import Path
 
 from dataflare_sdk import SecretProvider, code
 
-UNREADABLE = code(
-    "secret.unreadable", 4, "A secret's file cannot be read.", "Check that it is a text file you may read."
-)
+UNREADABLE = code("secret.unreadable", 4, "A secret's file cannot be read.", "Check that it is a text file you may read.")
 BAD_NAME = code(
     "secret.bad-name",
     3,

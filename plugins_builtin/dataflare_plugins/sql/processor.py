@@ -62,7 +62,7 @@ class SqlProcessor(WholeInputProcessor[SqlConfig]):
         text = f"({self._text}\n)"
         return {"": f"WITH {tables} SELECT * FROM {text}" if tables else f"SELECT * FROM {text}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Run a row-wise query on the batch; spool it for any other."""
         if self._bound is None or not self._bound.rowwise:
             return super().process(batch, input)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, CODES, Destination, Opened, RowRejection, Target, WriteSpec, code, config, option
-from dataflare_sdk import atomic, duck
+from dataflare_plugins.sqlite.types import declared, stored
+from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.schema import quote
 from dataflare_sdk.upsert import split_null_keys
-from dataflare_plugins.sqlite.types import declared, stored
 
 NOT_A_DATABASE = code("sqlite.not-a-database", 4, "The file is no SQLite database.", "Check `path`.")
 BUSY = code("sqlite.busy", 4, "Another process holds the SQLite file.", "Wait until it is done; the run tries again by itself.")
@@ -286,5 +285,3 @@ class SqliteDestination(Destination[SqliteTarget]):
 
 def _executor(db: sqlite3.Connection) -> Any:
     return lambda sql, parameters: db.execute(sql, parameters).fetchall()
-
-

@@ -10,6 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.sqlite.convert import Converter
+from dataflare_plugins.sqlite.destination import NOT_A_DATABASE
+from dataflare_plugins.sqlite.types import arrow_of, read_as
 from dataflare_sdk import (
     CODES,
     Batch,
@@ -30,16 +33,16 @@ from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
 from dataflare_sdk.schema import quote
-from dataflare_plugins.sqlite.convert import Converter
-from dataflare_plugins.sqlite.destination import NOT_A_DATABASE
-from dataflare_plugins.sqlite.types import arrow_of, read_as
 
 NO_TABLE = code("sqlite.no-table", 4, "The table does not exist in the file.", "Check `table`.")
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
 BAD_QUERY = code("sqlite.bad-query", 3, "SQLite refuses the query.", "Mend the query; it is SQLite's dialect.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHANGED = code(
-    "source.changed", 4, "An input changed while a run over it was not finished.", "Run again; start over with `dataflare state reset` if it asks."
+    "source.changed",
+    4,
+    "An input changed while a run over it was not finished.",
+    "Run again; start over with `dataflare state reset` if it asks.",
 )
 SAMPLE = 1000
 
@@ -153,9 +156,7 @@ class SqliteSource(Source[SqliteConfig]):
         kinds = {}
         for i, name in enumerate(names):
             found = {type(r[i]) for r in rows} - {type(None)}
-            kinds[name] = (
-                "BIGINT" if found == {int} else "DOUBLE" if found and found <= {int, float} else "VARCHAR"
-            )
+            kinds[name] = "BIGINT" if found == {int} else "DOUBLE" if found and found <= {int, float} else "VARCHAR"
         return kinds
 
     def _key(self, db: sqlite3.Connection) -> tuple[str, ...]:
@@ -176,9 +177,7 @@ class SqliteSource(Source[SqliteConfig]):
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None
-    ) -> _Reader:
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> _Reader:
         """Read in one transaction after `offset`, to `until` if given."""
         pins = partition.spec
         if offset is not None and extract.mode == "full":
@@ -313,5 +312,3 @@ def _mark(values: Sequence[Any]) -> str:
     if len(values) == 1 and isinstance(values[0], int):
         return str(values[0])
     return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:16]
-
-

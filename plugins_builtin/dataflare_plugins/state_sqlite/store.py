@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from dataflare_plugins.state_sqlite.chunks import ChunkFolder
 from dataflare_sdk import Checkpoint, Component, DataflareError, DeadLetter, Lease, code, config, option, platform
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import FENCED
-from dataflare_plugins.state_sqlite.chunks import ChunkFolder
 
 BUSY = code("run.busy", 4, "Another run of this workflow is under way.", "Wait for it, stop it, or use --take-over.")
 DAMAGED = code(
@@ -27,9 +27,7 @@ DAMAGED = code(
     "No checkpoint of the workflow is whole.",
     "Restore the state file from a backup, or start over with `dataflare state reset`.",
 )
-UNUSABLE = code(
-    "state.unusable", 4, "The state file cannot be opened or written.", "Check its path, permissions and disk space."
-)
+UNUSABLE = code("state.unusable", 4, "The state file cannot be opened or written.", "Check its path, permissions and disk space.")
 KEPT = 3
 """Checkpoints kept of each workflow."""
 
@@ -96,6 +94,11 @@ class StateSqlite(Component[StateConfig]):
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
         self._lock_file = file
+
+    def fence(self, workflow: str) -> int:
+        """Return the newest fence of a workflow, 0 when it has never run."""
+        row = self._db.execute("SELECT fence FROM workflows WHERE name=?", (workflow,)).fetchone()
+        return int(row[0]) if row else 0
 
     def release(self) -> None:
         """Give the lock back; the fence stays."""
@@ -167,9 +170,7 @@ class StateSqlite(Component[StateConfig]):
         return [c for c in map(_whole, self._rows(workflow)) if c is not None]
 
     def _rows(self, workflow: str) -> list[tuple[Any, ...]]:
-        return self._query(
-            "SELECT body, crc, done, saved_at FROM checkpoints WHERE workflow=? ORDER BY seq DESC", workflow
-        )
+        return self._query("SELECT body, crc, done, saved_at FROM checkpoints WHERE workflow=? ORDER BY seq DESC", workflow)
 
     def put(self, data: bytes) -> str:
         """Keep a chunk of operator state durably."""

@@ -57,7 +57,7 @@ class UnnestProcessor(Processor[UnnestConfig]):
         items = [f"unnest({elements}) AS {column}" if n == self.config.column else quote(n) for n in self._schema.names]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
-    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: A002, ARG002
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return a row per element."""
         import pyarrow.compute as pc
 

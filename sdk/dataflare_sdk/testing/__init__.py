@@ -19,8 +19,8 @@ from dataflare_sdk.testing.suite import Check, Failure, Suite
 __all__ = [
     "Check",
     "DestinationSuite",
-    "FakeContext",
     "Failure",
+    "FakeContext",
     "ProcessorSuite",
     "SourceSuite",
     "StateStoreSuite",

@@ -50,7 +50,7 @@ class FakeContext:
         self._secrets = dict(secrets or {})
         self._state: dict[str, bytes] = {}
 
-    def metric(self, name: str, value: float, **labels: str) -> None:  # noqa: ARG002
+    def metric(self, name: str, value: float, **labels: str) -> None:
         """Add to a counter; read it from `metrics`."""
         self.metrics[name] = self.metrics.get(name, 0.0) + value
 

@@ -15,7 +15,19 @@ from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.suite import Suite, check
 
 FEATURES = frozenset(
-    "transactional two_phase idempotent atomic_swap overwrite append upsert delete partial_update ddl_add ddl_widen".split()
+    [
+        "transactional",
+        "two_phase",
+        "idempotent",
+        "atomic_swap",
+        "overwrite",
+        "append",
+        "upsert",
+        "delete",
+        "partial_update",
+        "ddl_add",
+        "ddl_widen",
+    ]
 )
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 Rows = list[tuple[Any, ...]]
@@ -31,9 +43,7 @@ class DestinationSuite(Suite):
         folder: scratch folder; each check works in one of its own.
     """
 
-    def __init__(
-        self, make: Callable[[Any], Any], *, read: Callable[[Path], Rows | None], folder: Path
-    ) -> None:
+    def __init__(self, make: Callable[[Any], Any], *, read: Callable[[Path], Rows | None], folder: Path) -> None:
         self._make = make
         self._read = read
         self._folder = folder

@@ -18,7 +18,7 @@ from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.suite import Suite, check
 
 FEATURES = frozenset(
-    "full incremental cdc replayable resumable_snapshot ordered parallel_partitions emits_deletes unbounded".split()
+    ["full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "parallel_partitions", "emits_deletes", "unbounded"]
 )
 
 
@@ -32,7 +32,11 @@ class SourceSuite(Suite):
     """
 
     def __init__(
-        self, make: Callable[[Any], Any], *, folder: Path, extract: ExtractSpec = ExtractSpec()  # noqa: B008 - frozen
+        self,
+        make: Callable[[Any], Any],
+        *,
+        folder: Path,
+        extract: ExtractSpec = ExtractSpec(),  # noqa: B008 - frozen
     ) -> None:
         self._make = make
         self._folder = folder

@@ -63,8 +63,7 @@ class Builder:
     def scalar(self, value: Any, line: int, column: int, weight: int = 1) -> Path:
         """Take a value, or a finished one of `weight` nodes behind an alias."""
         self._count(weight, line, column)
-        path = self._place(value, line, column)
-        return path
+        return self._place(value, line, column)
 
     def open(self, value: Any, line: int, column: int) -> Path:
         """Begin a mapping or a list."""

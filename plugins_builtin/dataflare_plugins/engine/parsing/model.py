@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dataflare_sdk import DataflareError, Marks, Node, Problem, Workflow, code
-from dataflare_sdk.fields import nearest, parse
 from dataflare_plugins.engine.parsing.blocks import (
     NODE_NOT_YET,
     NOT_YET,
@@ -18,6 +16,8 @@ from dataflare_plugins.engine.parsing.blocks import (
     SourceBlock,
     WorkflowBlock,
 )
+from dataflare_sdk import DataflareError, Marks, Node, Problem, Workflow, code
+from dataflare_sdk.fields import nearest, parse
 
 UNKNOWN_KEY = code("workflow.unknown-key", 3, "A key that the format does not have.", "Remove it, or use a key it has.")
 INVALID = code("workflow.invalid-value", 3, "A value has the wrong type or shape.", "Give a value of the type named.")
@@ -44,9 +44,7 @@ _SETTINGS = ("errors", "state", "runtime", "observe", "delivery", "plugins", "ti
 class ModelMaker:
     """Checks one merged document and makes the model of it."""
 
-    def __init__(
-        self, raw: Mapping[str, Any], marks: Marks, file: str | None, base: str, stem: str, params: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, raw: Mapping[str, Any], marks: Marks, file: str | None, base: str, stem: str, params: Mapping[str, Any]) -> None:
         self._raw = dict(raw)
         self._marks = marks
         self._file = file
@@ -299,10 +297,7 @@ class ModelMaker:
         from dataflare_plugins.engine.places import parse_path
 
         blank = Workflow("", (), file=self._file, marks=self._marks)
-        return [
-            p if p.line is not None else replace(p, **{**blank.place(*parse_path(p.path)), "path": p.path})
-            for p in self._problems
-        ]
+        return [p if p.line is not None else replace(p, **{**blank.place(*parse_path(p.path)), "path": p.path}) for p in self._problems]
 
 
 def _circle(before: Mapping[str, set[str]]) -> list[str]:

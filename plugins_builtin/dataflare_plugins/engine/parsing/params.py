@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from dataflare_plugins.engine.parsing.blocks import Param
 from dataflare_sdk import DataflareError, Problem, code
 from dataflare_sdk.fields import nearest, parse
-from dataflare_plugins.engine.parsing.blocks import Param
 
 UNKNOWN_PARAM = code("workflow.unknown-param", 3, "A parameter was given that the file does not declare.", "Declare it under `params:`.")
 MISSING_PARAM = code("workflow.missing-param", 3, "A parameter without default was not given.", "Give it: `-p NAME=VALUE`.")
@@ -70,5 +70,6 @@ def _typed(kind: str, value: Any) -> Any:
         return value if isinstance(value, (int, float)) else int(text) if text.lstrip("+-").isdigit() else float(text)
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ") if kind == "timestamp" else value.date().isoformat()
-    made = datetime.date.fromisoformat(text) if kind == "date" else datetime.datetime.fromisoformat(text)
-    return text if made else text
+    kind_of = datetime.date if kind == "date" else datetime.datetime
+    kind_of.fromisoformat(text)  # refuses what is none
+    return text

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflare_sdk import CODES, Component, DataflareError, NoConfig, Problem, Workflow, code
-from dataflare_sdk.fields import nearest
-from dataflare_sdk.settings import merge, substitute
 from dataflare_plugins.engine.parsing.document import SYNTAX, Document
 from dataflare_plugins.engine.parsing.model import ModelMaker
 from dataflare_plugins.engine.parsing.params import resolve_params
 from dataflare_plugins.engine.parsing.yaml_loader import load_yaml, resolve_plain
 from dataflare_plugins.engine.places import parse_path
+from dataflare_sdk import CODES, Component, DataflareError, NoConfig, Problem, Workflow, code
+from dataflare_sdk.fields import documented, nearest
+from dataflare_sdk.settings import merge, substitute
 
 NOT_A_FILE = code("workflow.not-a-file", 4, "The workflow is no file that can be read.", "Give the path of a workflow file.")
 ENCODING = code("workflow.encoding", 3, "The workflow file is not UTF-8.", "Save it as UTF-8.")
@@ -115,6 +115,10 @@ class WorkflowParser(Component[NoConfig]):
 
         return migrate_text(text)
 
+    def defaults(self) -> dict[str, Any]:
+        """Return what holds when nobody says anything."""
+        return settings_defaults()
+
     def layers(
         self, source: str | Path, profile: str | None = None, flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
     ) -> list[tuple[str, Mapping[str, Any]]]:
@@ -157,6 +161,22 @@ class WorkflowParser(Component[NoConfig]):
             raise UNKNOWN_PROFILE.error(f"there is no profile '{profile}'", fix=fix, path="profiles")
         chosen = profiles[profile]
         return chosen if isinstance(chosen, Mapping) else {}
+
+
+def settings_defaults() -> dict[str, Any]:
+    """Return the defaults of every setting of a workflow, as nested values in the units people write."""
+    from dataflare_plugins.engine.parsing.blocks import BatchSize, Checkpoint, Errors, Observe, Retry, RuntimeBlock, State
+
+    def told(kind: type[Any], **inner: Any) -> dict[str, Any]:
+        return {**{f.name: f.default for f in documented(kind) if not isinstance(f.default, (dict, list))}, **inner}
+
+    return {
+        "errors": told(Errors, retry=told(Retry)),
+        "state": told(State, path=".dataflare/state.db", checkpoint=told(Checkpoint)),
+        "runtime": told(RuntimeBlock, batch=told(BatchSize)),
+        "observe": told(Observe),
+        "timezone": "UTC",
+    }
 
 
 NODES = ("sources", "processors", "destinations", "params")

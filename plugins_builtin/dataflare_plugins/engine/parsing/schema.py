@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dataflare_plugins.engine.parsing.blocks import DestinationBlock, ProcessorBlock, SourceBlock, WorkflowBlock
 from dataflare_sdk import Host
 from dataflare_sdk.fields import json_schema
-from dataflare_plugins.engine.parsing.blocks import DestinationBlock, ProcessorBlock, SourceBlock, WorkflowBlock
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _KINDS = {"source": SourceBlock, "processor": ProcessorBlock, "destination": DestinationBlock}
@@ -38,8 +38,7 @@ def _node_schema(host: Host, kind: str, block: type[Any]) -> dict[str, Any]:
     }
     schema["properties"]["with"] = {"type": ["object", "null"]}
     schema["allOf"] = [
-        {"if": {"properties": {"use": {"const": name}}}, "then": {"properties": {"with": _open_null(config)}}}
-        for name, _, config in known
+        {"if": {"properties": {"use": {"const": name}}}, "then": {"properties": {"with": _open_null(config)}}} for name, _, config in known
     ]
     return schema
 

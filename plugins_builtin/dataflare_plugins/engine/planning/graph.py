@@ -28,9 +28,7 @@ def split_reference(reference: str, ids: set[str]) -> tuple[str, str]:
 
 def in_order(workflow: Workflow, edges: tuple[EdgeSpec, ...]) -> list[Node]:
     """Return the nodes upstream first; the parser has refused cycles already."""
-    before: Mapping[str, list[str]] = {
-        node.id: [e.source for e in edges if e.target == node.id] for node in workflow.nodes
-    }
+    before: Mapping[str, list[str]] = {node.id: [e.source for e in edges if e.target == node.id] for node in workflow.nodes}
     ordered: list[Node] = []
     placed: set[str] = set()
     waiting = list(workflow.nodes)

@@ -67,7 +67,7 @@ class TaskMaker:
             return self._source_against_bulk(node, component, extract)
         if node.kind == "processor":
             inputs = self._planner.input_schemas(node.id) or {}
-            return None if component.relation({name: '"x"' for name in inputs}) else f"{node.use} has no SQL"
+            return None if component.relation(dict.fromkeys(inputs, '"x"')) else f"{node.use} has no SQL"
         return None if component.copies() else f"{node.use} takes batches here"
 
     def _source_against_bulk(self, node: Node, component: Any, extract: ExtractSpec) -> str | None:
@@ -89,9 +89,7 @@ class TaskMaker:
         return tuple(tasks)
 
 
-def streaming_tasks(
-    nodes: Sequence[tuple[str, str | None]], edges: Sequence[EdgeSpec], why: str
-) -> tuple[TaskSpec, ...]:
+def streaming_tasks(nodes: Sequence[tuple[str, str | None]], edges: Sequence[EdgeSpec], why: str) -> tuple[TaskSpec, ...]:
     """Cut a graph into streaming tasks.
 
     Args:

@@ -11,6 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.places import parse_path
+from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
+from dataflare_plugins.engine.planning.lanes import TaskMaker
+from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_sdk import (
     DataflareError,
     ExtractSpec,
@@ -28,18 +33,9 @@ from dataflare_sdk import (
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.row_stage import MISSING_COLUMN
-from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
-from dataflare_plugins.engine.planning.lanes import TaskMaker
-from dataflare_plugins.engine.planning.lineage import LineageMap
-from dataflare_plugins.engine.places import parse_path
-from dataflare_plugins.engine.specs import extract_from, write_from
 
-UNKNOWN_OUTPUT = code(
-    "workflow.unknown-output", 3, "`from` names an output that the node does not have.", "Use one of its outputs."
-)
-INPUT_COUNT = code(
-    "workflow.input-count", 3, "A node has more or fewer inputs than it takes.", "Change its `from`."
-)
+UNKNOWN_OUTPUT = code("workflow.unknown-output", 3, "`from` names an output that the node does not have.", "Use one of its outputs.")
+INPUT_COUNT = code("workflow.input-count", 3, "A node has more or fewer inputs than it takes.", "Change its `from`.")
 NOT_ACCEPTED = code(
     "workflow.not-accepted",
     3,
@@ -131,8 +127,10 @@ class Planner:
         component = self._build(node)
         streams = component.discover(extract_of(node), self._offsets.get(node.id))
         self._streams[node.id] = streams
-        if streams and streams[0].schema is not None:
-            self.schemas[node.id] = {"": streams[0].schema}
+        schema = streams[0].schema if streams and streams[0].schema is not None else cached_schema(self.workflow, node.id)
+        if schema is not None:
+            self.schemas[node.id] = {"": schema}
+            self._streams[node.id] = [replace(streams[0], schema=schema)] if streams else [StreamInfo(node.id, schema)]
             return
         self.problems.append(
             UNKNOWN_SCHEMA.problem(
@@ -170,10 +168,7 @@ class Planner:
                 near = nearest(name, schema.names)
                 fix = f"did you mean '{near}'?" if near else f"the columns are {', '.join(schema.names)}"
                 self.problems.append(MISSING_COLUMN.problem(f"no column '{name}' arrives at '{node.id}'", fix=fix, **path))
-        self.problems += [
-            NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path))
-            for reason in component.accepts(schema, write)
-        ]
+        self.problems += [NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path)) for reason in component.accepts(schema, write)]
         self._notes += [f"{node.id}: {text}" for text in component.notes(write)]
 
     def input_schemas(self, node: str) -> dict[str, pa.Schema] | None:
@@ -189,9 +184,7 @@ class Planner:
                 return None
             if edge.output not in outputs:
                 names = [f"{edge.source}.{o}" if o else edge.source for o in outputs]
-                raise UNKNOWN_OUTPUT.error(
-                    f"'{edge.input}' is no output of '{edge.source}'", fix=f"it has {', '.join(names)}"
-                )
+                raise UNKNOWN_OUTPUT.error(f"'{edge.input}' is no output of '{edge.source}'", fix=f"it has {', '.join(names)}")
             found[edge.input] = outputs[edge.output]
         if len(incoming) > 1 and self.takes_union(node):
             return {incoming[0].input: schemas.union(found.values())}
@@ -232,11 +225,7 @@ class Planner:
             wanted: Mapping[str, frozenset[str]] | None = None
             if node.kind == "processor":
                 read = {e.output for e in self.edges if e.source == node.id} or {""}
-                needed = {
-                    name: frozenset(uses.get((node.id, name), schema.names))
-                    for name, schema in outputs.items()
-                    if name in read
-                }
+                needed = {name: frozenset(uses.get((node.id, name), schema.names)) for name, schema in outputs.items() if name in read}
                 self._needed[node.id] = needed
                 wanted = self.built[node.id].prune(needed)
             for edge in incoming:
@@ -306,9 +295,7 @@ class Planner:
     def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
         schema = self.schemas[node.id][""]
         if node.id in self._inputs:
-            return NodeSpec(
-                id=node.id, kind="source", use="arrow-input", settings=settings, schemas={"": schemas.to_json(schema)}
-            )
+            return NodeSpec(id=node.id, kind="source", use="arrow-input", settings=settings, schemas={"": schemas.to_json(schema)})
         provided = self.host.describe("source", node.use)
         settings["columns"] = schema.names
         extract = replace(extract_of(node), columns=tuple(schema.names))
@@ -360,6 +347,17 @@ def on_record(node: Node, workflow: Workflow) -> str:
     return str(own or general or "fail")
 
 
+def cached_schema(workflow: Workflow, source: str) -> pa.Schema | None:
+    """Return the columns that `dataflare discover` last saw of a source, or None."""
+    path = Path(workflow.base_dir) / ".dataflare" / "schemas.json"
+    try:
+        streams = json.loads(path.read_text(encoding="utf-8"))[source]
+        columns = streams[0]["columns"]
+        return schemas.from_names({c["name"]: c["type"] for c in columns}) if columns else None
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
 
@@ -377,4 +375,3 @@ def _identity(node: NodeSpec) -> dict[str, Any]:
         "partitions": list(node.partitions) if full else [p["id"] for p in node.partitions],
         "schemas": {k: v["columns"] for k, v in node.schemas.items()},
     }
-

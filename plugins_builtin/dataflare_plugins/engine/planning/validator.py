@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
     Host,
@@ -20,7 +21,6 @@ from dataflare_sdk import (
     Workflow,
     code,
 )
-from dataflare_plugins.engine.planning.planner import Planner
 
 DELIVERY = code(
     "workflow.delivery",
@@ -60,7 +60,7 @@ class WorkflowValidator(Component[NoConfig]):
             workflow,
             offline=offline,
             offsets=last_offsets(host, workflow),
-            inputs={name: pa.schema(data) for name, data in (inputs or {}).items()},
+            inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
         )
         plan = planner.plan()
@@ -86,6 +86,16 @@ class WorkflowValidator(Component[NoConfig]):
         ]
 
 
+def _schema_of(name: str, data: Any, inputs: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of Arrow data; a stream that can be read once only is read here, and its rows take its place."""
+    if isinstance(data, (pa.Table, pa.RecordBatch)):
+        return data.schema
+    table = pa.table(data)
+    if isinstance(inputs, MutableMapping):
+        inputs[name] = table
+    return table.schema
+
+
 def _hardened(problem: Problem) -> Problem:
     return replace(problem, severity="error") if problem.code == "workflow.unknown-schema" else problem
 
@@ -105,9 +115,7 @@ def open_state(host: Host, workflow: Workflow) -> Any:
 
 def last_offsets(host: Host, workflow: Workflow) -> dict[str, Any]:
     """Return source id to the offset the last finished run left, for sources that go on from it."""
-    incremental = [
-        n.id for n in workflow.of("source") if ((n.blocks.get("extract") or {}).get("mode") or "full") != "full"
-    ]
+    incremental = [n.id for n in workflow.of("source") if ((n.blocks.get("extract") or {}).get("mode") or "full") != "full"]
     if not incremental or not state_path(workflow).exists():
         return {}
     store = open_state(host, workflow)

@@ -22,7 +22,11 @@ class ArrowInput:
         self._table = table.select(schema.names).cast(schema)
 
     def open(
-        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None  # noqa: ARG002
+        self,
+        partition: Partition,
+        extract: ExtractSpec,
+        offset: Offset | None,
+        until: Offset | None = None,
     ) -> ArrowInputReader:
         """Read the rows after `offset`, to `until` if given."""
         start = int((offset or {}).get("row", 0))
@@ -45,7 +49,7 @@ class ArrowInputReader:
         self._row = row
         self._at = 0
 
-    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message:  # noqa: ARG002
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message:
         """Return the next batch, then `End`."""
         if self._at >= self._table.num_rows:
             return End()

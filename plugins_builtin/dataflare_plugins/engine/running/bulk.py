@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflare_sdk import DataflareError, NodeSpec, Opened, TaskSpec
-from dataflare_sdk import duck
-from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_plugins.engine.running import profile
 from dataflare_plugins.engine.running.environment import Environment, prepared
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, is_row_error
@@ -28,6 +25,8 @@ from dataflare_plugins.engine.running.signals import (
 )
 from dataflare_plugins.engine.running.statement import Statement, make_statement
 from dataflare_plugins.engine.running.tasks import target_of
+from dataflare_sdk import DataflareError, NodeSpec, Opened, TaskSpec, duck
+from dataflare_sdk.failpoints import declare, failpoint
 
 Receive = Callable[[float | None], Any]
 
@@ -111,9 +110,7 @@ class BulkTask:
             connection.close()
             shutil.rmtree(temp, ignore_errors=True)
 
-    def _run_statement(
-        self, connection: Any, statement: Statement, copy: Any, began: float
-    ) -> dict[str, Mapping[str, float]]:
+    def _run_statement(self, connection: Any, statement: Statement, copy: Any, began: float) -> dict[str, Mapping[str, float]]:
         for unit in statement.scans():
             if unit.check is not None:
                 unit.check()
@@ -163,7 +160,8 @@ class BulkTask:
                 edges = [e for e in self._env.plan.edges if e.target == name]
                 counts.rows_in = sum(rows[e.source, e.output] for e in edges)
                 counts.rows_out = sum(rows[name, o] for o in node.schemas if (name, o) in rows)
-            counts.settle()
+            if node.kind == "processor" and "rowwise" in self._built[name].features:
+                counts.settle()
             found[name] = counts.as_dict()
         return found
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
-from dataflare_sdk import schema as schemas
 from dataflare_plugins.engine.running.environment import (
     Environment,
     edge_key,
@@ -18,6 +16,8 @@ from dataflare_plugins.engine.running.environment import (
     prepared,
 )
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
+from dataflare_sdk import schema as schemas
 
 MARK_BYTES = 64
 """Credit that a barrier or an end takes."""
@@ -40,7 +40,7 @@ class Operator:
         self.component = prepared(env.build(node), node)
         self.inputs = input_schemas(node)
         self.outputs = output_schemas(node)
-        self.union = _union_of(node, self.inputs)
+        self.union = _union_of(self.inputs)
 
     def taken(self, batch: Batch, name: str) -> tuple[Batch, str]:
         """Return the batch as the component expects it, and the input name it knows."""
@@ -50,9 +50,7 @@ class Operator:
 class Chain:
     """Passes batches through the processors of one task and on to the inboxes of the next ones."""
 
-    def __init__(
-        self, spec: TaskSpec, env: Environment, handler: ErrorHandler, counts: Mapping[str, Mapping[str, float]]
-    ) -> None:
+    def __init__(self, spec: TaskSpec, env: Environment, handler: ErrorHandler, counts: Mapping[str, Mapping[str, float]]) -> None:
         self.spec = spec
         self._env = env
         self._handler = handler
@@ -97,7 +95,7 @@ class Chain:
         batch, name = operator.taken(batch, name)
         try:
             outputs: Iterable[tuple[str, Batch]] = list(component.process(batch, name))
-        except Exception as error:  # noqa: BLE001 - the error handler decides whose fault it was
+        except Exception as error:
             outputs = self._handler.isolate(node, component, batch, name, error, counts)
         counts.seconds += time.perf_counter() - began
         self._hand_on(operator, outputs)
@@ -130,7 +128,8 @@ class Chain:
         """Return the operators' states for a checkpoint."""
         states = {}
         for name, operator in self.operators.items():
-            operator.counts.settle()
+            if "rowwise" in operator.component.features:
+                operator.counts.settle()
             state = operator.component.snapshot(self._env.store.put)
             if state is not None:
                 states[name] = state
@@ -155,7 +154,7 @@ class Chain:
             operator.component.close()
 
 
-def _union_of(node: NodeSpec, inputs: Mapping[str, pa.Schema]) -> tuple[str, pa.Schema] | None:
+def _union_of(inputs: Mapping[str, pa.Schema]) -> tuple[str, pa.Schema] | None:
     """Return the one input that several edges are united into, when the node takes one."""
     if len(inputs) != 1:
         return None

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import EdgeSpec, Host, Inbox, NodeSpec, Plan, RunInfo, StateStore, Surroundings
-from dataflare_sdk import schema as schemas
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.resources import Shares
+from dataflare_sdk import EdgeSpec, Host, Inbox, NodeSpec, Plan, RunInfo, StateStore, Surroundings
+from dataflare_sdk import schema as schemas
 
 
 def edge_key(edge: EdgeSpec) -> str:

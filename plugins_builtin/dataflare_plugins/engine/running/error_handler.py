@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
-import decimal
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataflare_plugins.engine.running.monitor import Counts
 from dataflare_sdk import (
     CODES,
     Batch,
@@ -24,11 +21,9 @@ from dataflare_sdk import (
     RowRejection,
     code,
 )
-from dataflare_plugins.engine.running.monitor import Counts
+from dataflare_sdk.values import plain
 
-STEP_FAILED = code(
-    "data.step-failed", 1, "A step failed on a row.", "Mend the row or the step, or set `errors.on_record`."
-)
+STEP_FAILED = code("data.step-failed", 1, "A step failed on a row.", "Mend the row or the step, or set `errors.on_record`.")
 BUDGET = code(
     "data.error-budget",
     1,
@@ -70,7 +65,13 @@ class ErrorHandler(Component[NoConfig]):
         return letters
 
     def isolate(
-        self, node: str, component: Any, batch: Batch, input: str, error: Exception, counts: Counts  # noqa: A002
+        self,
+        node: str,
+        component: Any,
+        batch: Batch,
+        input: str,
+        error: Exception,
+        counts: Counts,
     ) -> Outputs:
         """Run a batch that failed again, giving up only its bad rows.
 
@@ -119,7 +120,7 @@ class ErrorHandler(Component[NoConfig]):
                 try:
                     outputs += list(call(batch.slice(start, length)))
                     continue
-                except Exception as raised:  # noqa: BLE001 - whatever a step raises is that row's cause
+                except Exception as raised:
                     if not is_row_error(raised):
                         raise
                     failed = raised
@@ -142,7 +143,7 @@ class ErrorHandler(Component[NoConfig]):
                 counts.dead_lettered += 1
                 self._letters.append(self._letter(node, rejection, batch))
         if self._ratio is not None:
-            self._spend(node, counts, len(rejections))
+            self._spend(node, len(rejections))
 
     def spend_good(self, node: str, rows: int) -> None:
         """Count rows that went well against the budget's window."""
@@ -152,7 +153,7 @@ class ErrorHandler(Component[NoConfig]):
             if window.rows >= self._per:
                 self._judge(node, window)
 
-    def _spend(self, node: str, counts: Counts, bad: int) -> None:
+    def _spend(self, node: str, bad: int) -> None:
         window = self._windows.setdefault(node, _Window())
         window.bad += bad
         window.rows += bad
@@ -162,8 +163,7 @@ class ErrorHandler(Component[NoConfig]):
     def _judge(self, node: str, window: _Window) -> None:
         if window.bad > self._ratio * max(window.rows, self._per if window.rows < self._per else 0):
             raise BUDGET.error(
-                f"{window.bad} of the last {window.rows} rows failed at '{node}'; "
-                f"the budget is {self._ratio:g} of {self._per}"
+                f"{window.bad} of the last {window.rows} rows failed at '{node}'; the budget is {self._ratio:g} of {self._per}"
             )
         self._windows[node] = _Window()
 
@@ -257,22 +257,3 @@ def _rejection(error: Exception, index: int) -> RowRejection:
         return RowRejection(code=error.code, cause=error.problems[0].message, index=index)
     cause = str(error) or type(error).__name__
     return RowRejection(code=STEP_FAILED.name, cause=f"{type(error).__name__}: {cause}", index=index)
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON has it; what JSON lacks becomes its text."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, (bytes, bytearray)):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return str(value)

@@ -12,6 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.planning.lanes import as_streaming
+from dataflare_plugins.engine.planning.validator import open_state
+from dataflare_plugins.engine.running.bulk import StatementFailed
+from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
+from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
+from dataflare_plugins.engine.running.job import Job
+from dataflare_plugins.engine.running.monitor import WorkflowMonitor
+from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
+from dataflare_plugins.engine.running.transient import TransientState
 from dataflare_sdk import (
     CODES,
     Component,
@@ -26,15 +35,6 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
-from dataflare_plugins.engine.planning.lanes import as_streaming
-from dataflare_plugins.engine.planning.validator import open_state
-from dataflare_plugins.engine.running.bulk import StatementFailed
-from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
-from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
-from dataflare_plugins.engine.running.job import Job
-from dataflare_plugins.engine.running.monitor import WorkflowMonitor
-from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
-from dataflare_plugins.engine.running.transient import TransientState
 
 
 class LocalRun:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, TaskSpec
-from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
@@ -32,6 +30,8 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, TaskSpec
+from dataflare_sdk.failpoints import declare, failpoint
 
 declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
 
@@ -113,13 +113,11 @@ class Job:
     def _spawn(self) -> None:
         for task in self._plan.tasks:
             if task.inputs:
-                credits = {edge_key(e): self._env.shares.inbox for e in task.inputs}
-                self._env.inboxes[task.id] = self._actors.inbox(task.id, credits)
+                room = {edge_key(e): self._env.shares.inbox for e in task.inputs}
+                self._env.inboxes[task.id] = self._actors.inbox(task.id, room)
         for task in self._plan.tasks:
             body = self._body(task)
-            self._refs[task.id] = self._actors.spawn(
-                task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error))
-            )
+            self._refs[task.id] = self._actors.spawn(task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error)))
 
     def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
         if task.lane == "bulk":

@@ -49,8 +49,7 @@ class WorkflowMonitor(Component[NoConfig]):
     def snapshot(self, plan: Plan) -> dict[str, Any]:
         """Return live counters per node, for a progress display."""
         nodes = [
-            {"id": n.id, "kind": n.kind, "plugin": n.use, **(self.live[n.id].as_dict() if n.id in self.live else {})}
-            for n in plan.nodes
+            {"id": n.id, "kind": n.kind, "plugin": n.use, **(self.live[n.id].as_dict() if n.id in self.live else {})} for n in plan.nodes
         ]
         return {"nodes": nodes, "epoch": self.epoch}
 

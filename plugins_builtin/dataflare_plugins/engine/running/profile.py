@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_sdk import Plan
 from dataflare_plugins.engine.running.statement import Statement, relation_name
+from dataflare_sdk import Plan
 
 START = ("SET enable_profiling='no_output'", "SET profiling_coverage='ALL'")
 
@@ -64,9 +65,7 @@ def _backwards(plan: Plan, nodes: Sequence[str], built: Mapping[str, Any], writt
     return known
 
 
-def _forwards(
-    plan: Plan, nodes: Sequence[str], built: Mapping[str, Any], path: list[dict[str, Any]] | None
-) -> dict[tuple[str, str], int]:
+def _forwards(plan: Plan, nodes: Sequence[str], built: Mapping[str, Any], path: list[dict[str, Any]] | None) -> dict[tuple[str, str], int]:
     """Follow a straight path from its scan, as long as its steps keep every row or are one filter each."""
     if not path or path[0]["type"] != "TABLE_SCAN" or not _straight(plan, nodes):
         return {}
@@ -88,7 +87,7 @@ def _forwards(
 def _straight(plan: Plan, nodes: Sequence[str]) -> bool:
     if plan.node(nodes[0]).kind != "source":
         return False
-    for before, after in zip(nodes, nodes[1:], strict=False):
+    for before, after in itertools.pairwise(nodes):
         incoming = [e for e in plan.edges if e.target == after]
         if [(e.source, e.output) for e in incoming] != [(before, "")]:
             return False

@@ -109,8 +109,7 @@ class RecoveryManager(Component[NoConfig]):
         if strange or (logged.done and behind):
             node = (strange or behind)[0]
             raise INCONSISTENT.error(
-                f"the state store has logged epoch {logged.epoch} of run {start.run_id}, "
-                f"destination '{node}' holds epoch {held[node]}"
+                f"the state store has logged epoch {logged.epoch} of run {start.run_id}, destination '{node}' holds epoch {held[node]}"
             )
         if not behind:
             return Decision(epoch=logged.epoch + 1)

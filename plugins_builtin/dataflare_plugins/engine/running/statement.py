@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflare_sdk import NodeSpec, Partition, Plan, ScanUnit
-from dataflare_sdk import schema as schemas
 from dataflare_plugins.engine.running.environment import input_schemas, output_schemas
 from dataflare_plugins.engine.specs import extract_from
+from dataflare_sdk import NodeSpec, Partition, Plan, ScanUnit
+from dataflare_sdk import schema as schemas
 
 
 @dataclass(slots=True)
@@ -108,8 +108,7 @@ def _inputs(made: Statement, plan: Plan, node: NodeSpec) -> dict[str, str]:
     for edge in edges:
         present = set(output_schemas(plan.node(edge.source))[edge.output].names)
         columns = ", ".join(
-            f"CAST({schemas.quote(f.name) if f.name in present else 'NULL'} AS {schemas.duck_type(f.type)})"
-            f" AS {schemas.quote(f.name)}"
+            f"CAST({schemas.quote(f.name) if f.name in present else 'NULL'} AS {schemas.duck_type(f.type)}) AS {schemas.quote(f.name)}"
             for f in schema
         )
         parts.append(f"SELECT {columns} FROM {relation_name(edge.source, edge.output)}")

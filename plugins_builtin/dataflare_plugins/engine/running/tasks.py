@@ -6,24 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dataflare_sdk import (
-    Barrier,
-    Batch,
-    End,
-    ExtractSpec,
-    NodeSpec,
-    Opened,
-    Partition,
-    Pause,
-    Target,
-    TaskSpec,
-)
-from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_plugins.engine.running.arrow_input import ArrowInput
 from dataflare_plugins.engine.running.chain import Chain, Stopped, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
-from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -39,6 +25,20 @@ from dataflare_plugins.engine.running.signals import (
     Recovered,
     Trigger,
 )
+from dataflare_plugins.engine.specs import extract_from, write_from
+from dataflare_sdk import (
+    Barrier,
+    Batch,
+    End,
+    ExtractSpec,
+    NodeSpec,
+    Opened,
+    Partition,
+    Pause,
+    Target,
+    TaskSpec,
+)
+from dataflare_sdk.failpoints import declare, failpoint
 
 Receive = Callable[[float | None], Any]
 READ_DEADLINE = 0.2
@@ -88,9 +88,7 @@ class SourceTask:
 
     def _plan_reading(self, begin: Begin) -> None:
         settings = self._node.settings
-        self._extract: ExtractSpec = extract_from(
-            settings.get("extract") or {}, self._node.config.get("columns"), settings.get("columns")
-        )
+        self._extract: ExtractSpec = extract_from(settings.get("extract") or {}, self._node.config.get("columns"), settings.get("columns"))
         self._offsets = {k: v for k, v in begin.offsets.items() if self._owns(k)}
         self._ended = {k for k in begin.ended if self._owns(k)}
         self._todo = []
@@ -251,9 +249,7 @@ class StepTask:
                 failpoint("task.step.snapshot")
                 states = chain.snapshot()
                 chain.forward(message)
-                self._env.send(
-                    Passed(self.spec.id, message.epoch, states, chain.counted(), self._handler.take_letters())
-                )
+                self._env.send(Passed(self.spec.id, message.epoch, states, chain.counted(), self._handler.take_letters()))
                 if message.final:
                     return
             elif isinstance(message, End):
@@ -399,7 +395,7 @@ class SinkTask:
         began = time.perf_counter()
         try:
             refused = component.write(batch)
-        except Exception as error:  # noqa: BLE001 - the error handler decides whose fault it was
+        except Exception as error:
             counts.rows_out += self._handler.isolate_write(node, component, batch, error, counts)
         else:
             self._handler.reject(node, refused, batch, counts)
@@ -425,4 +421,3 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
     """Return the key of a partition's offset in checkpoints: the source's id when it has one partition."""
     return node.id if count == 1 else f"{node.id}/{partition.id}"
-
