@@ -24,7 +24,7 @@ lint: .venv/.made  ## style, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: .venv/.made  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

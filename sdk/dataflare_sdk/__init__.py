@@ -10,7 +10,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataflare.contracts import *  # noqa: F403
+    from dataflare.contracts import PHASES as PHASES
+    from dataflare.contracts import ActorRef as ActorRef
+    from dataflare.contracts import ActorSystem as ActorSystem
+    from dataflare.contracts import ArrowBatch as ArrowBatch
+    from dataflare.contracts import ArrowSchema as ArrowSchema
+    from dataflare.contracts import ArrowStream as ArrowStream
+    from dataflare.contracts import Barrier as Barrier
+    from dataflare.contracts import Checkpoint as Checkpoint
+    from dataflare.contracts import ComponentContext as ComponentContext
+    from dataflare.contracts import DeadLetter as DeadLetter
+    from dataflare.contracts import Decision as Decision
+    from dataflare.contracts import EdgeSpec as EdgeSpec
+    from dataflare.contracts import End as End
+    from dataflare.contracts import Executor as Executor
+    from dataflare.contracts import ExtractSpec as ExtractSpec
+    from dataflare.contracts import Host as Host
+    from dataflare.contracts import Inbox as Inbox
+    from dataflare.contracts import Lease as Lease
+    from dataflare.contracts import Loader as Loader
+    from dataflare.contracts import Message as Message
+    from dataflare.contracts import NodeSpec as NodeSpec
+    from dataflare.contracts import Offset as Offset
+    from dataflare.contracts import Opened as Opened
+    from dataflare.contracts import Partition as Partition
+    from dataflare.contracts import Pause as Pause
+    from dataflare.contracts import Plan as Plan
+    from dataflare.contracts import Provided as Provided
+    from dataflare.contracts import Reader as Reader
+    from dataflare.contracts import RestartPolicy as RestartPolicy
+    from dataflare.contracts import RowRejection as RowRejection
+    from dataflare.contracts import RunEvent as RunEvent
+    from dataflare.contracts import RunHandle as RunHandle
+    from dataflare.contracts import RunInfo as RunInfo
+    from dataflare.contracts import RunOptions as RunOptions
+    from dataflare.contracts import RunReport as RunReport
+    from dataflare.contracts import SecretProvider as SecretProvider
+    from dataflare.contracts import StateStore as StateStore
+    from dataflare.contracts import StreamInfo as StreamInfo
+    from dataflare.contracts import Surroundings as Surroundings
+    from dataflare.contracts import Target as Target
+    from dataflare.contracts import TaskSpec as TaskSpec
+    from dataflare.contracts import Watermark as Watermark
+    from dataflare.contracts import WriteSpec as WriteSpec
     from dataflare.errors import CODES as CODES
     from dataflare.errors import DataflareError as DataflareError
     from dataflare.errors import ErrorCode as ErrorCode
@@ -66,7 +108,7 @@ _HOME = {
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = sorted(_WHERE)
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll] - the table above is the one list
 
 
 def __getattr__(name: str) -> Any:

@@ -453,9 +453,9 @@ def _plain_marked(value: Any, hint: Any) -> Any:
         marked = [m for m in get_args(hint) if get_origin(m) is Annotated]
         if marked and isinstance(value, (int, float)) and not isinstance(value, bool):
             return _plain_marked(value, marked[0])
-    if origin in (list, tuple) and value is not None:
+    if origin in (list, tuple) and isinstance(value, (list, tuple)):
         return [_plain_marked(v, get_args(hint)[0]) for v in value]
-    if origin is dict and value is not None:
+    if origin is dict and isinstance(value, Mapping):
         return {k: _plain_marked(v, get_args(hint)[1]) for k, v in value.items()}
     return to_plain(value)
 

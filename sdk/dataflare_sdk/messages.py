@@ -89,7 +89,7 @@ class Batch:
 
     def filter(self, mask: pa.Array) -> Batch:
         """Return the rows where `mask` is true (NULL is not)."""
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         origin = self.origin
         if origin is not None:

@@ -52,7 +52,7 @@ def fsync_dir(path: str | Path) -> None:
 
 def replace(source: str | Path, target: str | Path) -> None:
     """Rename over `target`, atomically and durably."""
-    os.replace(source, target)
+    Path(source).replace(target)
     fsync_dir(Path(target).parent)
 
 

@@ -34,7 +34,8 @@ class StageProcessor(Processor[C]):
     def engine(self) -> ExpressionEngine:
         """The expression engine, made when first asked for."""
         if self._engine is None:
-            self._engine = self.ctx.component("expression_engine", "duckdb")
+            made: ExpressionEngine = self.ctx.component("expression_engine", "duckdb")
+            self._engine = made
         return self._engine
 
     def bind(self, expressions: Mapping[str, str], schema: pa.Schema, place: Callable[[str], str]) -> Bound:
@@ -56,7 +57,7 @@ class StageProcessor(Processor[C]):
         try:
             self.bound = self.engine.bind(expressions, schema)
         except DataflareError as error:
-            placed = [replace(p, path=place(p.path)) if p.path in expressions else p for p in error.problems]
+            placed = [replace(p, path=place(p.path)) if p.path is not None and p.path in expressions else p for p in error.problems]
             raise DataflareError(*placed) from error
         return self.bound
 
@@ -94,7 +95,9 @@ class StageProcessor(Processor[C]):
             if error.code == "expression.no-try":
                 return None
             raise
-        good = pa.compute.invert(attempt.failed)
+        from dataflare_sdk.compute import pc
+
+        good = pc.invert(attempt.failed)
         values = {n: c.filter(good) for n, c in zip(self._expressions, attempt.columns, strict=True)}
         return batch.filter(good), values, rejections(attempt)
 

@@ -29,11 +29,14 @@ class Unit(Protocol):
 
     Attributes:
         id: stable; offsets name it.
-        position: what the positions of its rows share.
     """
 
     id: str
-    position: Mapping[str, Any]
+
+    @property
+    def position(self) -> Mapping[str, Any]:
+        """What the positions of its rows share."""
+        ...
 
     def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
         """Yield its rows after the first `skip`, at most `limit`."""

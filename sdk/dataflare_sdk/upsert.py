@@ -14,7 +14,7 @@ NULL_KEY = code("data.null-key", 1, "A row has NULL in the key of an upsert.", "
 
 def split_null_keys(data: pa.RecordBatch, key: Sequence[str]) -> tuple[pa.RecordBatch, list[RowRejection]]:
     """Return the rows that have a key, and a rejection for each of the others."""
-    import pyarrow.compute as pc
+    from dataflare_sdk.compute import pc
 
     missing = None
     for name in key:

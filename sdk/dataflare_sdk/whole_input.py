@@ -78,12 +78,12 @@ class Spool:
 
     def snapshot(self, put: Callable[[bytes], str]) -> list[str]:
         """Keep what came since the last snapshot and return the references of everything, in order."""
-        fresh = itertools.islice(self.batches(), self._count - self._unsaved, None) if self._unsaved else iter(())
+        fresh: Iterator[pa.RecordBatch] = itertools.islice(self.batches(), self._count - self._unsaved, None) if self._unsaved else iter(())
         while some := list(itertools.islice(fresh, 64)):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, self.schema) as out:
-                for batch in some:
-                    out.write_batch(batch)
+                for one in some:
+                    out.write_batch(one)
             self._refs.append(put(sink.getvalue().to_pybytes()))
         self._unsaved = 0
         return list(self._refs)
@@ -92,7 +92,8 @@ class Spool:
         """Take back what a snapshot kept."""
         self._refs = list(refs)
         for ref in refs:
-            for batch in pa.ipc.open_stream(pa.py_buffer(get(ref))):
+            chunk: Any = pa.ipc.open_stream(pa.py_buffer(get(ref)))
+            for batch in chunk:  # the reader is untyped
                 self.append(batch, restored=True)
 
     def close(self) -> None:
@@ -118,7 +119,8 @@ class WholeInputProcessor(Processor[C]):
     def engine(self) -> ExpressionEngine:
         """The expression engine, made when first asked for."""
         if self._engine is None:
-            self._engine = self.ctx.component("expression_engine", "duckdb")
+            made: ExpressionEngine = self.ctx.component("expression_engine", "duckdb")
+            self._engine = made
         return self._engine
 
     @abstractmethod
@@ -132,7 +134,9 @@ class WholeInputProcessor(Processor[C]):
             DataflareError: `expression.*`, at `place` within the `with:` block.
         """
         self._inputs = dict(inputs)
-        return self.placed(lambda: self.engine.bind_query(self.relation({n: quote(n) for n in inputs})[""], inputs), lambda _: place)
+        query = self.relation({n: quote(n) for n in inputs})[""]
+        bound: BoundQuery = self.placed(lambda: self.engine.bind_query(query, inputs), lambda _: place)
+        return bound
 
     def placed(self, call: Callable[[], Any], place: Callable[[str | None], str]) -> Any:
         """Call something and give the problems it raises a place in the `with:` block."""

@@ -76,7 +76,7 @@ class Checkpoint:
     start: Mapping[str, Any]
     stop: Mapping[str, Any]
     states: Mapping[str, Any] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     final: bool = False
     run_started: int = 0
     done: bool = False

@@ -41,7 +41,8 @@ def svg(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
         x1, y1, y2 = x1 + WIDTH, y1 + HEIGHT // 2, y2 + HEIGHT // 2
         bend = (x1 + x2) // 2
         parts.append(
-            f'<path d="M{x1} {y1}C{bend} {y1} {bend} {y2} {x2} {y2}" fill="none" stroke="#7a7f87" stroke-width="1.5" marker-end="url(#tip)"/>'
+            f'<path d="M{x1} {y1}C{bend} {y1} {bend} {y2} {x2} {y2}" '
+            'fill="none" stroke="#7a7f87" stroke-width="1.5" marker-end="url(#tip)"/>'
         )
         if output:
             parts.append(
@@ -61,7 +62,7 @@ def _places(nodes: Sequence[Node], edges: Sequence[Edge]) -> dict[str, tuple[int
     for node, _, _ in nodes:
         column[node] = max((column[s] + 1 for s, _, t in edges if t == node), default=0)
     filled: dict[int, int] = {}
-    places = {}
+    places: dict[str, tuple[int, int]] = {}
     for node, _, _ in nodes:
         row = filled.get(column[node], 0)
         above = [places[s][1] for s, _, t in edges if t == node]

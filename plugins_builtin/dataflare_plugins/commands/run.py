@@ -132,7 +132,8 @@ def _tell(call: Invocation, document: dict[str, Any]) -> None:
     peak = f", peak {size(document['peak_memory_bytes'])}" if document["peak_memory_bytes"] else ""
     call.say(
         f"{document['workflow']}: {document['status']} ({document['lane']} lane{resumed}{peak}): "
-        f"{counts['read']:,} read, {counts['written']:,} written, {counts['filtered']:,} filtered, {counts['dead_lettered']:,} dead-lettered",
+        f"{counts['read']:,} read, {counts['written']:,} written, {counts['filtered']:,} filtered, "
+        f"{counts['dead_lettered']:,} dead-lettered",
         err=True,
     )
     if document["status"] == "done":

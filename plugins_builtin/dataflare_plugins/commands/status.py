@@ -69,5 +69,6 @@ def _text(document: dict[str, Any]) -> str:
     if not document["nodes"]:
         return f"{document['workflow']}: {document['status']}"
     rows = [(n["id"], n["kind"], n["rows_in"], n["rows_out"], n["filtered"], n["dead_lettered"]) for n in document["nodes"]]
-    head = f"{document['workflow']}: {document['status']}, run {document['run_id']}, epoch {document['epoch']}, checkpoint {document['checkpoint_age_seconds']:.0f} s old"
+    age = document["checkpoint_age_seconds"]
+    head = f"{document['workflow']}: {document['status']}, run {document['run_id']}, epoch {document['epoch']}, checkpoint {age:.0f} s old"
     return head + "\n" + table(rows, ("node", "kind", "in", "out", "filtered", "dead-lettered"))

@@ -220,7 +220,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         return self._joined(batch)
 
     def _joined(self, batch: Batch) -> tuple[list[tuple[str, Batch]], list[RowRejection]]:
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         found = self._table().find(batch.data.select(list(self.config.on)))
         rows, matches = found.column("row"), found.column("matches")

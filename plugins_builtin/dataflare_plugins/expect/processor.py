@@ -82,7 +82,7 @@ class ExpectProcessor(StageProcessor[ExpectConfig]):
 
     def _judged(self, values: Mapping[str, pa.Array]) -> tuple[pa.Array, list[RowRejection]]:
         """Return which rows keep every rule, and a rejection for each of the others."""
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         broken: dict[int, str] = {}
         kept: Any = None

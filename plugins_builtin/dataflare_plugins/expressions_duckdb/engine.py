@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
 
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
@@ -257,7 +256,7 @@ def _lineage(parsed: Parsed, inputs: Mapping[str, pa.Schema], result: pa.Schema)
 
 
 def _is_identity(inputs: Mapping[str, pa.Schema], result: pa.Schema) -> bool:
-    return result.names == next(iter(inputs.values())).names
+    return bool(result.names == next(iter(inputs.values())).names)
 
 
 def _objects(node: Any) -> Iterator[Mapping[str, Any]]:

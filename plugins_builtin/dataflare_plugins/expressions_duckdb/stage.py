@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_sdk import Attempt, Bound, code
+from dataflare_sdk.compute import pc
 from dataflare_sdk.schema import cast_batch, duck_type, quote
 
 FAILED = code(
@@ -94,7 +95,7 @@ class DuckdbStage:
                     causes[i] = (name, self._why(name, batch, i) if len(causes) < EXPLAINED else _first(causes, name))
             values = struct.field(0)
             if struct.null_count:
-                values = pa.compute.if_else(struct.is_valid(), values, pa.scalar(None, values.type))
+                values = pc.if_else(struct.is_valid(), values, pa.scalar(None, values.type))
             columns.append(values.cast(self.bound.schema.field(name).type))
         return Attempt(columns, pa.array(failed, pa.bool_()), causes)
 

@@ -261,7 +261,7 @@ class FileDestination(Destination[C]):
         columns = list(self.layout.columns)
         if not columns:
             return [("", table)]
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         made = []
         for key in table.select(columns).group_by(columns).aggregate([]).to_pylist():
@@ -554,7 +554,7 @@ class ParquetDestination(FileDestination[FileTarget]):
     writer_class = ParquetWriter
 
     def _stores(self, kind: pa.DataType) -> bool:
-        return kind != pa.month_day_nano_interval()
+        return bool(kind != pa.month_day_nano_interval())
 
 
 class ArrowDestination(FileDestination[FileTarget]):

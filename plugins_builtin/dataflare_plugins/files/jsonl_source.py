@@ -81,7 +81,8 @@ def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:
     ]
     good = f"CASE WHEN valid THEN {' AND '.join(fits) or 'true'} ELSE false END"
     numbered = f"SELECT row_number() OVER () AS n, line FROM {LINES.format(path=literal(file.path))}"
-    judged = f"SELECT n, line, coalesce(json_valid(line) AND TRY(json_type(line)) = 'OBJECT', false) AS valid FROM ({numbered}) WHERE trim(line) <> ''"
+    valid = "coalesce(json_valid(line) AND TRY(json_type(line)) = 'OBJECT', false)"
+    judged = f"SELECT n, line, {valid} AS valid FROM ({numbered}) WHERE trim(line) <> ''"
     read = f"SELECT n, line, valid, CASE WHEN valid THEN from_json(line, {spec}) END AS r FROM ({judged})"
     return f"SELECT n, line, valid, r, {good} AS good FROM ({read})"
 
@@ -94,7 +95,8 @@ def _careful(file: InputFile, kinds: Mapping[str, str]) -> str:
 def _rejects(file: InputFile, kinds: Mapping[str, str]) -> Callable[[Any], Sequence[RowRejection]]:
     def read(connection: Any) -> Sequence[RowRejection]:
         wrong = [
-            f"WHEN struct_extract(r, {literal(n)}) IS NULL AND coalesce(json_type(line, {literal(_path(n))}), 'NULL') <> 'NULL' THEN {literal(n)}"
+            f"WHEN struct_extract(r, {literal(n)}) IS NULL AND coalesce(json_type(line, {literal(_path(n))}), 'NULL') <> 'NULL' "
+            f"THEN {literal(n)}"
             for n in kinds
         ]
         column = f"CASE {' '.join(wrong)} END" if wrong else "NULL"

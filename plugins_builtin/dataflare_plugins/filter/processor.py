@@ -69,7 +69,7 @@ class FilterProcessor(StageProcessor[FilterConfig]):
         return self._split(good, values["where"]), rejected
 
     def _split(self, batch: Batch, keep: pa.Array) -> list[tuple[str, Batch]]:
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         made = []
         if "" in self._read:

@@ -50,9 +50,9 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
             need_column(left, mine, where)
             need_column(right, theirs, where)
         if self.config.type in ("inner", "left", "full"):
-            mine = {n.lower() for n in left.names}
+            taken = {n.lower() for n in left.names}
             for name in right.names:
-                if name not in self._on.values() and name.lower() in mine:
+                if name not in self._on.values() and name.lower() in taken:
                     raise CLASH.error(
                         f"both inputs have a column '{name}'", fix=f"rename one of them in a map before: rename: {{{name}: …}}", path="on"
                     )

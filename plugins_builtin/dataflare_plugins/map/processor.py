@@ -71,7 +71,8 @@ class MappingProcessor(StageProcessor[MapConfig]):
             refuse_duplicates(["nothing", "nothing"], "drop", "Keep at least one column.")
 
     def _layout(self, schema: pa.Schema, dropped: bool = True) -> list[_Column]:
-        kept = schema.names if self.config.select is None else [n for n in schema.names if n in self.config.select]
+        names_of: list[str] = schema.names
+        kept = names_of if self.config.select is None else [n for n in names_of if n in self.config.select]
         columns = [_Column(self.config.rename.get(n, n), n) for n in kept]
         names = {c.name for c in columns}
         columns = [_Column(c.name, None) if c.name in self.config.set else c for c in columns]

@@ -74,7 +74,7 @@ class RouteProcessor(StageProcessor[RouteConfig]):
         return self._split(good, values), rejected
 
     def _split(self, batch: Batch, values: Mapping[str, pa.Array]) -> list[tuple[str, Batch]]:
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         left, made = pa.array([True] * batch.data.num_rows, pa.bool_()), []
         for name, value in values.items():

@@ -133,7 +133,7 @@ class SqliteDestination(Destination[SqliteTarget]):
     def write(self, batch: Batch) -> Sequence[RowRejection]:
         """Stage a batch; of an upsert, rows without a key are refused."""
         assert self._target is not None
-        data, rejected = batch.data, []
+        data, rejected = batch.data, list[RowRejection]()
         if self._target.write.mode == "upsert":
             data, rejected = split_null_keys(data, self._target.write.key)
         big = self._too_big(data)
@@ -144,7 +144,7 @@ class SqliteDestination(Destination[SqliteTarget]):
         return rejected
 
     def _too_big(self, data: pa.RecordBatch) -> str | None:
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         for field, column in zip(data.schema, data.columns, strict=True):
             if field.type == pa.uint64() and pc.any(pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))).as_py():

@@ -59,7 +59,7 @@ class UnnestProcessor(Processor[UnnestConfig]):
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return a row per element."""
-        import pyarrow.compute as pc
+        from dataflare_sdk.compute import pc
 
         position = batch.data.schema.get_field_index(self.config.column)
         lists = batch.data.column(position)

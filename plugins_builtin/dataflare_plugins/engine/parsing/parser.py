@@ -125,7 +125,7 @@ class WorkflowParser(Component[NoConfig]):
         """Return what each layer says, weakest first, as (origin, values): for `config explain`."""
         document = self.load(Path(source)).value or {}
         known = os.environ if env is None else env
-        found = [(str(source), {k: v for k, v in document.items() if k not in ("profiles", *NODES)})]
+        found: list[tuple[str, Mapping[str, Any]]] = [(str(source), {k: v for k, v in document.items() if k not in ("profiles", *NODES)})]
         if profile is not None:
             found.append((f"profile {profile}", self._profile(document, profile)))
         found += [(name, _nested({path: resolve_plain(known[name])})) for name, path in ENVIRONMENT.items() if name in known]
@@ -144,7 +144,7 @@ class WorkflowParser(Component[NoConfig]):
             for path, mark in list(document.marks.items()):
                 if path[:2] == ("profiles", profile) and len(path) > 2:
                     document.marks[path[2:]] = mark
-        over = {path: resolve_plain(env[name]) for name, path in ENVIRONMENT.items() if name in env}
+        over: dict[tuple[str, ...], Any] = {path: resolve_plain(env[name]) for name, path in ENVIRONMENT.items() if name in env}
         over.update({tuple(k.split(".")): v for k, v in flags.items()})
         raw = merge(raw, _nested(over))
         values = resolve_params(raw.get("params"), given)

@@ -32,7 +32,7 @@ def load_yaml(text: str) -> Document:
             reader.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = {} if mark is None else {"line": mark.line + 1, "column": mark.column + 1}
+        place: dict[str, Any] = {} if mark is None else {"line": mark.line + 1, "column": mark.column + 1}
         raise SYNTAX.error(" ".join(p for p in (error.context, error.problem) if p), **place) from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise SYNTAX.error(str(error).splitlines()[0]) from None
@@ -57,7 +57,7 @@ class _Reader:
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event, line, column)
         elif isinstance(event, yaml.AliasEvent):
-            self._alias(event.anchor, line, column)
+            self._alias(str(event.anchor), line, column)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             self._no_key(line, column)
             self._known_tag(event.tag, line, column)

@@ -219,13 +219,13 @@ class Planner:
             incoming = [e for e in self.edges if e.target == node.id]
             outputs = self.schemas.get(node.id, {})
             if node.kind == "source":
-                self._needed[node.id] = {"": frozenset(uses.get((node.id, ""), outputs[""].names))}
+                self._needed[node.id] = {"": frozenset(uses.get((node.id, ""), set(outputs[""].names)))}
                 continue
             inputs = self.input_schemas(node.id) or {}
             wanted: Mapping[str, frozenset[str]] | None = None
             if node.kind == "processor":
                 read = {e.output for e in self.edges if e.source == node.id} or {""}
-                needed = {name: frozenset(uses.get((node.id, name), schema.names)) for name, schema in outputs.items() if name in read}
+                needed = {name: frozenset(uses.get((node.id, name), set(schema.names))) for name, schema in outputs.items() if name in read}
                 self._needed[node.id] = needed
                 wanted = self.built[node.id].prune(needed)
             for edge in incoming:

@@ -85,7 +85,7 @@ class Environment:
         if self.limit is None:
             return False
         node, rows = self.limit
-        return sum(b.num_rows for b in self.collect.get(node, ())) >= rows
+        return bool(sum(b.num_rows for b in self.collect.get(node, ())) >= rows)
 
 
 def input_schemas(node: NodeSpec) -> dict[str, pa.Schema]:

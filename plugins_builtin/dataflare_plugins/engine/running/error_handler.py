@@ -53,7 +53,7 @@ class ErrorHandler(Component[NoConfig]):
         self._nodes = {n.id: n for n in plan.nodes}
         self._masked = masked_columns(plan)
         budget = (plan.settings.get("errors") or {}).get("budget") or {}
-        self._ratio = budget.get("ratio")
+        self._ratio: float | None = budget.get("ratio")
         self._per = int(budget.get("per") or 10_000)
         self._windows: dict[str, _Window] = {}
         self._letters: list[DeadLetter] = []
@@ -157,11 +157,11 @@ class ErrorHandler(Component[NoConfig]):
         window = self._windows.setdefault(node, _Window())
         window.bad += bad
         window.rows += bad
-        if window.rows >= self._per or window.bad > self._ratio * self._per:
+        if window.rows >= self._per or window.bad > (self._ratio or 0.0) * self._per:
             self._judge(node, window)
 
     def _judge(self, node: str, window: _Window) -> None:
-        if window.bad > self._ratio * max(window.rows, self._per if window.rows < self._per else 0):
+        if window.bad > (self._ratio or 0.0) * max(window.rows, self._per if window.rows < self._per else 0):
             raise BUDGET.error(
                 f"{window.bad} of the last {window.rows} rows failed at '{node}'; the budget is {self._ratio:g} of {self._per}"
             )

@@ -83,7 +83,7 @@ class LocalRun:
 
     def _run(self) -> str:
         transient = self._options.limit is not None
-        store = TransientState() if transient else open_state(self._host, self._workflow)
+        store: Any = TransientState() if transient else open_state(self._host, self._workflow)
         try:
             lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})

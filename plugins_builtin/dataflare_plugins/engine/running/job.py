@@ -243,7 +243,9 @@ class Job:
         epoch = self._epoch
         assert epoch is not None
         failpoint("job.epoch.passed")
-        stop, ended, states, counts, letters = dict(self._stop), set[str](), {}, {}, list[DeadLetter]()
+        stop, ended, letters = dict(self._stop), set[str](), list[DeadLetter]()
+        states: dict[str, Any] = {}
+        counts: dict[str, Mapping[str, float]] = {}
         for passed in epoch.passed.values():
             stop.update(passed.offsets)
             ended |= passed.ended

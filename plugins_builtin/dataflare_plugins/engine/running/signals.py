@@ -18,7 +18,7 @@ class Begin:
     until: Mapping[str, Any] | None = None
     ended: frozenset[str] = frozenset()
     states: Mapping[str, Any] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
