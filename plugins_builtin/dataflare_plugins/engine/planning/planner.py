@@ -295,7 +295,9 @@ class Planner:
     def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
         schema = self.schemas[node.id][""]
         if node.id in self._inputs:
-            return NodeSpec(id=node.id, kind="source", use="arrow-input", settings=settings, schemas={"": schemas.to_json(schema)})
+            whole = {"id": node.id, "stream": node.id, "spec": {}}
+            shown = {"": schemas.to_json(schema)}
+            return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
         provided = self.host.describe("source", node.use)
         settings["columns"] = schema.names
         extract = replace(extract_of(node), columns=tuple(schema.names))
