@@ -6,10 +6,7 @@ import glob
 import hashlib
 import os
 import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +125,9 @@ def missing(path: str, base: Path) -> Exception:
 
 
 def _download(url: str, staging: Path) -> Path:
+    import urllib.error
+    import urllib.request
+
     name = Path(urllib.parse.urlsplit(url).path).name or "download"
     target = staging / "http" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +164,8 @@ def _unpacked(path: Path, name: str, staging: Path) -> InputFile:
     key = hashlib.sha256(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     target = staging / "unzipped" / key / path.stem
     if not target.exists():
+        import zipfile
+
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with zipfile.ZipFile(path) as archive:

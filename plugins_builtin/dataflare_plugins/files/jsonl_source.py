@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.files.csv_source import BAD_VALUE
+from dataflare_plugins.files.csv_source import BAD_ENCODING, BAD_VALUE, TOO_LONG
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, explain
 from dataflare_sdk import RowRejection, ScanUnit, code, duck
@@ -117,13 +117,21 @@ def _rejection(file: InputFile, line: int, text: str, column: str | None, kinds:
 
 
 def _explain(error: Exception, file: InputFile) -> Exception:
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    place = re.search(r"(?:in line|line) (\d+)", message)
+    text = str(error)
+    raw = re.search(r"CSV Error on Line: (\d+)", text)
+    if raw is not None:  # from reading plain lines
+        kind = TOO_LONG if "Maximum line size" in text else BAD_ENCODING
+        return kind.error(f"a line of '{file.name}' cannot be read as text", file=file.name, line=int(raw[1]))
+    message = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    place = re.search(r"in line (\d+)", message)
     if place is None:
         return explain(error, file)
-    kind = BAD_VALUE if "ransform" in message or "cast" in message.lower() else BAD_JSON
-    reason = message.split(": ", 1)[-1].replace(file.path, file.name)
-    return kind.error(reason, file=file.name, line=int(place[1]))
+    malformed = message.partition(": ")[2].startswith("Malformed") or message.startswith("Malformed")
+    # DuckDB names the line after a malformed one.
+    line = int(place[1]) - (1 if malformed else 0)
+    kind = BAD_ENCODING if "UTF-8" in message else BAD_JSON if malformed or "Expected OBJECT" in message else BAD_VALUE
+    reason = message.split(": ", 2)[-1].replace(file.path, file.name)
+    return kind.error(f"{reason} (in '{file.name}')", file=file.name, line=line)
 
 
 def _has_key(connection: Any, file: InputFile, key: str) -> bool:

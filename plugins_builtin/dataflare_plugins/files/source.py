@@ -115,7 +115,7 @@ def explain(error: Exception, file: InputFile) -> Exception:
     if isinstance(error, DataflareError):
         return error
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if "GZIP" in message or "ZSTD" in message.upper() or ("ncomplete" in message and "frame" in message):
+    if "GZIP" in message or "runcated" in message or "ZSTD" in message.upper() or ("ncomplete" in message and "frame" in message):
         return TRUNCATED.error(f"the file '{file.name}' ends too early: {message}", file=file.name)
     if "No space left" in message:
         return CODES["world.disk-full"].error(message)
