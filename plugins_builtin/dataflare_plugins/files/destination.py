@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from dataflare_plugins.files.formats import (
+from dataflare_sdk.formats import (
     FLUSH_BYTES,
     FLUSH_ROWS,
     ArrowWriter,
@@ -384,7 +384,7 @@ class FileDestination(Destination[C]):
 
     def _append_pieces(self, target: Path, folder: Path) -> None:
         """Append to what is committed; a crash in the middle is cut off and done again."""
-        from dataflare_plugins.files.formats import _append
+        from dataflare_sdk.formats import append_file
 
         length = int(self._record.get("length", 0))
         with atomic.explained(target):
@@ -393,7 +393,7 @@ class FileDestination(Destination[C]):
             with target.open("ab") as out:
                 for name in self._pieces:
                     with (folder / name).open("rb") as part:
-                        _append(part, out)
+                        append_file(part, out)
                 out.flush()
                 import os
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import CODES, duck
+from dataflare.errors import DISK_FULL, IO_FAILED, PERMISSION
+from dataflare_sdk import duck
 from dataflare_sdk.schema import literal, quote
 
 FLUSH_ROWS = 262_144
@@ -47,7 +48,7 @@ class Writer(ABC):
         with whole.open("ab") as out:
             for piece in pieces[1:]:
                 with piece.open("rb") as part:
-                    _append(part, out)
+                    append_file(part, out)
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Release what is held."""
@@ -182,7 +183,7 @@ def _has_float(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind))
 
 
-def _append(part: Any, out: Any) -> None:
+def append_file(part: Any, out: Any) -> None:
     """Append one open file to another, in the kernel where it can."""
     copy = getattr(os, "copy_file_range", None)
     left = os.fstat(part.fileno()).st_size
@@ -203,9 +204,9 @@ def world(error: Exception, path: Path) -> Exception:
     """Turn what DuckDB says of a file it writes into an error with a code."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "No space left" in text or "not enough space" in text.lower():
-        return CODES["world.disk-full"].error(f"writing '{path}' failed: {text}")
+        return DISK_FULL.error(f"writing '{path}' failed: {text}")
     if "Permission denied" in text:
-        return CODES["world.permission"].error(f"writing '{path}' failed: {text}")
+        return PERMISSION.error(f"writing '{path}' failed: {text}")
     if "IO Error" in text or "IOException" in type(error).__name__:
-        return CODES["world.io"].error(f"writing '{path}' failed: {text}")
+        return IO_FAILED.error(f"writing '{path}' failed: {text}")
     return error
