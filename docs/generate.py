@@ -60,7 +60,9 @@ def workflow_page() -> str:
                 "RuntimeBlock": "runtime", "BatchSize": "runtime.batch", "Observe": "observe", "Plugins": "plugins", "Param": "params.NAME"}[kind.__name__]  # fmt: skip
         parts.append(f"## `{name}`\n\n{(kind.__doc__ or '').strip()}\n\n{keys(kind)}")
     later = ", ".join(f"`{name}`" for _, name in blocks.NOT_YET)
-    parts.append(f"## Not yet\n\nThese keys belong to the format and are refused by name until they are built: {later}, `partition`, `limits`.\n")
+    parts.append(
+        f"## Not yet\n\nThese keys belong to the format and are refused by name until they are built: {later}, `partition`, `limits`.\n"
+    )
     return "\n".join(parts)
 
 
@@ -76,7 +78,9 @@ def plugin_pages() -> dict[str, str]:
                 factory = runtime.host.factory(kind, provided.name)
                 doc = inspect.getdoc(factory.Config) or ""
                 features = ", ".join(sorted(factory.features)) or "none"
-                parts.append(f"## `{provided.name}`\n\n{provided.summary}. {inspect.getdoc(factory)}\n\n{doc}\n\n{keys(factory.Config)}\nFeatures: {features}.\n")
+                parts.append(
+                    f"## `{provided.name}`\n\n{provided.summary}. {inspect.getdoc(factory)}\n\n{doc}\n\n{keys(factory.Config)}\nFeatures: {features}.\n"
+                )
             pages[f"{kind}s.md"] = "\n".join(parts)
     return pages
 
@@ -139,7 +143,6 @@ def main() -> int:
             if "--check" not in sys.argv:
                 ROOT.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    print(f"stale: {', '.join(stale)}" if stale else "all pages are fresh")
     return 1 if stale and "--check" in sys.argv else 0
 
 

@@ -55,6 +55,7 @@ class UnitReader:
 
     Args:
         source: id of the source node.
+        schema: of the rows.
         units: in reading order.
         offset: where to go on, or None.
         until: where to stop, or None.
@@ -66,6 +67,7 @@ class UnitReader:
     def __init__(
         self,
         source: str,
+        schema: pa.Schema,
         units: Sequence[Unit],
         offset: Offset | None,
         until: Offset | None,
@@ -75,6 +77,7 @@ class UnitReader:
         close: Callable[[], None] | None = None,
     ) -> None:
         self._source = source
+        self._schema = schema
         self._units = list(units)
         self._until = until
         self._pauses = pauses
@@ -143,7 +146,7 @@ class UnitReader:
         self._at, self._row = self._at + 1, 0
         if stopping or (not rejects and self._finish is None):
             return None
-        empty = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
+        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
         return Batch(self._source, empty, offset, tuple(rejects))
 
     def _offset(self, *, done: bool) -> dict[str, Any]:
@@ -215,8 +218,12 @@ class ScanSource(Source[C]):
     """A source whose partitions are SQL scans: it gives `discover`, `partitions` and `scan`, and is read by this."""
 
     @abstractmethod
-    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
-        """Return the partition as SQL scans in reading order."""
+    def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+        """Return the partition as SQL scans in reading order, for a connection of their own."""
+
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:
+        """Return the same scans for the bulk lane, where they share a connection with others; None: they cannot."""
+        return self.units(partition, extract)
 
     @abstractmethod
     def scan_schema(self, partition: Partition, extract: ExtractSpec) -> pa.Schema:
@@ -228,7 +235,7 @@ class ScanSource(Source[C]):
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read the scans after `offset`, to `until` if given."""
-        units = self.scan(partition, extract)
+        units = self.units(partition, extract)
         schema = self.scan_schema(partition, extract)
         connection = duck.connect(memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill")
         try:
@@ -240,6 +247,7 @@ class ScanSource(Source[C]):
             raise
         return UnitReader(
             self.ctx.node,
+            schema,
             [SqlUnit(connection, u, schema) for u in units],
             offset,
             until,

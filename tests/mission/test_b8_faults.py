@@ -59,7 +59,9 @@ def test_a_dead_letter_says_where_the_row_stood(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     dataflare.run(workflow("csv", FAULTS["ragged rows", "csv"](tmp_path), "dead_letter", "auto"), check=True)
     (tmp_path / "w.json").write_text(json.dumps(workflow("csv", "in.csv", "dead_letter", "auto")))
-    done = subprocess.run([sys.executable, "-m", "dataflare", "dlq", "show", "w.json", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dataflare", "dlq", "show", "w.json", "--json"], capture_output=True, text=True, check=True
+    )
     letters = json.loads(done.stdout)["dead_letters"]
     assert [(one["position"], one["raw"], one["code"], one["step"]) for one in letters] == [
         ({"file": "in.csv", "line": 3}, "2,b", "data.ragged-row", "in"),
@@ -135,15 +137,14 @@ def test_a_full_disk(use: str, lane: str, tmp_path: Path) -> None:
     document = base({"use": use, "with": {"path": path, **more}}, runtime={"lane": lane})
     (tmp_path / "w.json").write_text(json.dumps(document))
     (tmp_path / "out").mkdir()
-    script = (
-        f"mount -t tmpfs -o size=1m tmpfs out && {sys.executable} -m dataflare run w.json --json; code=$?; "
-        "ls -A out >&2; exit $code"
-    )
+    script = f"mount -t tmpfs -o size=1m tmpfs out && {sys.executable} -m dataflare run w.json --json; code=$?; ls -A out >&2; exit $code"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     report = json.loads(done.stdout)
     assert (done.returncode, report["error"]["code"]) == (4, "world.disk-full"), report["error"]
     assert f"o.{use}" not in done.stderr or use in ("sqlite", "duckdb"), "half a file stands under the final name"
-    again = subprocess.run([sys.executable, "-m", "dataflare", "run", "w.json", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [sys.executable, "-m", "dataflare", "run", "w.json", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert json.loads(again.stdout)["rows"]["written"] == 200_000
     if use == "sqlite":
         with sqlite3.connect(tmp_path / path) as db:

@@ -62,6 +62,8 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
         with duck.connect(threads=1) as connection:
             try:
                 connection.execute(self._attach())
+                if self.config.query is not None:
+                    connection.execute(f"USE {self._name}")
                 made = connection.sql(f"SELECT * FROM {self._relation()} LIMIT 0").to_arrow_table().schema
             except Exception as error:
                 raise self._explain(error) from error
@@ -95,19 +97,18 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
         schema = schemas.from_json(partition.spec["schema"])
         return schema if extract.columns is None else pa.schema([schema.field(n) for n in extract.columns])
 
-    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:
+        """Let the bulk lane read a table; a query names tables as if it were alone with its file."""
+        return None if self.config.query is not None else self.units(partition, extract)
+
+    def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
         """Return one scan of the table."""
         schema = self.scan_schema(partition, extract)
-        setup = [self._attach()]
-        relation = self._relation()
-        if self.config.query is not None:
-            # The query names its tables without the file's name: it is made a view of the attached one.
-            setup += [f"USE {self._name}", f"CREATE TEMP VIEW {self._name}_query AS {self.config.query}", "USE memory"]
-            relation = f"temp.{self._name}_query"
+        setup = [self._attach(), *([f"USE {self._name}"] if self.config.query is not None else [])]
         return [
             ScanUnit(
                 id="table",
-                sql=schemas.select_as(schema, relation),
+                sql=schemas.select_as(schema, self._relation()),
                 setup=tuple(setup),
                 position={"table": self.config.table or "query"},
                 paths=(str(self._path), str(self._path) + ".wal"),

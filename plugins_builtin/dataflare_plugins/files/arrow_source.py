@@ -30,9 +30,9 @@ class ArrowSource(FileSource[FileConfig]):
                     raise MISSING_COLUMN.error(f"the file '{file.name}' has no column '{name}'", file=file.name)
         return wanted, {}
 
-    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:  # noqa: ARG002
+    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002
         """Return no SQL: these are read as batches."""
-        return None  # type: ignore[return-value]
+        return None
 
     def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
         """Never asked for: there is no SQL."""
@@ -42,7 +42,9 @@ class ArrowSource(FileSource[FileConfig]):
         """Read the files after `offset`, to `until` if given."""
         schema = self.scan_schema(partition, extract)
         units = [_Unit(InputFile.from_json(f), schema) for f in partition.spec["files"]]
-        return UnitReader(self.ctx.node, units, offset, until, pauses=extract.mode != "full", finish=self.finish(partition, extract))
+        return UnitReader(
+            self.ctx.node, schema, units, offset, until, pauses=extract.mode != "full", finish=self.finish(partition, extract)
+        )
 
 
 class _Unit:

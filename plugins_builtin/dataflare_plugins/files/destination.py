@@ -12,6 +12,10 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
+from dataflare_plugins.files.layout import layout
+from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
+from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fence import check_fence
 from dataflare_sdk.formats import (
     FLUSH_BYTES,
     FLUSH_ROWS,
@@ -21,10 +25,6 @@ from dataflare_sdk.formats import (
     ParquetWriter,
     Writer,
 )
-from dataflare_plugins.files.layout import layout
-from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
-from dataflare_sdk.failpoints import declare, failpoint
-from dataflare_sdk.fence import check_fence
 
 IN_THE_WAY = code("files.in-the-way", 4, "Something else lies where a file or folder should be written.", "Move it away, or change `path`.")
 COLUMNS_DIFFER = code(

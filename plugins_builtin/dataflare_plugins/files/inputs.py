@@ -125,18 +125,18 @@ def missing(path: str, base: Path) -> Exception:
 
 
 def _download(url: str, staging: Path) -> Path:
-    import urllib.error
-    import urllib.request
+    from urllib import error as errors
+    from urllib import request
 
     name = Path(urllib.parse.urlsplit(url).path).name or "download"
     target = staging / "http" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{name}.part")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, staged.open("wb") as file:  # noqa: S310 - http(s) only
+        with request.urlopen(url, timeout=TIMEOUT) as answer, staged.open("wb") as file:  # noqa: S310 - http(s) only
             shutil.copyfileobj(answer, file, 1 << 20)
             wanted = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
+    except errors.HTTPError as error:
         kind = CODES["world.missing-input"] if error.code in (404, 410) else UNREACHABLE
         raise kind.error(f"'{_shown(url)}' answers {error.code} {error.reason}", path="path") from None
     except (OSError, ValueError) as error:

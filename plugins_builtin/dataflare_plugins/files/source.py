@@ -96,7 +96,7 @@ class FileSource(ScanSource[C]):
         schema = schemas.from_json(partition.spec["schema"])
         return schema if extract.columns is None else pa.schema([schema.field(n) for n in extract.columns])
 
-    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+    def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
         """Return one scan per file."""
         schema = self.scan_schema(partition, extract)
         return [self.unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]

@@ -57,7 +57,7 @@ class GenerateSource(ScanSource[GenerateConfig]):
         schema = schemas.from_json(partition.spec["schema"])
         return schema if extract.columns is None else pa.schema([schema.field(n) for n in extract.columns])
 
-    def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
+    def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
         """Return one scan over a range of numbers."""
         return [_Range(self, partition, extract).unit()]
 
@@ -70,7 +70,7 @@ class GenerateSource(ScanSource[GenerateConfig]):
 
         connection = duck.connect(memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill")
         unit = _Range(self, partition, extract, connection)
-        return UnitReader(self.ctx.node, [unit], offset, until, close=connection.close)
+        return UnitReader(self.ctx.node, self.scan_schema(partition, extract), [unit], offset, until, close=connection.close)
 
 
 class _Range:

@@ -51,8 +51,8 @@ class StdinSource(Source[StdinConfig]):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        found = self._file(path).discover(extract, offset)
-        return found
+        kept: Sequence[StreamInfo] = self._file(path).discover(extract, offset)
+        return kept
 
     def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
         """Return the kept file."""

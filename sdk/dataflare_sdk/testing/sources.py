@@ -115,7 +115,7 @@ class SourceSuite(Suite):
         batches, _ = self._read(self._extract)
         for batch in batches:
             assert batch.offset is not None, "a batch has no offset"
-            json.dumps(dict(batch.offset))
+            assert _json(batch.offset) == dict(batch.offset), f"{batch.offset} is another one after JSON"
 
     @check
     def resumes_after_any_offset(self) -> None:
@@ -126,7 +126,7 @@ class SourceSuite(Suite):
         for i, batch in enumerate(batches):
             if batch.offset is None:
                 continue
-            rest, _ = self._read(self._extract, offset=json.loads(json.dumps(dict(batch.offset))))
+            rest, _ = self._read(self._extract, offset=_json(batch.offset))
             assert _rows(rest) == _rows(batches[i + 1 :]), f"after {batch.offset} other rows came"
 
     @check
@@ -138,8 +138,44 @@ class SourceSuite(Suite):
         for i, batch in enumerate(batches):
             if batch.offset is None:
                 continue
-            part, _ = self._read(self._extract, until=json.loads(json.dumps(dict(batch.offset))), rows=5)
+            part, _ = self._read(self._extract, until=_json(batch.offset), rows=5)
             assert _rows(part) == _rows(batches[: i + 1]), f"until {batch.offset} other rows came"
+
+    @check
+    def reads_a_window_exactly(self) -> None:
+        """Opened after an offset and with `until`, a replayable source gives exactly the rows between them, maybe none."""
+        if "replayable" not in self._source().features or self._extract.mode != "full":
+            return
+        batches, _ = self._read(self._extract)
+        marks = [(i, _json(b.offset)) for i, b in enumerate(batches) if b.offset is not None]
+        for (i, start), (j, stop) in [*zip(marks, marks, strict=True), *zip(marks, marks[1:], strict=False)]:
+            found, _ = self._read(self._extract, offset=start, until=stop, rows=5)
+            assert _rows(found) == _rows(batches[i + 1 : j + 1]), f"from {start} to {stop} other rows came"
+
+    @check
+    def goes_on_after_a_finished_run(self) -> None:
+        """Run again after its last offset, with nothing new there, an incremental source gives no row a second time."""
+        if self._extract.mode != "incremental":
+            return
+        batches, _ = self._read(self._extract)
+        last = next((b.offset for b in reversed(batches) if b.offset is not None), None)
+        if last is None:
+            return
+        rest, _ = self._read(self._extract, offset=_json(last))
+        assert not _rows(rest), f"after {last} rows came again"
+
+    @check
+    def names_its_partitions(self) -> None:
+        """There is at least one partition, and each has an id of its own that stays the same: offsets are kept under it."""
+        found = []
+        for _ in range(2):
+            source = self._source()
+            stream = source.discover(self._extract, None)[0]
+            found.append([p.id for p in source.partitions(stream, self._extract)])
+            source.close()
+        assert found[0], "no partition"
+        assert len(set(found[0])) == len(found[0]), f"one id for two partitions: {found[0]}"
+        assert found[0] == found[1], f"asked again, it names them {found[1]} and not {found[0]}"
 
     @check
     def reads_only_the_columns_asked_for(self) -> None:
@@ -178,6 +214,12 @@ def _drain(reader: Any, rows: int) -> tuple[list[Batch], Any]:
 
 def _rows(batches: list[Batch]) -> list[Any]:
     return [row for b in batches for row in b.data.to_pylist()]
+
+
+def _json(offset: Offset) -> Offset:
+    """Return an offset as the next process finds it."""
+    found: Offset = json.loads(json.dumps(dict(offset)))
+    return found
 
 
 def _through_json(part: Partition) -> Partition:
