@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -148,7 +149,7 @@ class SourceSuite(Suite):
             return
         batches, _ = self._read(self._extract)
         marks = [(i, _json(b.offset)) for i, b in enumerate(batches) if b.offset is not None]
-        for (i, start), (j, stop) in [*zip(marks, marks, strict=True), *zip(marks, marks[1:], strict=False)]:
+        for (i, start), (j, stop) in [*zip(marks, marks, strict=True), *itertools.pairwise(marks)]:
             found, _ = self._read(self._extract, offset=start, until=stop, rows=5)
             assert _rows(found) == _rows(batches[i + 1 : j + 1]), f"from {start} to {stop} other rows came"
 
