@@ -43,7 +43,11 @@ def suite_of(kind: str, made: type[Any], folder: Path) -> Suite:
     return StateStoreSuite(lambda place: made(made.Config(), FakeContext(place)), folder=folder)
 
 
-def cases(which: str) -> Iterator[Any]:
+def cases(which: str) -> list[Any]:
+    return list(_cases(which))
+
+
+def _cases(which: str) -> Iterator[Any]:
     for kind, (_, module) in SUITES.items():
         for made in module.twins() if which == "twins" else module.REFERENCES:
             yield pytest.param(kind, made, id=f"{kind}-{made.fails or 'all'}-{made.__name__}")

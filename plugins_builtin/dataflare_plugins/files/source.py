@@ -43,7 +43,8 @@ class FileSource(ScanSource[C]):
         files = self._find()
         declared = self._declared()
         if not files and self.ctx.offline:
-            return [StreamInfo(self.ctx.node, declared)]
+            known = {} if declared is None else {"files": [], "schema": schemas.to_json(declared)}
+            return [StreamInfo(self.ctx.node, declared, pins=known)]
         if not files and not (extract.mode == "incremental" and declared is not None):
             raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
         schema, details = self.look(files, declared)

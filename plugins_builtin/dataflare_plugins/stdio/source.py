@@ -70,7 +70,8 @@ class StdinSource(Source[StdinConfig]):
         return units
 
     def _kept(self, spec: Any) -> Any:
-        return self._file(Path(spec["files"][0]["path"]))
+        files = spec.get("files")
+        return self._file(Path(files[0]["path"])) if files else self._inner
 
     def close(self) -> None:
         """Close the file, and remove it once a run has read it."""

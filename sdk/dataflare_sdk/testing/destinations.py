@@ -114,7 +114,7 @@ class DestinationSuite(Suite):
 
     @check
     def remembers_its_epoch(self) -> None:
-        """Opened again by the same run it names the last epoch it committed, and goes on from there."""
+        """Opened again by the same run it names the last epoch it committed, with its offsets, and goes on from there."""
         place = self._place()
         made, opened = self._open(place)
         assert opened.epoch == 0, "a new target holds an epoch"
@@ -122,6 +122,7 @@ class DestinationSuite(Suite):
         made.close()
         again, opened = self._open(place, resumed=True)
         assert (opened.epoch, opened.run_id) == (1, "run-1"), f"it says {opened}"
+        assert dict(opened.offsets) == {"source": {"row": 1}}, f"beside epoch 1 stand the offsets {opened.offsets}"
         _epoch(again, 2, [2], final=True)
         again.close()
         assert self._read(place) == _rows([1, 2])
@@ -142,6 +143,56 @@ class DestinationSuite(Suite):
         again.close()
         assert self._read(place) == _rows([1, 2])
         made.close()
+
+    @check
+    def commits_an_epoch_once(self) -> None:
+        """An epoch that it holds already is not applied a second time: the commit does nothing, or is refused as fenced."""
+        place = self._place()
+        made, _ = self._open(place)
+        _epoch(made, 1, [1, 2], final=False)
+        try:
+            _epoch(made, 1, [1, 2], final=False)
+        except DataflareError as error:
+            assert error.code == "state.fenced", f"it failed with {error.code}"
+        made.close()
+        again, opened = self._open(place, resumed=True)
+        assert opened.epoch == 1, f"it says {opened}"
+        _epoch(again, 2, [3], final=True)
+        again.close()
+        assert self._read(place) == _rows([1, 2, 3])
+
+    @check
+    def sweeps_what_a_crash_left(self) -> None:
+        """Rows that a run prepared and never committed do not arrive with the rows of the next run."""
+        place = self._place()
+        left, _ = self._open(place, "run-1")
+        left.write(_batch([1, 2]))
+        left.prepare(1, True)
+        made, opened = self._open(place, "run-2")
+        assert opened.epoch == 0, f"a run that has just begun holds {opened}"
+        _epoch(made, 1, [3], final=True)
+        made.close()
+        left.close()
+        assert self._read(place) == _rows([3])
+
+    @check
+    def refuses_an_older_fence(self) -> None:
+        """A target that was claimed with a higher fence cannot be opened with a lower one."""
+        if not (self._has("transactional") or self._has("two_phase")):
+            return
+        place = self._place()
+        made, _ = self._open(place)
+        made.close()
+        self._fence -= 2
+        try:
+            late, _ = self._open(place, resumed=True)
+        except DataflareError as error:
+            assert error.code == "state.fenced", f"it failed with {error.code}"
+        else:
+            late.close()
+            raise AssertionError("it was opened with an older fence")
+        finally:
+            self._fence += 2
 
     @check
     def refuses_a_zombie(self) -> None:
@@ -178,6 +229,26 @@ class DestinationSuite(Suite):
         _epoch(second, 2, [9], final=True)
         second.close()
         assert self._read(place) == _rows([8, 9])
+
+    @check
+    def keeps_the_old_rows_of_a_failed_overwrite(self) -> None:
+        """An overwrite that fails on the way leaves the old rows, also when the next one has begun."""
+        if not self._has("overwrite"):
+            return
+        place = self._place()
+        first, _ = self._open(place, "run-1", "overwrite")
+        _epoch(first, 1, [1, 2], final=True)
+        first.close()
+        second, _ = self._open(place, "run-2", "overwrite")
+        _epoch(second, 1, [8], final=False)
+        second.write(_batch([9]))
+        second.abort()
+        second.close()
+        assert self._read(place) == _rows([1, 2]), "after the failure the old rows are not there"
+        third, _ = self._open(place, "run-3", "overwrite")
+        assert self._read(place) == _rows([1, 2]), "the next run took the old rows away before it had new ones"
+        third.abort()
+        third.close()
 
     @check
     def appends_to_what_is_there(self) -> None:

@@ -68,7 +68,8 @@ class ModelMaker:
         if not any(n.kind == "destination" for n in nodes) and not self._wrong_under("destinations"):
             self._add(NO_DESTINATION, "there is no destination", ("destinations",))
         nodes = self._connected(nodes)
-        self._check_cycles(nodes)
+        if len({n.id for n in nodes}) == len(nodes):
+            self._check_cycles(nodes)
         nodes = self._with_defaults(nodes)
         if self._problems:
             raise DataflareError(*sorted(self._located(), key=lambda p: (p.line or 0, p.column or 0)))

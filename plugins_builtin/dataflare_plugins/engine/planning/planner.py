@@ -42,6 +42,12 @@ NOT_ACCEPTED = code(
     "A destination cannot store these rows or write in this mode.",
     "Change the column's type in a map, or the write mode.",
 )
+SAME_TARGET = code(
+    "workflow.same-target",
+    3,
+    "Two destinations write the same file.",
+    "Unite them with `from: [a, b]` on one destination, or write two files.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -86,6 +92,7 @@ class Planner:
         """Return the plan, or None when there are problems (see `problems`)."""
         try:
             self._bind()
+            self._check_targets()
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
             self._prune()
@@ -171,6 +178,19 @@ class Planner:
         self.problems += [NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path)) for reason in component.accepts(schema, write)]
         self._notes += [f"{node.id}: {text}" for text in component.notes(write)]
 
+    def _check_targets(self) -> None:
+        """Refuse two destinations of one scope where no transaction keeps them apart."""
+        seen: dict[str, str] = {}
+        for node in self.order:
+            component = self.built.get(node.id)
+            if node.kind != "destination" or component is None or "transactional" in component.features:
+                continue
+            scope = component.commit_scope()
+            if scope in seen:
+                place = self.workflow.place(*node.path)
+                self.problems.append(SAME_TARGET.problem(f"'{seen[scope]}' and '{node.id}' write the same file", **place))
+            seen.setdefault(scope, node.id)
+
     def input_schemas(self, node: str) -> dict[str, pa.Schema] | None:
         """Return input name to schema, or None when something upstream is not known.
 
@@ -206,7 +226,8 @@ class Planner:
             if problem.file is not None:
                 placed.append(problem)
                 continue
-            path = inner if inner[: len(node.path)] == node.path else (*node.path, "with", *inner) if inner else node.path
+            own = {"plugin.unknown": ("use",), "plugin.ambiguous": ("use",), "workflow.unknown-output": ("from",)}.get(problem.code, ())
+            path = inner if inner[: len(node.path)] == node.path else (*node.path, "with", *inner) if inner else (*node.path, *own)
             placed.append(replace(problem, **self.workflow.place(*path)))
         return placed
 
