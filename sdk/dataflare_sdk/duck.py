@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflare.errors import code
+from dataflare.errors import DISK_FULL, DataflareError, ErrorCode, code
 from dataflare_sdk.schema import literal
 
 if TYPE_CHECKING:
@@ -66,3 +66,13 @@ def lock_down(connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), 
         connection.execute(f"SET allowed_directories=[{inside}]")
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
+
+
+def judged(error: Exception, otherwise: ErrorCode, message: str) -> DataflareError:
+    """Tell a failure of memory or disk from one that the data caused."""
+    name, text = type(error).__name__, str(error)
+    if "OutOfMemory" in name or "Out of Memory" in text:
+        return OUT_OF_MEMORY.error(message)
+    if "No space left" in text:
+        return DISK_FULL.error(message)
+    return otherwise.error(message)

@@ -369,9 +369,9 @@ def _convert(hint: Any, raw: Any, path: tuple[str | int, ...], problems: list[Pr
 def _convert_marked(args: tuple[Any, ...], raw: Any) -> Any:
     base, mark = args[0], args[1]
     if mark.name in ("sql", "query"):
-        if isinstance(raw, bool):
+        if mark.name == "sql" and isinstance(raw, bool):
             return "true" if raw else "false"
-        if isinstance(raw, (int, float)):
+        if mark.name == "sql" and isinstance(raw, (int, float)):
             return str(raw)
         if isinstance(raw, str) and raw.strip():
             return str(raw)

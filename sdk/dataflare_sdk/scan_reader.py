@@ -21,7 +21,8 @@ from dataflare_sdk.messages import Batch, Origin
 from dataflare_sdk.scan import ScanUnit
 from dataflare_sdk.source import Source
 
-FETCH_ROWS = 65_536
+FETCH_ROWS = 8_192
+"""Rows an engine is asked for at once: few enough for wide rows; `UnitReader` puts them together."""
 
 
 class Unit(Protocol):
@@ -110,16 +111,31 @@ class UnitReader:
     def _next(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         if self._rows is None:
             self._rows = self._units[self._at].batches(self._row, self._limit())
-        while self._left is None or self._left.num_rows == 0:
-            self._left = next(self._rows, None)
-            if self._left is None:
-                return None
-        width = max(1, self._left.nbytes // self._left.num_rows)
-        rows = max(1, min(max_rows, max_bytes // width))
-        if rows >= self._left.num_rows:
-            part, self._left = self._left, None
-        else:
-            part, self._left = self._left.slice(0, rows), self._left.slice(rows)
+        parts: list[pa.RecordBatch] = []
+        rows = size = 0
+        while rows < max_rows and size < max_bytes:
+            if self._left is None or self._left.num_rows == 0:
+                self._left = next(self._rows, None)
+                if self._left is None:
+                    break
+                continue
+            part = self._cut(max_rows - rows, max_bytes - size, first=not parts)
+            if part is None:
+                break
+            parts.append(part)
+            rows, size = rows + part.num_rows, size + part.nbytes
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts) if parts else None
+
+    def _cut(self, rows: int, size: int, *, first: bool) -> pa.RecordBatch | None:
+        """Take what fits from what is left; at least one row when nothing was taken yet."""
+        left = self._left
+        assert left is not None
+        width = max(1, left.nbytes // left.num_rows)
+        fits = min(rows, left.num_rows, size // width)
+        if fits <= 0 and not first:
+            return None
+        part = left.slice(0, max(1, fits))
+        self._left = left.slice(part.num_rows) if part.num_rows < left.num_rows else None
         return part
 
     def _limit(self) -> int | None:

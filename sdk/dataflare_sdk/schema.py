@@ -187,21 +187,39 @@ def union(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema([pa.field(n, t) for n, t in fields.items()])
 
 
+_DIGITS = {
+    pa.int8(): 3, pa.int16(): 5, pa.int32(): 10, pa.int64(): 19, pa.uint8(): 3, pa.uint16(): 5, pa.uint32(): 10, pa.uint64(): 20,
+}  # fmt: skip
+
+
 def widen(left: pa.DataType, right: pa.DataType, name: str = "") -> pa.DataType:
-    """Return the narrowest type that holds values of both without loss.
+    """Return the narrowest type that holds values of both without loss; whole numbers and floats meet in DOUBLE.
 
     Raises:
-        DataflareError: `schema.union-clash`.
+        DataflareError: `schema.union-clash`, also where only a decimal of more than 38 digits would do.
     """
     if left == right or pa.types.is_null(right):
         return left
     if pa.types.is_null(left):
         return right
+    clash = UNION_CLASH.error(f"column '{name}' is {type_name(left)} in one input and {type_name(right)} in another")
+    sides = [pa.schema([("x", side)]) for side in (_beside(left, right), _beside(right, left))]
     try:
-        merged = pa.unify_schemas([pa.schema([pa.field("x", left)]), pa.schema([pa.field("x", right)])], promote_options="permissive")
+        merged = normalise_type(pa.unify_schemas(sides, promote_options="permissive").field(0).type)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UNION_CLASH.error(f"column '{name}' is {type_name(left)} in one input and {type_name(right)} in another") from error
-    return normalise_type(merged.field(0).type)
+        raise clash from error
+    if pa.types.is_decimal256(merged):
+        raise clash
+    return merged
+
+
+def _beside(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return what a whole number counts as beside a decimal, and UBIGINT beside a signed number: a decimal of its digits.
+
+    Left to itself Arrow takes a decimal that is too narrow, or BIGINT, which holds half of UBIGINT's values.
+    """
+    decimal = pa.types.is_decimal(other) or (kind == pa.uint64() and pa.types.is_signed_integer(other))
+    return pa.decimal128(_DIGITS[kind], 0) if decimal and kind in _DIGITS else kind
 
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

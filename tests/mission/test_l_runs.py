@@ -332,7 +332,7 @@ def test_json_is_one_object_on_every_exit(verb: list[str], broken: bool, tmp_pat
     assert document["dataflare"] == 1
     assert document["command"] == " ".join(v for v in verb[:2] if v not in ("w.json", "in") and not v.startswith("-"))
     assert "Traceback" not in done.stderr
-    if broken and verb not in (["schema"],):
+    if broken and verb != ["schema"]:
         assert done.returncode == 3, document
     elif not broken:
         assert done.returncode == 0, (document, done.stderr)

@@ -27,7 +27,7 @@ CASE_CLASH = code(
     "expression.case-clash", 3, "Two columns differ only in upper and lower case, which SQL does not tell apart.",
     "Rename one of them in the source's query or columns.",
 )  # fmt: skip
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 PROBE = '"row that asks"'
 _aggregates: frozenset[str] | None = None
 
@@ -155,7 +155,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         try:
             reader = cursor.sql(text).to_arrow_reader(BATCH_ROWS)
         except Exception as error:
-            raise explain(error, query, []) from error
+            raise duck.judged(error, FAILED, cause_of(error)) from error
         target = schema if schema is not None else schemas.normalise(reader.schema)
         return pa.RecordBatchReader.from_batches(target, _cast_all(reader, target))
 
@@ -300,7 +300,7 @@ def _cast_all(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Re
     except pa.ArrowException:
         raise
     except Exception as error:
-        raise FAILED.error(cause_of(error)) from error
+        raise duck.judged(error, FAILED, cause_of(error)) from error
 
 
 def _short(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Attempt, Bound, code
+from dataflare_sdk import Attempt, Bound, code, duck
 from dataflare_sdk.compute import pc
 from dataflare_sdk.schema import cast_batch, duck_type, quote
 
@@ -62,7 +62,7 @@ class DuckdbStage:
         try:
             table = self._connection.sql("EXECUTE step").to_arrow_table()
         except Exception as error:
-            raise FAILED.error(cause_of(error)) from error
+            raise duck.judged(error, FAILED, cause_of(error)) from error
         return self._columns_of(table, batch.num_rows)
 
     def _columns_of(self, table: pa.Table, rows: int) -> list[pa.Array]:

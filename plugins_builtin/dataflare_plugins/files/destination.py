@@ -225,7 +225,8 @@ class FileDestination(Destination[C]):
             # Small batches would make small row groups: they are gathered first.
             self._buffer.append(data)
             self._rows += data.num_rows
-            if self._rows >= 122_880:
+            self._bytes += data.nbytes
+            if self._rows >= 122_880 or self._bytes >= FLUSH_BYTES:
                 self._drain()
 
     def _drain(self) -> None:

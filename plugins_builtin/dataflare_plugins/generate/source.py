@@ -95,7 +95,7 @@ class _Range:
     def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
         rows = self._source.config.rows
         stop = rows if limit is None else min(rows, skip + limit)
-        reader = self._connection.sql(self.sql(skip, stop)).to_arrow_reader(65_536)
+        reader = self._connection.sql(self.sql(skip, stop)).to_arrow_reader(8_192)
         try:
             for batch in reader:
                 yield schemas.cast_batch(batch, self._schema)

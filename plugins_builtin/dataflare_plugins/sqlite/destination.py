@@ -27,6 +27,8 @@ NO_UNIQUE_KEY = code(
 )
 REFUSED = code("data.refused", 1, "The database refuses a row.", "Mend the row, or the constraint of the table.")
 TIMEOUT = 30.0
+STAGED = 32 << 20
+"""Bytes of an epoch kept in memory before they go to a file."""
 declare("sqlite.staged", "sqlite.commit.begun", "sqlite.commit.applied", "sqlite.commit.done")
 
 
@@ -153,7 +155,7 @@ class SqliteDestination(Destination[SqliteTarget]):
 
     def _spill(self) -> None:
         """Keep what is staged small in memory: beyond a bound it goes to a file."""
-        if sum(b.nbytes for b in self._staged) > self.ctx.memory // 2:
+        if sum(b.nbytes for b in self._staged) > min(STAGED, self.ctx.memory // 4):
             folder = Path(self.ctx.staging_dir)
             folder.mkdir(parents=True, exist_ok=True)
             number = len(list(folder.glob("epoch-*.arrow")))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +32,26 @@ class StateStoreSuite(Suite):
         place.mkdir()
         return place
 
+    def _open(self, place: Path | None = None) -> closing[Any]:
+        """Open the store of a folder, by default of a new one; it is closed also when a demand is not met."""
+        return closing(self._make(place or self._place()))
+
     @check
     def begins_empty(self) -> None:
         """A workflow that never ran has no checkpoint and no letters."""
-        store = self._make(self._place())
-        assert store.load("w") is None
-        assert list(store.letters("w")) == []
-        store.close()
+        with self._open() as store:
+            assert store.load("w") is None
+            assert list(store.letters("w")) == []
 
     @check
     def keeps_the_workflows_id(self) -> None:
         """The workflow's id is made once and kept; the fence grows with every acquisition."""
         place = self._place()
-        first = self._make(place)
-        one = first.acquire("w")
-        first.release()
-        first.close()
-        second = self._make(place)
-        two = second.acquire("w")
-        second.close()
+        with self._open(place) as first:
+            one = first.acquire("w")
+            first.release()
+        with self._open(place) as second:
+            two = second.acquire("w")
         assert one.workflow_id == two.workflow_id
         assert two.fence > one.fence
 
@@ -56,110 +59,108 @@ class StateStoreSuite(Suite):
     def refuses_a_second_run(self) -> None:
         """While a lease is held a second one is refused as `run.busy`, unless it takes over."""
         place = self._place()
-        first, second = self._make(place), self._make(place)
-        first.acquire("w")
-        try:
+        with self._open(place) as first, self._open(place) as second:
+            first.acquire("w")
             _raises("run.busy", lambda: second.acquire("w"))
             second.acquire("w", take_over=True)
-        finally:
-            second.close()
-            first.close()
 
     @check
     def fences_a_zombie(self) -> None:
-        """After a take-over the older lease cannot log any more."""
+        """After a take-over the older lease can neither log an epoch nor say that one is done."""
         place = self._place()
-        first, second = self._make(place), self._make(place)
-        first.acquire("w")
-        second.acquire("w", take_over=True)
-        try:
-            _raises("state.fenced", lambda: first.log(_checkpoint(1)))
-        finally:
-            second.close()
-            first.close()
+        with self._open(place) as first, self._open(place) as second:
+            first.acquire("w")
+            first.log(_checkpoint(1))
+            second.acquire("w", take_over=True)
+            _raises("state.fenced", lambda: first.log(_checkpoint(2)))
+            _raises("state.fenced", lambda: first.done(1))
 
     @check
     def gives_back_what_was_logged(self) -> None:
         """A logged epoch comes back as it was, also to another process, first as not done, then as done."""
         place = self._place()
-        store = self._make(place)
-        store.acquire("w")
-        store.log(_checkpoint(1))
-        other = self._make(place)
-        found = other.load("w")
-        assert found is not None, "nothing came back"
-        assert (found.epoch, dict(found.stop), found.done) == (1, {"s": {"row": 10}}, False), f"it gave {found}"
-        store.done(1)
-        again = other.load("w")
-        assert again is not None
-        assert again.done, "done was not kept"
-        other.close()
-        store.close()
+        with self._open(place) as store, self._open(place) as other:
+            store.acquire("w")
+            store.log(_checkpoint(1))
+            found = other.load("w")
+            assert found is not None, "nothing came back"
+            assert replace(found, saved_at=0.0) == _checkpoint(1), f"it gave {found}"
+            store.done(1)
+            again = other.load("w")
+            assert again is not None
+            assert again.done, "done was not kept"
 
     @check
     def keeps_a_short_history(self) -> None:
         """The newest checkpoint comes first, and at least the one before it is kept."""
-        store = self._make(self._place())
-        store.acquire("w")
-        for epoch in range(1, 6):
-            store.log(_checkpoint(epoch))
-            store.done(epoch)
-        epochs = [c.epoch for c in store.history("w")]
-        assert epochs[:2] == [5, 4], f"it kept {epochs}"
-        assert len(epochs) <= 3, f"it kept {epochs}"
-        store.close()
+        with self._open() as store:
+            store.acquire("w")
+            for epoch in range(1, 6):
+                store.log(_checkpoint(epoch))
+                store.done(epoch)
+            epochs = [c.epoch for c in store.history("w")]
+            assert epochs[:2] == [5, 4], f"it kept {epochs}"
+            assert len(epochs) <= 3, f"it kept {epochs}"
 
     @check
     def shows_letters_of_committed_epochs(self) -> None:
         """Dead letters appear when their epoch is done, once."""
-        store = self._make(self._place())
-        store.acquire("w")
-        letter = DeadLetter("run-1", "step", "data.bad-row", "why", {"row": 3}, {"a": 1})
-        store.log(_checkpoint(1), [letter])
-        assert list(store.letters("w")) == [], "a letter of an open epoch is shown"
-        store.done(1)
-        found = list(store.letters("w"))
-        assert [(x.step, x.code, dict(x.row or {})) for x in found] == [("step", "data.bad-row", {"a": 1})], f"{found}"
-        assert found[0].id, "it has no id"
-        store.close()
+        with self._open() as store:
+            store.acquire("w")
+            store.log(_checkpoint(1), [_LETTER])
+            assert list(store.letters("w")) == [], "a letter of an open epoch is shown"
+            store.done(1)
+            found = list(store.letters("w"))
+            assert [(x.step, x.code, dict(x.row or {})) for x in found] == [("step", "data.bad-row", {"a": 1})], f"{found}"
+            assert found[0].id, "it has no id"
+
+    @check
+    def keeps_the_letters_of_an_epoch_once(self) -> None:
+        """An epoch that is logged again after a crash takes the place of the first: its letters are there once."""
+        with self._open() as store:
+            store.acquire("w")
+            for _ in range(2):
+                store.log(_checkpoint(1), [_LETTER])
+            store.done(1)
+            found = list(store.letters("w"))
+            assert len(found) == 1, f"it kept {found}"
 
     @check
     def keeps_chunks_by_content(self) -> None:
         """`get` gives what `put` took, and the same content has the same reference."""
-        store = self._make(self._place())
-        store.acquire("w")
-        one, same, other = store.put(b"abc"), store.put(b"abc"), store.put(b"abd")
-        assert one == same != other
-        assert store.get(one) == b"abc"
-        store.close()
+        with self._open() as store:
+            store.acquire("w")
+            one, same, other = store.put(b"abc"), store.put(b"abc"), store.put(b"abd")
+            assert one == same != other
+            assert store.get(one) == b"abc"
 
     @check
     def keeps_values(self) -> None:
         """Values are kept under scope and key, and None removes them."""
         place = self._place()
-        store = self._make(place)
-        store.acquire("w")
-        store.put_value("scope", "key", b"1")
-        store.put_value("other", "key", b"2")
-        store.close()
-        store = self._make(place)
-        assert store.get_value("scope", "key") == b"1"
-        store.acquire("w")
-        store.put_value("scope", "key", None)
-        assert store.get_value("scope", "key") is None
-        assert store.get_value("other", "key") == b"2"
-        store.close()
+        with self._open(place) as store:
+            store.acquire("w")
+            store.put_value("scope", "key", b"1")
+            store.put_value("other", "key", b"2")
+        with self._open(place) as store:
+            assert store.get_value("scope", "key") == b"1"
+            store.acquire("w")
+            store.put_value("scope", "key", None)
+            assert store.get_value("scope", "key") is None
+            assert store.get_value("other", "key") == b"2"
 
     @check
     def forgets_on_reset(self) -> None:
         """After `reset` a workflow begins anew."""
-        store = self._make(self._place())
-        store.acquire("w")
-        store.log(_checkpoint(1))
-        store.done(1)
-        store.reset("w")
-        assert store.load("w") is None
-        store.close()
+        with self._open() as store:
+            store.acquire("w")
+            store.log(_checkpoint(1))
+            store.done(1)
+            store.reset("w")
+            assert store.load("w") is None
+
+
+_LETTER = DeadLetter("run-1", "step", "data.bad-row", "why", {"row": 3}, {"a": 1})
 
 
 def _checkpoint(epoch: int) -> Checkpoint:
@@ -169,7 +170,11 @@ def _checkpoint(epoch: int) -> Checkpoint:
         plan_hash="hash",
         start={"s": {"row": (epoch - 1) * 10}},
         stop={"s": {"row": epoch * 10}},
+        states={"n": {"v": 1, "refs": ["chunk:0"], "seen": epoch}},
         counts={"n": {"rows_in": epoch}},
+        final=epoch % 2 == 1,
+        run_started=1_767_225_600_000_000,
+        extra={"lane": "stream", "ended": ["s"]},
     )
 
 

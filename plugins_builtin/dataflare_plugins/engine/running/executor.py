@@ -44,7 +44,9 @@ class LocalRun:
         self._host = host
         self._workflow = workflow
         self._options = options
-        self.plan = plan
+        # A statement hands no rows out on its way: what is to be seen needs the other lane.
+        collecting = bool(options.collect) and any(t.lane == "bulk" for t in plan.tasks)
+        self.plan = as_streaming(plan, "rows of its nodes are collected") if collecting else plan
         self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
         self._drain = threading.Event()
         self._ended = threading.Event()
@@ -213,6 +215,8 @@ def as_error(error: BaseException) -> DataflareError:
         codes = {errno.ENOSPC: "world.disk-full", errno.EACCES: "world.permission", errno.ENOENT: "world.missing-input"}
         known = CODES[codes.get(error.errno or 0, "world.io")]
         made = known.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    elif "OutOfMemory" in type(error).__name__:
+        made = CODES["world.out-of-memory"].error(str(error).splitlines()[0])
     else:
         made = CODES["internal.bug"].error(f"{type(error).__name__}: {error}")
     made.__cause__ = error
