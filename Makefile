@@ -27,7 +27,7 @@ lint: .venv/.made  ## style, types, architecture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: .venv/.made  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak"
 
 pythons: .venv/.made  ## the kernel and the main path on every other CPython that is here
 	./tests/pythons.sh

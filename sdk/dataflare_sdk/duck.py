@@ -68,10 +68,15 @@ def lock_down(connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), 
     connection.execute("SET lock_configuration=true")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return True when DuckDB gave up for want of memory."""
+    return "OutOfMemory" in type(error).__name__ or "Out of Memory" in str(error)
+
+
 def judged(error: Exception, otherwise: ErrorCode, message: str) -> DataflareError:
     """Tell a failure of memory or disk from one that the data caused."""
-    name, text = type(error).__name__, str(error)
-    if "OutOfMemory" in name or "Out of Memory" in text:
+    text = str(error)
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY.error(message)
     if "No space left" in text:
         return DISK_FULL.error(message)

@@ -155,7 +155,7 @@ class ArrowWriter(Writer):
         """Copy the batches of all pieces into one file."""
         with self.open(whole) as out:
             for piece in pieces:
-                with pa.memory_map(str(piece)) as part:
+                with pa.OSFile(str(piece)) as part:
                     reader = pa.ipc.open_file(part)
                     for i in range(reader.num_record_batches):
                         out.write_batch(reader.get_batch(i))

@@ -309,14 +309,14 @@ def step_expect(draw, tree: Tree, rel: Relation, node: str) -> Relation:
 
 
 def step_union(draw, tree: Tree, rel: Relation, node: str) -> Relation | None:
-    if "id" not in rel.columns or "other_s" in rel.columns:
+    if "id" not in rel.columns or "other_s" in rel.columns or rel.node == "b":
+        return None
+    if any(rel.columns.get(c, t) != t for c, t in COLUMNS.items()):
         return None
     tree.sources.setdefault("b", {"use": "parquet", "with": {"path": "b.parquet"}})
     tree.processors.append({"id": node, "use": "filter", "from": [rel.node, "b"], "with": {"where": "id % 3 <> 0"}})
     both = tree.cte(f"SELECT * FROM {rel.sql} UNION ALL BY NAME SELECT * FROM 'DIR/b.parquet'")
     columns = {**rel.columns, **{c: t for c, t in COLUMNS.items() if c not in rel.columns}}
-    if any(rel.columns.get(c, t) != t for c, t in COLUMNS.items()):
-        return None
     return Relation(node, tree.cte(f"SELECT * FROM {both} WHERE id % 3 <> 0"), columns, False)
 
 

@@ -80,7 +80,7 @@ class Destination(Protocol):
 
     Attributes:
         features: of `transactional two_phase idempotent atomic_swap overwrite append upsert delete
-            partial_update ddl_add ddl_widen`.
+            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan.
     """
 
     features: frozenset[str]

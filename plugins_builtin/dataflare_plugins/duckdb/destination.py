@@ -36,7 +36,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
     """The file is opened only to claim it and to commit; between that others may read it."""
 
     Config = DuckdbTarget
-    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add"})
+    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add", "spills"})
 
     def __init__(self, config: DuckdbTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -216,7 +216,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for path in self._files:
-            with pa.memory_map(str(path)) as file:
+            with pa.OSFile(str(path)) as file:
                 reader = pa.ipc.open_file(file)
                 for i in range(reader.num_record_batches):
                     yield reader.get_batch(i)

@@ -93,7 +93,7 @@ def _read(file: InputFile) -> Iterator[pa.RecordBatch]:
             buffer = packed.read_buffer() if hasattr(packed, "read_buffer") else pa.py_buffer(packed.read())
         yield from _batches(pa.BufferReader(buffer))
     else:
-        with pa.memory_map(file.path) as stream:
+        with pa.OSFile(file.path) as stream:
             yield from _batches(stream)
 
 

@@ -19,6 +19,7 @@ VOLATILE = code(
     "A generated column gives another value at every run.",
     "Make it from i and seed, for example hash(i, seed) % 100.",
 )
+FETCH_ROWS = 8_192
 INPUT = pa.schema([("i", pa.int64()), ("seed", pa.int64())])
 
 
@@ -93,9 +94,25 @@ class _Range:
         return ScanUnit(id=self.id, sql=self.sql(0, self._source.config.rows), rows=self._source.config.rows)
 
     def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
+        """Stream the rows; where they are too large to be made thousands at a time, make fewer at a time."""
+        from dataflare_sdk import duck
+
         rows = self._source.config.rows
-        stop = rows if limit is None else min(rows, skip + limit)
-        reader = self._connection.sql(self.sql(skip, stop)).to_arrow_reader(8_192)
+        at, stop = skip, rows if limit is None else min(rows, skip + limit)
+        step = stop - at
+        while at < stop:
+            try:
+                for batch in self._made(at, min(stop, at + step)):
+                    at += batch.num_rows
+                    yield batch
+                step *= 2
+            except Exception as error:
+                if step == 1 or not duck.is_out_of_memory(error):
+                    raise
+                step = max(1, min(step, FETCH_ROWS) // 8)
+
+    def _made(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        reader = self._connection.sql(self.sql(start, stop)).to_arrow_reader(FETCH_ROWS)
         try:
             for batch in reader:
                 yield schemas.cast_batch(batch, self._schema)

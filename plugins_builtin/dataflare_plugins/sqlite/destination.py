@@ -238,7 +238,7 @@ class SqliteDestination(Destination[SqliteTarget]):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for path in self._spilled():
-            with pa.memory_map(str(path)) as file:
+            with pa.OSFile(str(path)) as file:
                 reader = pa.ipc.open_file(file)
                 for i in range(reader.num_record_batches):
                     yield reader.get_batch(i)

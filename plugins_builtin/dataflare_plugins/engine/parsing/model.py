@@ -28,6 +28,7 @@ DUPLICATE_ID = code("workflow.duplicate-id", 3, "Two nodes have the same id.", "
 NO_SOURCE = code("workflow.no-source", 3, "A workflow needs at least one source.", "Add one under `sources:`.")
 NO_DESTINATION = code("workflow.no-destination", 3, "A workflow needs at least one destination.", "Add one under `destinations:`.")
 UNKNOWN_NODE = code("workflow.unknown-node", 3, "`from` names a node that does not exist.", "Use the id of a source or processor.")
+SAME_INPUT = code("workflow.same-input", 3, "`from` names the same rows twice.", "Name them once; a self join is a `sql` of one input.")
 AMBIGUOUS = code("workflow.ambiguous-input", 3, "Several sources and no `from`: the input is not clear.", "Say `from: SOURCE`.")
 CYCLE = code("workflow.cycle", 3, "Nodes feed each other in a circle.", "Change the `from` of one of them.")
 NEEDS_KEY = code("workflow.needs-key", 3, "An upsert needs the columns that identify a row.", "Add `write: {key: [...]}`.")
@@ -228,6 +229,8 @@ class ModelMaker:
     def _check_reference(self, node: Node, reference: str, index: int, ids: Mapping[str, Node]) -> None:
         name = reference if reference in ids else reference.partition(".")[0]
         path = (*node.path, "from") if (*node.path, "from", index) not in self._marks else (*node.path, "from", index)
+        if reference in node.inputs[:index]:
+            self._add(SAME_INPUT, f"'{reference}' is read already", path)
         if name not in ids:
             readable = [n.id for n in ids.values() if n.kind != "destination"]
             near = nearest(name, readable)

@@ -59,8 +59,9 @@ class ResourceManager(Component[NoConfig]):
         )
 
     def _is_heavy(self, node: NodeSpec) -> bool:
-        """Return True for what holds more than a batch: scans, and steps that see their whole input."""
-        if node.kind != "processor":
-            return node.kind == "source"
+        """Return True for what holds more than a batch: scans, steps that see their whole input, engines that write."""
+        if node.kind == "source":
+            return True
         host: Host = self.ctx.host  # type: ignore[assignment]
-        return "rowwise" not in host.describe("processor", node.use).features
+        features = host.describe(node.kind, node.use).features
+        return "spills" in features if node.kind == "destination" else "rowwise" not in features
