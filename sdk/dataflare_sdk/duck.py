@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,14 +46,73 @@ def connect(
         "python_enable_replacements": False,
     }
     if memory is not None:
-        settings["memory_limit"] = f"{max(memory, 32 << 20) // 1024}KiB"
+        settings["memory_limit"] = _limit(memory)
     if threads is not None:
         settings["threads"] = max(1, threads)
     if temp is not None:
         settings["temp_directory"] = str(temp)
     connection = duckdb.connect(database, config=settings)
-    connection.execute(f"SET TimeZone={literal(timezone)}")
+    connection.execute(f"SET GLOBAL TimeZone={literal(timezone)}")
     return connection
+
+
+_shared: duckdb.DuckDBPyConnection | None = None
+_sessions: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+_shared_lock = threading.Lock()
+
+
+def session(timezone: str = "UTC") -> duckdb.DuckDBPyConnection:
+    """Open a connection to the instance that the process keeps for small work: binding, discovery, a batch at a time.
+
+    An instance costs some 20 ms, a session microseconds. What holds more than a batch, spills, or is to be locked
+    down wants an instance of its own: `connect`.
+
+    Args:
+        timezone: of `timestamptz` functions; never the machine's.
+    """
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = connect(threads=1)
+            atexit.register(_forget)
+            _shared.execute("SET temp_directory=''")
+        made = _shared.cursor()
+        _sessions.add(made)
+    if timezone != "UTC":
+        made.execute(f"SET TimeZone={literal(timezone)}")
+    return made
+
+
+def _forget() -> None:
+    """Close the instance before the interpreter goes: DuckDB complains of what is left."""
+    global _shared
+    atexit.unregister(_forget)
+    if _shared is not None:
+        _shared.close()
+    _shared = None
+
+
+def take_or_connect(*, memory: int, threads: int, temp: Path, timezone: str = "UTC") -> duckdb.DuckDBPyConnection:
+    """Open an instance as `connect` does; when nobody has a session, the one of the sessions is handed over."""
+    global _shared
+    with _shared_lock:
+        if _shared is None or _sessions:
+            return connect(memory=memory, threads=threads, temp=temp, timezone=timezone)
+        taken, _shared = _shared, None
+    taken.execute(f"SET memory_limit='{_limit(memory)}'; SET threads={max(1, threads)}; SET temp_directory={literal(str(temp))}")
+    taken.execute(f"SET GLOBAL TimeZone={literal(timezone)}")
+    taken.execute(f"SET TimeZone={literal(timezone)}")
+    return taken
+
+
+def _limit(memory: int) -> str:
+    return f"{max(memory, 32 << 20) // 1024}KiB"
+
+
+def bound_sessions(memory: int) -> None:
+    """Bound what all sessions of the process use together, in bytes."""
+    with session() as connection:
+        connection.execute(f"SET memory_limit='{_limit(memory)}'")
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), folders: Iterable[str] = ()) -> None:

@@ -63,7 +63,7 @@ class _DuckWriter(Writer):
 
     def write(self, table: pa.Table, path: Path, *, first: bool) -> None:
         if self._connection is None:
-            self._connection = duck.connect(threads=1)
+            self._connection = duck.session()
         self._connection.register("piece", table)
         try:
             self._connection.execute(self.copy(path, first=first).replace("{query}", "SELECT * FROM piece"))

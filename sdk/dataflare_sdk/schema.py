@@ -162,7 +162,7 @@ def from_names(columns: Mapping[str, str]) -> pa.Schema:
     from dataflare_sdk import duck
 
     items = ", ".join(f"CAST(NULL AS {kind}) AS {quote(name)}" for name, kind in columns.items())
-    with duck.connect(threads=1) as connection:
+    with duck.session() as connection:
         return normalise(connection.sql(f"SELECT {items} LIMIT 0").to_arrow_table().schema)
 
 

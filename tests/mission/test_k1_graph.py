@@ -91,3 +91,27 @@ def test_a_run_hands_its_rows_out_as_arrow(folder: Path) -> None:
     handed = pa.table({"n": [1, 2], "customer": [1, None], "price": [20.0, 1.0], "qty": [1, 1]})
     again = dataflare.run(folder / "graph.yaml", inputs={"orders": handed}, collect=["all"], check=True)
     assert again.table("all").num_rows == 202
+
+
+@pytest.mark.parametrize("lane", ["auto", "streaming"])
+def test_expressions_see_the_workflows_time_zone(lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    query = "SELECT i, timezone('UTC', TIMESTAMP '2026-03-29 00:30:00' + INTERVAL (i) HOUR) AS t_ FROM range(5) t(i)"
+    con = duckdb.connect()
+    con.execute(f"COPY ({query}) TO 'in.parquet'")
+    con.execute("SET TimeZone='Europe/Berlin'")
+    document = {
+        "name": "zone", "timezone": "Europe/Berlin", "runtime": {"lane": lane},
+        "sources": {"in": {"use": "parquet", "with": {"path": "in.parquet"}}},
+        "processors": [
+            {"id": "m", "use": "map", "with": {"set": {"h": "hour(t_)", "day": "t_::DATE"}}},
+            {"id": "q", "use": "sql", "with": {"query": "SELECT *, count(*) OVER () AS n, hour(t_) AS again FROM m"}},
+        ],
+        "destinations": {"out": {"use": "parquet", "with": {"path": "out.parquet"}}},
+    }  # fmt: skip
+    run = dataflare.run(document)
+    assert run.status == "done", run.error
+    expected = con.sql(
+        "SELECT * REPLACE (t_::VARCHAR AS t_), hour(t_) AS h, t_::DATE AS day, 5 AS n, hour(t_) AS again FROM 'in.parquet'"
+    ).fetchall()
+    assert con.sql("SELECT * REPLACE (t_::VARCHAR AS t_) FROM 'out.parquet'").fetchall() == expected

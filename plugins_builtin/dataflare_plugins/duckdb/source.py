@@ -76,7 +76,7 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
 
     def _declared(self, found: pa.Schema) -> pa.Schema:
         fields = []
-        with duck.connect(threads=1) as connection:
+        with duck.session() as connection:
             for name, kind in (self.config.columns or {}).items():
                 if name not in found.names:
                     raise CODES["workflow.missing-column"].error(f"there is no column '{name}'", path=f"columns.{name}")

@@ -42,7 +42,7 @@ class EngineConfig:
 
 
 class DuckdbExpressions(Component[EngineConfig]):
-    """Implements `dataflare_sdk.ExpressionEngine` on one DuckDB instance; a cursor per stage."""
+    """Implements `dataflare_sdk.ExpressionEngine` on DuckDB: a session per stage, an instance per whole input."""
 
     Config = EngineConfig
 
@@ -52,13 +52,9 @@ class DuckdbExpressions(Component[EngineConfig]):
         micros = run.started if run is not None else 0
         moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=micros)
         self._started = moment.isoformat(sep=" ")
-        self._connection = duck.connect(
-            memory=config.memory or ctx.memory,
-            threads=config.threads,
-            temp=Path(ctx.staging_dir) / "spill",
-            timezone=run.timezone if run is not None else config.timezone,
-        )
-        self._cursors: list[Any] = []
+        self._timezone = run.timezone if run is not None else config.timezone
+        self._connection = duck.session(self._timezone)
+        self._own: Any = None
 
     # -- row expressions ---------------------------------------------------------------------------------
 
@@ -115,7 +111,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         """Compile row expressions; raises as `bind`."""
         bound = self.bind(expressions, schema)
         parsed, _ = self._parse_all(expressions, schema)
-        return DuckdbStage(self._cursor(), {n: p.text for n, p in parsed.items()}, schema, bound)
+        return DuckdbStage(duck.session(self._timezone), {n: p.text for n, p in parsed.items()}, schema, bound)
 
     # -- queries -----------------------------------------------------------------------------------------
 
@@ -157,14 +153,20 @@ class DuckdbExpressions(Component[EngineConfig]):
         except Exception as error:
             raise duck.judged(error, FAILED, cause_of(error)) from error
         target = schema if schema is not None else schemas.normalise(reader.schema)
-        return pa.RecordBatchReader.from_batches(target, _cast_all(reader, target))
+        return pa.RecordBatchReader.from_batches(target, _cast_all(cursor, reader, target))
 
     # -- plumbing ----------------------------------------------------------------------------------------
 
     def _cursor(self) -> Any:
-        cursor = self._connection.cursor()
-        self._cursors.append(cursor)
-        return cursor
+        """Open a connection to an instance of this engine's own: whole inputs have its memory, and spill beyond it."""
+        if self._own is None:
+            self._own = duck.connect(
+                memory=self.config.memory or self.ctx.memory,
+                threads=self.config.threads,
+                temp=Path(self.ctx.staging_dir) / "spill",
+                timezone=self._timezone,
+            )
+        return self._own.cursor()
 
     def _aggregate_names(self) -> frozenset[str]:
         global _aggregates
@@ -177,8 +179,8 @@ class DuckdbExpressions(Component[EngineConfig]):
 
     def close(self) -> None:
         """Release every connection."""
-        for cursor in self._cursors:
-            cursor.close()
+        if self._own is not None:
+            self._own.close()
         self._connection.close()
 
 
@@ -293,7 +295,7 @@ def _check_case(schema: pa.Schema) -> None:
             raise CASE_CLASH.error(f"the columns '{other}' and '{name}' differ only in case")
 
 
-def _cast_all(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _cast_all(cursor: Any, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     try:
         for batch in reader:
             yield schemas.cast_batch(batch, schema)
@@ -301,6 +303,8 @@ def _cast_all(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Re
         raise
     except Exception as error:
         raise duck.judged(error, FAILED, cause_of(error)) from error
+    finally:
+        cursor.close()
 
 
 def _short(text: str) -> str:

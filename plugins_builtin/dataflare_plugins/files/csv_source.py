@@ -103,7 +103,7 @@ class CsvSource(FileSource[CsvConfig]):
     def _sniff(self, file: InputFile, delimiter: str, names: Sequence[str]) -> pa.Schema:
         """Return the types DuckDB sees in a sample; when it cannot make sense of one, a cautious guess of ours."""
         options = self._options(delimiter)
-        with duck.connect(threads=1) as connection:
+        with duck.session() as connection:
             try:
                 rows = connection.sql(f"DESCRIBE SELECT * FROM read_csv({literal(file.path)}, ignore_errors=true, {options})").fetchall()
                 kinds = [r[1] for r in rows]

@@ -35,7 +35,7 @@ class JsonlSource(FileSource[FileConfig]):
         if declared is not None:
             return declared, {}
         found = []
-        with duck.connect(threads=1) as connection:
+        with duck.session() as connection:
             for file in files:
                 source = f"read_json({literal(file.path)}, format='newline_delimited', ignore_errors=true)"
                 try:

@@ -26,7 +26,7 @@ class ParquetSource(FileSource[FileConfig]):
         if not files:
             assert declared is not None
             return declared, {}
-        with duck.connect(threads=1) as connection:
+        with duck.session() as connection:
             own = {f.name: self._schema(connection, f) for f in files}
             found = next(iter(own.values()))
             for name, kind in self._folders(connection, files).items():

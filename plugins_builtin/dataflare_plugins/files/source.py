@@ -73,7 +73,7 @@ class FileSource(ScanSource[C]):
         if self.config.columns is None:
             return None
         fields = []
-        with duck.connect(threads=1) as connection:
+        with duck.session() as connection:
             for name, kind in self.config.columns.items():
                 try:
                     if any(c in kind for c in ";\0") or "--" in kind:

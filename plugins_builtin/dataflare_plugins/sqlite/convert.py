@@ -50,7 +50,7 @@ class Converter:
         texts = [_text(v) for v in values]
         batch = pa.record_batch({"x": pa.array(texts, pa.string())})
         if self._connection is None:
-            self._connection = duck.connect(threads=1)
+            self._connection = duck.session()
         self._connection.register("raw", pa.Table.from_batches([batch]))
         table = self._connection.sql(f"SELECT TRY_CAST(x AS {duck_type(field.type)}) AS {quote('x')} FROM raw").to_arrow_table()
         self._connection.unregister("raw")

@@ -81,7 +81,7 @@ def arrow_of(kind: str) -> pa.DataType:
     from dataflare_sdk import duck
     from dataflare_sdk.schema import normalise
 
-    with duck.connect(threads=1) as connection:
+    with duck.session() as connection:
         made = connection.sql(f"SELECT CAST(NULL AS {kind}) AS x LIMIT 0").to_arrow_table().schema
     return normalise(made).field(0).type
 

@@ -27,6 +27,7 @@ FEATURES = frozenset(
         "partial_update",
         "ddl_add",
         "ddl_widen",
+        "spills",
     ]
 )
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])

@@ -98,7 +98,7 @@ class BulkTask:
         if copy is None:
             raise StatementFailed(f"'{self._sink.id}' takes batches only")
         temp = Path(self._env.plan.base_dir) / ".dataflare" / "spill" / f"{self._env.run.run_id}-{self._sink.id}"
-        connection = duck.connect(
+        connection = duck.take_or_connect(
             memory=self._env.shares.engine * 2,
             threads=self._env.shares.threads,
             temp=temp,

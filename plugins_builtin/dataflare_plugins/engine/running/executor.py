@@ -123,7 +123,8 @@ class LocalRun:
                 start = recovery.start(store, self.plan, start.started, start.run_id)
 
     def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
-        run = RunInfo(start.run_id, self.plan.workflow, lease.workflow_id, start.started)
+        zone = str(self.plan.settings.get("timezone") or "UTC")
+        run = RunInfo(start.run_id, self.plan.workflow, lease.workflow_id, start.started, zone)
         shares = self._host.build("resources", "local", {}).share(self.plan)
         actors = self._host.build("actor_system", "local", {})
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataflare_sdk import Component, Host, NoConfig, NodeSpec, Plan
+from dataflare_sdk import Component, Host, NoConfig, NodeSpec, Plan, duck
 
 BASE = 160 << 20
 """What the process holds with its libraries loaded, before a row moves (measured, bytes)."""
@@ -50,6 +50,7 @@ class ResourceManager(Component[NoConfig]):
         heavy = sum(1 for n in plan.nodes if self._is_heavy(n)) or 1
         queues = sum(len(t.inputs) for t in plan.tasks) or 1
         inbox = usable // 4 // queues
+        duck.bound_sessions(usable // 2)
         return Shares(
             engine=max(48 << 20, usable // 2 // heavy),
             inbox=max(1 << 20, min(inbox, 64 << 20)),
