@@ -17,7 +17,9 @@ demo: .venv/.made  ## run the flights example and show its result
 	cd examples/flights && ../../$(BIN)/dataflare run flights.yaml
 	$(BIN)/python examples/flights/show.py
 
-test: lint unit pythons  ## everything that CI runs
+test: .venv/.made  ## everything that CI runs
+	$(MAKE) --jobs 2 --output-sync=target lint pythons
+	$(MAKE) unit
 
 lint: .venv/.made  ## style, types, architecture
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ for version in 3.11 3.12 3.13; do
     environment=.venv-$version
     if [ ! -e "$environment/.made" ] || [ pyproject.toml -nt "$environment/.made" ]; then
         "$python" -m venv "$environment"
-        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[all,test]'
         touch "$environment/.made"
     fi
     echo "python $version:"

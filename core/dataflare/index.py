@@ -1,8 +1,9 @@
 """The cached index of manifests: one JSON file, so that `--help` and `plugin list` read no manifest.
 
 It says what discovery found, keyed by what that depends on: interpreter, prefix, the folders on `sys.path` with
-their mtimes, and mtime and size of every manifest. A miss, a foreign or unreadable index and a cache folder that
-cannot be written are never errors. This module imports next to nothing, on purpose.
+their mtimes (of the current folder, the packages installed in it), and mtime and size of every manifest. A miss, a
+foreign or unreadable index and a cache folder that cannot be written are never errors. This module imports next to
+nothing, on purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 __all__ = ["current", "stamp"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def current() -> dict[str, Any]:
@@ -48,8 +49,26 @@ def stamp(path: str) -> list[int | None]:
 
 def _environment() -> list[Any]:
     """Return what the set of entry points depends on; installing anything changes an mtime in it."""
-    places = [[place, stamp(place or ".")[0]] for place in sys.path]
+    places = [[place, stamp(place)[0] if place else _installed_here()] for place in _places()]
     return [_FORMAT, sys.version, sys.prefix, places]
+
+
+def _places() -> list[str]:
+    """Return `sys.path` with the current folder as ''."""
+    try:
+        here = os.getcwd()  # noqa: PTH109
+    except OSError:  # it was removed
+        here = ""
+    return ["" if place in ("", here) else place for place in sys.path]
+
+
+def _installed_here() -> list[str]:
+    """Return the packages of the current folder, which changes all the time: its mtime would tell nothing."""
+    try:
+        names = os.listdir()  # noqa: PTH208
+    except OSError:
+        return []
+    return sorted(name for name in names if name.endswith((".dist-info", ".egg-info")))
 
 
 def _unchanged(files: Sequence[Sequence[Any]]) -> bool:
@@ -59,7 +78,7 @@ def _unchanged(files: Sequence[Sequence[Any]]) -> bool:
 def _index_path() -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     # One index for each set of places, so that two environments do not evict each other.
-    name = zlib.crc32("\0".join([sys.executable, sys.prefix, *sys.path]).encode())
+    name = zlib.crc32("\0".join([sys.executable, sys.prefix, *_places()]).encode())
     return os.path.join(cache, "dataflare", f"plugins-{name:08x}.json")  # noqa: PTH118
 
 

@@ -6,6 +6,8 @@ the bulk lane and in the streaming lane with several chunkings; the oracle is Du
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -367,10 +369,15 @@ def test_any_graph_equals_one_query(shard: int, data: Path) -> None:
     every()
 
 
-def check_tree(tree: Tree, data: Path) -> None:
+@functools.cache
+def oracle() -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
-    expected = con.sql(tree.query().replace("DIR/", f"{data}/")).to_arrow_table()
+    return con
+
+
+def check_tree(tree: Tree, data: Path) -> None:
+    expected = oracle().sql(tree.query().replace("DIR/", f"{data}/")).to_arrow_table()
     rows = canonical(expected)
     types: dict[str, str] = {}
     for lane, chunk in (("auto", 65536), *(("streaming", c) for c in CHUNKS)):
@@ -392,7 +399,14 @@ def check_tree(tree: Tree, data: Path) -> None:
         assert canonical(found) == rows, (lane, chunk, tree.query())
         types[f"{lane}{chunk}"] = ", ".join(f"{f.name} {f.type}" for f in found.schema)
         check_counts(run, document)
-    assert len(set(types.values())) == 1, types
+    assert set(types.values()) == {", ".join(f"{f.name} {f.type}" for f in as_parquet(expected).schema)}, types
+
+
+def as_parquet(table: pa.Table) -> pa.Table:
+    """What a Parquet file of these types comes back as: names of list items and the like are not kept."""
+    held = io.BytesIO()
+    pq.write_table(table, held)
+    return pq.read_table(held)
 
 
 def check_counts(run, document: dict) -> None:
