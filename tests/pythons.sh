@@ -6,7 +6,10 @@ for version in 3.11 3.12 3.13; do
     python=python$version
     # A version manager may hold one that is not on the path.
     if ! "$python" -c '' 2>/dev/null && command -v pyenv >/dev/null; then
-        python=$(pyenv prefix "$(pyenv latest "$version" 2>/dev/null || echo none)" 2>/dev/null || echo none)/bin/python
+        versions=${PYENV_ROOT:-$(dirname "$(dirname "$(readlink -f "$(command -v pyenv)")")")}/versions
+        for found in "$versions/$version".*/bin/python; do
+            if [ -x "$found" ]; then python=$found; fi
+        done
     fi
     if [ "$version" = "$here" ]; then continue; fi
     if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+LAUNCHER = """
+import json, os, subprocess, sys, time
+with open(sys.argv[1], 'w') as sink:
+    began = time.perf_counter()
+    process = subprocess.Popen(sys.argv[2:], stdout=sink, stderr=subprocess.STDOUT)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+"""
+"""A small process in between: the largest resident set of a child is never less than its parent's was."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +55,12 @@ class Contestant:
             shutil.rmtree(self.output) if self.output.is_dir() else self.output.unlink()
         shutil.rmtree(self.folder / ".dataflare", ignore_errors=True)
         log = self.folder / "log.txt"
-        with log.open("w") as sink:
-            began = time.perf_counter()
-            process = subprocess.Popen(self.command, cwd=self.folder, stdout=sink, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-            wall = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise RuntimeError(f"{self.name} ended with {process.returncode}: {log.read_text()[-2000:]}")
-        return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, str(log), *self.command]
+        told = subprocess.run(launcher, cwd=self.folder, capture_output=True, text=True, check=True).stdout
+        code, wall, cpu, memory = json.loads(told)
+        if code != 0:
+            raise RuntimeError(f"{self.name} ended with {code}: {log.read_text()[-2000:]}")
+        return Run(wall, cpu, memory * 1024)
 
     def median(self, what: str) -> float:
         """Return the median of `wall`, `cpu` or `memory`."""
