@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import RunInfo as RunInfo
     from dataflare.contracts import RunOptions as RunOptions
     from dataflare.contracts import RunReport as RunReport
+    from dataflare.contracts import SchemaChange as SchemaChange
     from dataflare.contracts import SecretProvider as SecretProvider
     from dataflare.contracts import StateStore as StateStore
     from dataflare.contracts import StreamInfo as StreamInfo
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import Sql as Sql
     from dataflare_sdk.fields import config as config
     from dataflare_sdk.fields import option as option
+    from dataflare_sdk.changes import Changes as Changes
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.processor import Processor as Processor
@@ -91,12 +93,13 @@ _HOME = {
     "dataflare.contracts": (
         "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
         "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
-        "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SecretProvider "
+        "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
     "dataflare.hookspecs": "hookimpl",
     "dataflare.workflow": "Marks Node Workflow dotted",
+    "dataflare_sdk.changes": "Changes",
     "dataflare_sdk.component": "Component",
     "dataflare_sdk.destination": "CopyTarget Destination",
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",

@@ -8,17 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare.contracts import Barrier, End, Message, Offset, Pause, RowRejection, Watermark
+from dataflare.contracts import Barrier, End, Message, Offset, Pause, RowRejection, SchemaChange, Watermark
+from dataflare_sdk.changes import Changes
 
 __all__ = [
     "Barrier",
     "Batch",
+    "Changes",
     "End",
     "Message",
     "Offset",
     "Origin",
     "Pause",
     "RowRejection",
+    "SchemaChange",
     "Watermark",
 ]
 
@@ -75,6 +78,7 @@ class Batch:
         offset: where to resume after this batch; None inside the graph.
         rejected: rows a reader could not read; they are not in `data`.
         origin: the source rows behind these, while every row still has exactly one.
+        changes: what happened to each row, when the stream is one of changes; None: they are rows to be added.
     """
 
     stream: str
@@ -82,10 +86,11 @@ class Batch:
     offset: Offset | None = None
     rejected: Sequence[RowRejection] = field(default_factory=tuple)
     origin: Origin | None = None
+    changes: Changes | None = None
 
     def with_data(self, data: pa.RecordBatch) -> Batch:
         """Return the batch with other columns for the same rows."""
-        return Batch(self.stream, data, self.offset, (), self.origin)
+        return Batch(self.stream, data, self.offset, (), self.origin, self.changes)
 
     def filter(self, mask: pa.Array) -> Batch:
         """Return the rows where `mask` is true (NULL is not)."""
@@ -94,14 +99,17 @@ class Batch:
         origin = self.origin
         if origin is not None:
             origin = origin.take(pc.indices_nonzero(pc.fill_null(mask, False)))
-        return Batch(self.stream, self.data.filter(mask), self.offset, (), origin)
+        changes = None if self.changes is None else self.changes.filter(mask)
+        return Batch(self.stream, self.data.filter(mask), self.offset, (), origin, changes)
 
     def take(self, indices: pa.Array) -> Batch:
         """Return the rows at `indices`, in that order."""
         origin = None if self.origin is None else self.origin.take(indices)
-        return Batch(self.stream, self.data.take(indices), self.offset, (), origin)
+        changes = None if self.changes is None else self.changes.take(indices)
+        return Batch(self.stream, self.data.take(indices), self.offset, (), origin, changes)
 
     def slice(self, start: int, length: int) -> Batch:
         """Return `length` rows from `start`, without copying."""
         origin = None if self.origin is None else self.origin.slice(start, length)
-        return Batch(self.stream, self.data.slice(start, length), self.offset, (), origin)
+        changes = None if self.changes is None else self.changes.slice(start, length)
+        return Batch(self.stream, self.data.slice(start, length), self.offset, (), origin, changes)

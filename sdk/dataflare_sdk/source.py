@@ -18,6 +18,8 @@ from dataflare_sdk.scan import ScanUnit
 class Source(Component[C], ABC):
     """A source connector; see `dataflare.contracts.Source` for the meaning of every method."""
 
+    many_streams: bool = False
+
     def check(self) -> None:
         """Prove that the source can be reached; by default nothing is checked."""
 
@@ -35,6 +37,10 @@ class Source(Component[C], ABC):
 
     def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002
         """Return the partition as SQL scans in reading order, or None: then only `open` reads it."""
+        return None
+
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
+        """Return where an unbounded stream stands now; by default it is not unbounded."""
         return None
 
     def ack(self, partition: Partition, offset: Offset) -> None:

@@ -16,6 +16,7 @@ from dataflare.contracts.batch import (
     Offset,
     Pause,
     RowRejection,
+    SchemaChange,
     Watermark,
 )
 from dataflare.contracts.component import Component, ComponentContext, RunInfo
@@ -78,6 +79,7 @@ __all__ = [
     "RunInfo",
     "RunOptions",
     "RunReport",
+    "SchemaChange",
     "SecretProvider",
     "Source",
     "StateStore",

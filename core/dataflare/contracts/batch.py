@@ -46,11 +46,13 @@ class Batch(Protocol):
         data: the rows.
         offset: where to resume after this batch, or None inside the graph.
         rejected: rows that a reader could not read and that are therefore not in `data`.
+        changes: what happened to each row in its source, or None when they are plain rows.
     """
 
     stream: str
     offset: Offset | None
     rejected: Sequence[RowRejection]
+    changes: Any
 
     @property
     def data(self) -> Any:
@@ -114,4 +116,21 @@ class Pause:
     """The input stops for now: state stays in the checkpoint and a later run goes on from it."""
 
 
-Message = Batch | Barrier | Watermark | End | Pause
+@dataclass(frozen=True, slots=True)
+class SchemaChange:
+    """From here on a stream has other columns. Its source reads no further until everybody is bound anew.
+
+    Attributes:
+        stream: the stream.
+        schema: its new Arrow schema.
+        offset: where to go on reading with it.
+        key: the columns that identify a row from here on.
+    """
+
+    stream: str
+    schema: Any
+    offset: Offset
+    key: tuple[str, ...] = ()
+
+
+Message = Batch | Barrier | SchemaChange | Watermark | End | Pause

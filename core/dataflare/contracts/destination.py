@@ -45,6 +45,7 @@ class Target:
         write: how to write them.
         plan_hash: hash of what must not change between a crash and its resumption.
         resumed: True when this run continues an unfinished one.
+        changes: batches carry `changes`: rows are created, updated and deleted by key, in the order they come.
     """
 
     workflow_id: str
@@ -55,6 +56,7 @@ class Target:
     write: WriteSpec = field(default_factory=WriteSpec)
     plan_hash: str = ""
     resumed: bool = False
+    changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Destination(Protocol):
 
     Attributes:
         features: of `transactional two_phase idempotent atomic_swap overwrite append upsert delete
-            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan.
+            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan. One with `delete`
+            and `partial_update` takes batches with `changes` in mode upsert; for all others the engine writes
+            changes down as rows.
     """
 
     features: frozenset[str]

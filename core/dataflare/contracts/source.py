@@ -20,6 +20,7 @@ class ExtractSpec:
         key: columns that identify a row.
         overlap: how far to read back for late commits, seconds.
         columns: what the workflow uses of the stream, in stream order; None means all.
+        streams: the same of a source of several streams: stream to its columns; a stream nobody reads is missing.
         types: the user's `columns:` block, name to DuckDB type name; they name all that is read.
         options: anything else the block carried, for the source to judge.
     """
@@ -30,6 +31,7 @@ class ExtractSpec:
     key: tuple[str, ...] = ()
     overlap: float = 0.0
     columns: tuple[str, ...] | None = None
+    streams: Mapping[str, tuple[str, ...]] | None = None
     types: Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,10 +75,11 @@ class Reader(Protocol):
     """Reads one partition, on one thread."""
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
-        """Return the next batch, `End`, `Pause`, or None when `deadline` (monotonic seconds) passed.
+        """Return the next batch, `End`, `Pause`, `SchemaChange`, or None when `deadline` (monotonic seconds) passed.
 
-        After `End` or `Pause` it is not called again. `max_rows` and `max_bytes` are wishes; a batch may
-        exceed `max_bytes` by one row.
+        After `End`, `Pause` or `SchemaChange` it is not called again. `max_rows` and `max_bytes` are wishes; a batch
+        may exceed `max_bytes` by one row. A batch without `offset` does not end at a place to resume from (it is
+        within a transaction of the source): no epoch is cut behind it.
         """
         ...
 
@@ -91,9 +94,12 @@ class Source(Protocol):
     Attributes:
         features: of `full incremental cdc replayable resumable_snapshot ordered parallel_partitions
             emits_deletes unbounded`. `replayable`: the same rows again for the same (offset, until).
+        many_streams: it gives several streams, each an output of its own, named as `discover` names it; their
+            batches say which by `stream`.
     """
 
     features: frozenset[str]
+    many_streams: bool
 
     def check(self) -> None:
         """Prove that the source can be reached and read. Not called offline."""
@@ -114,6 +120,10 @@ class Source(Protocol):
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read a partition after `offset` (None: from its beginning), and to `until` exactly if given."""
+        ...
+
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
+        """Return where an unbounded stream stands now, to stop there as `until`; None: it ends by itself."""
         ...
 
     def ack(self, partition: Partition, offset: Offset) -> None:

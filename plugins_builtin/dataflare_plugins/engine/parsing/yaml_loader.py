@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dataflare_plugins.engine.parsing.document import SYNTAX, Builder, Document
+from dataflare_plugins.engine.parsing.document import SYNTAX, TOO_BIG, Builder, Document
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
@@ -33,7 +33,9 @@ def load_yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place: dict[str, Any] = {} if mark is None else {"line": mark.line + 1, "column": mark.column + 1}
-        raise SYNTAX.error(" ".join(p for p in (error.context, error.problem) if p), **place) from None
+        told = " ".join(p for p in (error.context, error.problem) if p)
+        # libyaml has a limit of its own since 0.2.6, met while it looks ahead, before our builder meets ours.
+        raise (TOO_BIG if "nesting depth" in told else SYNTAX).error(told, **place) from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise SYNTAX.error(str(error).splitlines()[0]) from None
     return reader.builder.made
