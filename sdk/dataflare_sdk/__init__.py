@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from dataflare.workflow import Node as Node
     from dataflare.workflow import Workflow as Workflow
     from dataflare.workflow import dotted as dotted
+    from dataflare_sdk.changes import Changes as Changes
     from dataflare_sdk.component import Component as Component
     from dataflare_sdk.destination import CopyTarget as CopyTarget
     from dataflare_sdk.destination import Destination as Destination
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import Sql as Sql
     from dataflare_sdk.fields import config as config
     from dataflare_sdk.fields import option as option
-    from dataflare_sdk.changes import Changes as Changes
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.processor import Processor as Processor

@@ -95,12 +95,10 @@ class Changes:
 
     def columns(self) -> list[pa.Array]:
         """Return the changes as the columns of `COLUMNS`."""
-        from dataflare_sdk.compute import pc
+        letters = pa.array([_LETTERS.get(i) for i in range(256)], pa.string())
+        return [letters.take(self.op.cast(pa.int32())), self.pos, self.txid, self.commit_ts, self._unchanged_names()]
 
-        letters = pa.array([None if i not in _LETTERS else _LETTERS[i] for i in range(256)], pa.string())
-        return [letters.take(self.op.cast(pa.int32())), self.pos, self.txid, self.commit_ts, self._unchanged_names(pc)]
-
-    def _unchanged_names(self, pc: object) -> pa.Array:  # noqa: ARG002
+    def _unchanged_names(self) -> pa.Array:
         rows = len(self.op)
         if not any(flags.true_count for flags in self.unchanged.values()):
             return pa.nulls(rows, COLUMNS.field("_unchanged").type)
