@@ -79,6 +79,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
             changes=target.changes,
             memory=min(STAGED, self.ctx.memory // 4),
             order=write.pos_column,
+            keeps_deleted=write.deletes != "hard",
         )
         self._staged.sweep()
         with self._transaction() as db:

@@ -88,6 +88,7 @@ class SqliteDestination(Destination[SqliteTarget]):
             changes=target.changes,
             memory=min(STAGED, self.ctx.memory // 4),
             order=write.pos_column,
+            keeps_deleted=write.deletes != "hard",
         )
         self._staged.sweep()
         atomic.make_folder(self._path.parent)
