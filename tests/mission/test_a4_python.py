@@ -56,7 +56,9 @@ def test_an_empty_result_has_its_columns() -> None:
     assert pa.table(run).to_pydict() == {"i": []}
 
 
-@pytest.mark.parametrize(("what", "names"), [("collect", ["nobody"]), ("collect", ["f.nothing"]), ("inputs", {"nobody": pa.table({"i": [1]})})])
+@pytest.mark.parametrize(
+    ("what", "names"), [("collect", ["nobody"]), ("collect", ["f.nothing"]), ("inputs", {"nobody": pa.table({"i": [1]})})]
+)
 def test_a_wrong_name_is_told(what: str, names: object) -> None:
     run = dataflare.run(flow({"s": generate(3)}, step("f", "filter", where="i > 7"), out=OUT), **{what: names})  # type: ignore[arg-type]
     assert run.status == "failed"
