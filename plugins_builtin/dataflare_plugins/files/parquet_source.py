@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.files import folders
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, check_columns, explain
 from dataflare_sdk import ScanUnit, duck
@@ -38,7 +39,8 @@ class ParquetSource(FileSource[FileConfig]):
 
     def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:  # noqa: ARG002
         """Return a scan of one file with the columns that are used."""
-        items = ", ".join(f"CAST({quote(f.name)} AS {schemas.duck_type(f.type)}) AS {quote(f.name)}" for f in schema)
+        nothing = schema is folders.NOTHING
+        items = ", ".join(f"CAST({'NULL' if nothing else quote(f.name)} AS {schemas.duck_type(f.type)}) AS {quote(f.name)}" for f in schema)
         return ScanUnit(
             id=file.name,
             sql=f"SELECT {items} FROM {_read(file)}",
