@@ -13,7 +13,7 @@ from dataflare_sdk import CODES, Batch, CopyTarget, Destination, Opened, RowReje
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.schema import duck_type, literal, quote
-from dataflare_sdk.upsert import split_null_keys
+from dataflare_sdk.upsert import newest, not_older, split_null_keys
 
 BUSY = code("duckdb.busy", 4, "Another process holds the DuckDB file.", "Close it there; the run tries again by itself.")
 NOT_A_DATABASE = code("duckdb.not-a-database", 4, "The file is no DuckDB database.", "Check `path`.")
@@ -96,7 +96,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         for field in target.schema:
             if field.name.lower() in held:
                 continue
-            if target.write.on_add == "fail":
+            if target.write.on_add == "fail" or (target.write.on_add == "ignore" and field.name == target.write.pos_column):
                 raise COLUMNS_DIFFER.error(f"the table '{self.config.table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {quote(field.name)} {duck_type(field.type)}")
@@ -189,14 +189,16 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         if key:
             keys = ", ".join(quote(k) for k in key)
             numbered = f'SELECT *, row_number() OVER () AS "row in order" FROM {source}'
-            last = f'SELECT {columns} FROM ({numbered}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" DESC) = 1'
+            order = self._target.write.pos_column and quote(self._target.write.pos_column)
+            last = f"SELECT {columns} FROM ({numbered}) " + newest(keys, order, '"row in order"')
             # A row that changes is deleted and put anew: DuckDB's own upsert needs an index, a given table may have none.
             test = " AND ".join(f"{quote(table)}.{quote(k)} = s.{quote(k)}" for k in key)
             db.execute(f"CREATE OR REPLACE TEMP TABLE _dataflare_folded AS {last}")
             rest = [n for n in names if n not in key]
             if rest:
                 sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in rest)
-                db.execute(f"UPDATE {quote(table)} SET {sets} FROM _dataflare_folded s WHERE {test}")
+                unless = f" AND {not_older(f'{quote(table)}.{order}', f's.{order}')}" if order else ""
+                db.execute(f"UPDATE {quote(table)} SET {sets} FROM _dataflare_folded s WHERE {test}{unless}")
             source = f"(SELECT * FROM _dataflare_folded s WHERE NOT EXISTS (SELECT 1 FROM {quote(table)} WHERE {test}))"
         try:
             db.execute(f"INSERT INTO {quote(table)} ({columns}) SELECT {columns} FROM {source}")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.sqlite.types import declared, stored
+from dataflare_plugins.sqlite.types import declared, ordered, stored
 from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.schema import quote
-from dataflare_sdk.upsert import split_null_keys
+from dataflare_sdk.upsert import newest, not_older, split_null_keys
 
 NOT_A_DATABASE = code("sqlite.not-a-database", 4, "The file is no SQLite database.", "Check `path`.")
 BUSY = code("sqlite.busy", 4, "Another process holds the SQLite file.", "Wait until it is done; the run tries again by itself.")
@@ -62,13 +62,15 @@ class SqliteDestination(Destination[SqliteTarget]):
         with self._transaction():
             pass
 
-    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
-        """Refuse names that clash in SQLite's sense, and the name of our own table."""
+    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Refuse names that clash in SQLite's sense, the name of our own table, and versions that SQLite cannot order."""
         seen: set[str] = set()
         clash = [n for n in schema.names if n.lower() in seen or seen.add(n.lower())]  # type: ignore[func-returns-value]
         reasons = [f"two columns are named '{n}' when case does not count" for n in clash]
         if self.config.table.lower().startswith(("sqlite_", "_dataflare")):
             reasons.append(f"the table may not be named '{self.config.table}'")
+        if write.pos_column in schema.names and not ordered(schema.field(write.pos_column).type):
+            reasons.append(f"SQLite cannot order the versions in '{write.pos_column}'; cast it to BIGINT, DOUBLE or TIMESTAMP in a map")
         return reasons
 
     def commit_scope(self) -> str:
@@ -104,7 +106,7 @@ class SqliteDestination(Destination[SqliteTarget]):
         for field in target.schema:
             if field.name.lower() in held:
                 continue
-            if target.write.on_add == "fail":
+            if target.write.on_add == "fail" or (target.write.on_add == "ignore" and field.name == target.write.pos_column):
                 raise COLUMNS_DIFFER.error(f"the table '{table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(table)} ADD COLUMN {quote(field.name)} {declared(field.type)}")
@@ -213,22 +215,31 @@ class SqliteDestination(Destination[SqliteTarget]):
         if key:
             rest = [n for n in names if n not in key]
             sets = ", ".join(f"{quote(n)} = excluded.{quote(n)}" for n in rest)
-            sql += f" ON CONFLICT ({', '.join(quote(k) for k in key)}) DO " + (f"UPDATE SET {sets}" if sets else "NOTHING")
+            sql += f" ON CONFLICT ({', '.join(quote(k) for k in key)}) DO " + (
+                f"UPDATE SET {sets}{self._unless_older()}" if sets else "NOTHING"
+            )
         try:
             for rows in self._rows(names, key):
                 db.executemany(sql, rows)
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise REFUSED.error(f"the table '{table}' refuses a row: {error}") from error
 
+    def _unless_older(self) -> str:
+        """Return the condition that keeps a newer version where it is, if the workflow names a column of versions."""
+        assert self._target is not None
+        order = self._target.write.pos_column
+        return "" if order is None else f" WHERE {not_older(f'{quote(self.config.table)}.{quote(order)}', f'excluded.{quote(order)}')}"
+
     def _rows(self, names: Sequence[str], key: Sequence[str]) -> Iterator[Iterator[tuple[Any, ...]]]:
-        """Yield the staged rows as SQLite takes them; of an upsert only the last of each key."""
+        """Yield the staged rows as SQLite takes them; of an upsert only the newest of each key."""
         assert self._target is not None
         schema = self._target.schema
         items = ", ".join(f"{stored(n, schema.field(n).type)} AS {quote(n)}" for n in names)
         order = ""
         if key:
             keys = ", ".join(quote(k) for k in key)
-            order = f' QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" DESC) = 1'
+            version = self._target.write.pos_column
+            order = " " + newest(keys, version and quote(version), '"row in order"')
         with duck.connect(memory=self.ctx.memory, threads=1, temp=Path(self.ctx.staging_dir) / "spill") as connection:
             connection.register("staged", pa.RecordBatchReader.from_batches(schema, self._batches()))
             source = 'SELECT *, row_number() OVER () AS "row in order" FROM staged' if key else "SELECT * FROM staged"
