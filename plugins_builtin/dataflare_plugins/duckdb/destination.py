@@ -16,11 +16,7 @@ from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
 from dataflare_sdk.schema import duck_type, literal, quote
-<<<<<<< HEAD
-from dataflare_sdk.upsert import newest, not_older, split_null_keys
-=======
 from dataflare_sdk.upsert import NULL_KEY
->>>>>>> main
 
 BUSY = code("duckdb.busy", 4, "Another process holds the DuckDB file.", "Close it there; the run tries again by itself.")
 NOT_A_DATABASE = code("duckdb.not-a-database", 4, "The file is no DuckDB database.", "Check `path`.")
@@ -204,54 +200,9 @@ class DuckdbDestination(Destination[DuckdbTarget]):
 
     def _applier(self, db: Any, table: str) -> Applier:
         assert self._target is not None
-<<<<<<< HEAD
-        if not self._files:
-            return
-        held = {n.lower() for n in self._columns(db, table)}
-        names = [n for n in self._target.schema.names if n.lower() in held]
-        columns = ", ".join(quote(n) for n in names)
-        source = self._staged(db)
-        if key:
-            keys = ", ".join(quote(k) for k in key)
-            numbered = f'SELECT *, row_number() OVER () AS "row in order" FROM {source}'
-            order = self._target.write.pos_column and quote(self._target.write.pos_column)
-            last = f"SELECT {columns} FROM ({numbered}) " + newest(keys, order, '"row in order"')
-            # A row that changes is deleted and put anew: DuckDB's own upsert needs an index, a given table may have none.
-            test = " AND ".join(f"{quote(table)}.{quote(k)} = s.{quote(k)}" for k in key)
-            db.execute(f"CREATE OR REPLACE TEMP TABLE _dataflare_folded AS {last}")
-            rest = [n for n in names if n not in key]
-            if rest:
-                sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in rest)
-                unless = f" AND {not_older(f'{quote(table)}.{order}', f's.{order}')}" if order else ""
-                db.execute(f"UPDATE {quote(table)} SET {sets} FROM _dataflare_folded s WHERE {test}{unless}")
-            source = f"(SELECT * FROM _dataflare_folded s WHERE NOT EXISTS (SELECT 1 FROM {quote(table)} WHERE {test}))"
-        try:
-            db.execute(f"INSERT INTO {quote(table)} ({columns}) SELECT {columns} FROM {source}")
-        except Exception as error:
-            if "Constraint" in type(error).__name__:
-                raise REFUSED.error(f"the table '{table}' refuses a row: {str(error).splitlines()[0]}") from error
-            raise
-
-    def _staged(self, db: Any) -> str:
-        """Return a relation of what is staged."""
-        assert self._target is not None
-        parquet = [p for p in self._files if p.suffix == ".parquet"]
-        if parquet:
-            return f"read_parquet([{', '.join(literal(str(p)) for p in parquet)}])"
-        db.register("_dataflare_staged", pa.RecordBatchReader.from_batches(self._target.schema, self._batches()))
-        return "_dataflare_staged"
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for path in self._files:
-            with pa.OSFile(str(path)) as file:
-                reader = pa.ipc.open_file(file)
-                for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
-=======
         now = datetime.datetime.fromtimestamp(self.ctx.clock(), datetime.UTC).isoformat(sep=" ", timespec="microseconds")
         held = list(self._columns(db, table))
         return Applier(db, table, self._staged, self._files, self._target.write, held=held, now=now, memory=self.ctx.memory)
->>>>>>> main
 
     def abort(self) -> None:
         """Drop what is staged."""

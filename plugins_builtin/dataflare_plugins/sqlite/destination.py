@@ -11,22 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-<<<<<<< HEAD
-from dataflare_plugins.sqlite.types import declared, ordered, stored
-from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
-=======
 from dataflare_plugins.sqlite.applying import DELETED_AT, REFUSED, Applier
-from dataflare_plugins.sqlite.types import declared
+from dataflare_plugins.sqlite.types import declared, ordered
 from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option
->>>>>>> main
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
 from dataflare_sdk.schema import quote
-<<<<<<< HEAD
-from dataflare_sdk.upsert import newest, not_older, split_null_keys
-=======
->>>>>>> main
 
 NOT_A_DATABASE = code("sqlite.not-a-database", 4, "The file is no SQLite database.", "Check `path`.")
 BUSY = code("sqlite.busy", 4, "Another process holds the SQLite file.", "Wait until it is done; the run tries again by itself.")
@@ -217,58 +208,6 @@ class SqliteDestination(Destination[SqliteTarget]):
         if found is None:
             self._create(db, self._staging, ())
 
-<<<<<<< HEAD
-    def _insert(self, db: sqlite3.Connection, table: str, key: Sequence[str] = ()) -> None:
-        assert self._target is not None
-        held = {r[1].lower() for r in db.execute(f"PRAGMA table_info({quote(table)})")}
-        names = [n for n in self._target.schema.names if n.lower() in held]
-        columns = ", ".join(quote(n) for n in names)
-        sql = f"INSERT INTO {quote(table)} ({columns}) VALUES ({', '.join('?' * len(names))})"
-        if key:
-            rest = [n for n in names if n not in key]
-            sets = ", ".join(f"{quote(n)} = excluded.{quote(n)}" for n in rest)
-            sql += f" ON CONFLICT ({', '.join(quote(k) for k in key)}) DO " + (
-                f"UPDATE SET {sets}{self._unless_older()}" if sets else "NOTHING"
-            )
-        try:
-            for rows in self._rows(names, key):
-                db.executemany(sql, rows)
-        except (sqlite3.IntegrityError, OverflowError) as error:
-            raise REFUSED.error(f"the table '{table}' refuses a row: {error}") from error
-
-    def _unless_older(self) -> str:
-        """Return the condition that keeps a newer version where it is, if the workflow names a column of versions."""
-        assert self._target is not None
-        order = self._target.write.pos_column
-        return "" if order is None else f" WHERE {not_older(f'{quote(self.config.table)}.{quote(order)}', f'excluded.{quote(order)}')}"
-
-    def _rows(self, names: Sequence[str], key: Sequence[str]) -> Iterator[Iterator[tuple[Any, ...]]]:
-        """Yield the staged rows as SQLite takes them; of an upsert only the newest of each key."""
-        assert self._target is not None
-        schema = self._target.schema
-        items = ", ".join(f"{stored(n, schema.field(n).type)} AS {quote(n)}" for n in names)
-        order = ""
-        if key:
-            keys = ", ".join(quote(k) for k in key)
-            version = self._target.write.pos_column
-            order = " " + newest(keys, version and quote(version), '"row in order"')
-        with duck.connect(memory=self.ctx.memory, threads=1, temp=Path(self.ctx.staging_dir) / "spill") as connection:
-            connection.register("staged", pa.RecordBatchReader.from_batches(schema, self._batches()))
-            source = 'SELECT *, row_number() OVER () AS "row in order" FROM staged' if key else "SELECT * FROM staged"
-            reader = connection.sql(f"SELECT {items} FROM ({source}){order}").to_arrow_reader(16_384)
-            for batch in reader:
-                yield iter(zip(*(c.to_pylist() for c in batch.columns), strict=True))
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for path in self._spilled():
-            with pa.OSFile(str(path)) as file:
-                reader = pa.ipc.open_file(file)
-                for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
-        yield from list(self._staged)
-
-=======
->>>>>>> main
     def abort(self) -> None:
         """Drop what is staged."""
         self._staged.clear()
