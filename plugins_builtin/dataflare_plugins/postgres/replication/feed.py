@@ -108,8 +108,8 @@ class Feed:
             self.confirmed = place
             self.status()
 
-    def status(self) -> None:
-        """Tell the server that we live, and what it was told before.
+    def status(self, *, ask: bool = False) -> None:
+        """Tell the server that we live, and what it was told before; `ask` it where it stands.
 
         Raises:
             RetriableError: `postgres.connection-lost`.
@@ -118,7 +118,7 @@ class Feed:
         stamp = int((time.time() - _POSTGRES_EPOCH) * 1e6)
         at = self.confirmed
         with _explained():
-            self._pg.put_copy_data(_STATUS.pack(b"r", at, at, at, stamp, False))
+            self._pg.put_copy_data(_STATUS.pack(b"r", at, at, at, stamp, ask))
             self._pg.flush()
 
     def wake(self) -> None:

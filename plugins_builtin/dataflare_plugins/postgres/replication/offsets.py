@@ -44,16 +44,21 @@ class Place:
             may be older than the row it meets.
         tables: stream to its progress, of the tables a snapshot is under way of.
         streaming: the first snapshot is complete.
+        skip: changes of the first transaction to be streamed that were handed out already: the table's shape changed
+            within a transaction too large to be read again whole.
     """
 
     lsn: int
     high: int
     tables: Mapping[str, Progress] = field(default_factory=dict)
     streaming: bool = True
+    skip: int = 0
 
     def to_json(self) -> Offset:
         """Return the place as an offset."""
         made: dict[str, Any] = {"v": VERSION, "phase": "stream" if self.streaming else "snapshot", "lsn": self.lsn, "high": self.high}
+        if self.skip:
+            made["skip"] = self.skip
         if self.tables:
             made["tables"] = {name: progress.to_json() for name, progress in self.tables.items()}
         return made
@@ -69,9 +74,14 @@ def from_json(offset: Offset) -> Place:
         if offset["v"] != VERSION:
             raise BAD_OFFSET.error(f"the checkpoint holds an offset of version {offset['v']}, this is version {VERSION}")
         tables = {name: Progress(bool(p["done"]), _key(p["key"])) for name, p in offset.get("tables", {}).items()}
-        return Place(int(offset["lsn"]), int(offset.get("high", 0)), tables, offset["phase"] == "stream")
+        return Place(int(offset["lsn"]), int(offset.get("high", 0)), tables, offset["phase"] == "stream", int(offset.get("skip", 0)))
     except (KeyError, TypeError, ValueError) as error:
         raise BAD_OFFSET.error(f"the checkpoint's offset is not one of a capture: {error}") from error
+
+
+def is_goal(offset: Offset) -> bool:
+    """Return True for what `position` gives: to be reached or passed, where a checkpoint is to be stopped at exactly."""
+    return "high" not in offset
 
 
 def _key(raw: Any) -> tuple[str, ...] | None:

@@ -58,12 +58,14 @@ class SlotState:
         pid: of the server process that streams from it, or None.
         lost: the server has removed log the slot needs.
         lag: bytes of log the slot holds back.
+        oldest: no change that is still to be streamed stands in the log before it.
     """
 
     confirmed: int
     pid: int | None
     lost: bool
     lag: int
+    oldest: int
 
 
 def look(connection: Any, name: str) -> SlotState | None:
@@ -74,16 +76,16 @@ def look(connection: Any, name: str) -> SlotState | None:
     """
     row = connection.execute(
         "SELECT plugin, database = current_database(), confirmed_flush_lsn::text, active_pid, "
-        "coalesce(wal_status = 'lost', false), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint "
+        "coalesce(wal_status = 'lost', false), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, restart_lsn::text "
         "FROM pg_replication_slots WHERE slot_name = %s",
         (name,),
     ).fetchone()
     if row is None:
         return None
-    plugin, here, confirmed, pid, lost, lag = row
+    plugin, here, confirmed, pid, lost, lag, oldest = row
     if plugin != "pgoutput" or not here:
         raise SLOT_FOREIGN.error(f"the slot '{name}' is no logical slot of pgoutput in this database", path="slot")
-    return SlotState(lsn.parse(confirmed) if confirmed else 0, pid, lost or not confirmed, lag)
+    return SlotState(lsn.parse(confirmed or "0/0"), pid, lost or not confirmed, lag, lsn.parse(oldest or "0/0"))
 
 
 def verify(state: SlotState | None, name: str, stored: int) -> None:

@@ -1,0 +1,82 @@
+"""Looking at a table beside the stream: what was streamed must be seen.
+
+The server streams a transaction as soon as its commit is in the log, and makes it visible to others a moment later (with
+synchronous replication: much later). A row read in between would be older than the change that was handed out before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from dataflare_plugins.postgres.replication import lsn
+from dataflare_sdk import code
+
+NOT_VISIBLE = code(
+    "postgres.not-visible",
+    4,
+    "A transaction that was streamed does not become visible.",
+    "See whether commits wait for a synchronous standby that is not there.",
+)
+PATIENCE = 60.0
+_HALF, _MASK = 1 << 31, (1 << 32) - 1
+
+
+@contextlib.contextmanager
+def transaction(connection: Any, seen: Collection[int] = (), snapshot: str | None = None) -> Iterator[int]:
+    """Read as of one moment, at which the transactions `seen` (32-bit ids) are visible.
+
+    Args:
+        connection: an ordinary connection, outside a transaction.
+        seen: transactions that were streamed lately.
+        snapshot: name of an exported snapshot to read as of, instead.
+
+    Yields:
+        An LSN: no transaction that commits at or after it is visible.
+
+    Raises:
+        RetriableError: `postgres.not-visible`.
+    """
+    began = time.monotonic()
+    high = _begin(connection, seen, snapshot)
+    while high is None:
+        if time.monotonic() - began > PATIENCE:
+            raise NOT_VISIBLE.retriable(f"a transaction that was streamed is not visible after {PATIENCE:.0f} s")
+        time.sleep(0.01)
+        high = _begin(connection, seen, snapshot)
+    try:
+        yield high
+    finally:
+        with contextlib.suppress(Exception):  # a broken connection has ended its transaction itself
+            connection.execute("ROLLBACK")
+
+
+def _begin(connection: Any, seen: Collection[int], snapshot: str | None) -> int | None:
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    if snapshot is not None:
+        connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+    # The snapshot is taken before the statement runs, the place in the log after it.
+    text, at = connection.execute("SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text").fetchone()
+    if not hides(text, seen):
+        return lsn.parse(at)
+    connection.execute("ROLLBACK")
+    return None
+
+
+def hides(snapshot: str, seen: Collection[int]) -> bool:
+    """Return True when a snapshot (`xmin:xmax:xip,…`) does not show one of the transactions `seen` (32-bit ids)."""
+    _, last, running = snapshot.split(":")
+    hidden = {int(x) & _MASK for x in running.split(",") if x}
+    limit = int(last)
+    return any(xid in hidden or (xid - limit) & _MASK < _HALF for xid in seen)
+
+
+def hidden_from_others(connection: Any, snapshot: str) -> set[int]:
+    """Return the transactions that an exported snapshot shows and an ordinary one does not show yet (32-bit ids)."""
+    _, _, running = connection.execute("SELECT pg_current_snapshot()::text").fetchone()[0].split(":")
+    mine = [int(x) & _MASK for x in running.split(",") if x]
+    with transaction(connection, snapshot=snapshot):
+        exported = connection.execute("SELECT pg_current_snapshot()::text").fetchone()[0]
+    return {xid for xid in mine if not hides(exported, (xid,))}
