@@ -44,21 +44,21 @@ class Place:
             may be older than the row it meets.
         tables: stream to its progress, of the tables a snapshot is under way of.
         streaming: the first snapshot is complete.
-        skip: changes of the first transaction to be streamed that were handed out already: the table's shape changed
-            within a transaction too large to be read again whole.
+        skip: transaction (32-bit id) and LSN: its changes up to there were handed out already. Only where a table was
+            altered within a transaction too large to be read again whole.
     """
 
     lsn: int
     high: int
     tables: Mapping[str, Progress] = field(default_factory=dict)
     streaming: bool = True
-    skip: int = 0
+    skip: tuple[int, int] | None = None
 
     def to_json(self) -> Offset:
         """Return the place as an offset."""
         made: dict[str, Any] = {"v": VERSION, "phase": "stream" if self.streaming else "snapshot", "lsn": self.lsn, "high": self.high}
-        if self.skip:
-            made["skip"] = self.skip
+        if self.skip is not None:
+            made["skip"] = list(self.skip)
         if self.tables:
             made["tables"] = {name: progress.to_json() for name, progress in self.tables.items()}
         return made
@@ -74,9 +74,13 @@ def from_json(offset: Offset) -> Place:
         if offset["v"] != VERSION:
             raise BAD_OFFSET.error(f"the checkpoint holds an offset of version {offset['v']}, this is version {VERSION}")
         tables = {name: Progress(bool(p["done"]), _key(p["key"])) for name, p in offset.get("tables", {}).items()}
-        return Place(int(offset["lsn"]), int(offset.get("high", 0)), tables, offset["phase"] == "stream", int(offset.get("skip", 0)))
+        return Place(int(offset["lsn"]), int(offset.get("high", 0)), tables, offset["phase"] == "stream", _skip(offset.get("skip")))
     except (KeyError, TypeError, ValueError) as error:
         raise BAD_OFFSET.error(f"the checkpoint's offset is not one of a capture: {error}") from error
+
+
+def _skip(raw: Any) -> tuple[int, int] | None:
+    return None if raw is None else (int(raw[0]), int(raw[1]))
 
 
 def is_goal(offset: Offset) -> bool:

@@ -1,35 +1,39 @@
-"""The tables of a capture as the catalog has them now."""
+"""The tables of a capture as the catalog has them now, and as the stream describes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.postgres.codec import types
+from dataflare_plugins.postgres.codec.changes import Relation
+from dataflare_plugins.postgres.codec.types import Column
 from dataflare_sdk import code
 from dataflare_sdk.schema import quote
 
-GONE = code("postgres.table-gone", 4, "A captured table does not exist any more.", "Take it out of the workflow, or restore it.")
+NO_TABLE = code("postgres.no-table", 4, "The table does not exist, or this role cannot see it.", "Check `table` and the role's rights.")
+NOT_A_TABLE = code(
+    "postgres.not-capturable",
+    3,
+    "Changes can only be captured of tables.",
+    "Name the tables a view is made from; foreign and unlogged tables have no changes in the log.",
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        name: its name.
-        oid: its type's OID.
-        typmod: its type's modifier.
-        kind: what its values become.
-        sql_type: its type as SQL has it.
-    """
-
-    name: str
-    oid: int
-    typmod: int
-    kind: pa.DataType
-    sql_type: str
+_TABLES = """
+SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+  coalesce((SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+    JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
+    AND k.n <= i.indnkeyatts), '{}')::text[],
+  coalesce((SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+    JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND a.attrelid = c.oid AND k.n <= i.indnkeyatts
+    AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END), '{}')::text[]
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"""
+_COLUMNS = """
+SELECT attname, atttypid::bigint, atttypmod, attndims::int, format_type(atttypid, atttypmod)
+FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,13 @@ class Table:
     """A table.
 
     Attributes:
-        stream: name of its stream: `t` for `public.t`, else `schema.t`.
+        stream: name of its stream.
         schema: name of its schema.
         name: its name.
         oid: its OID.
         columns: in order; generated ones are left out, as the log leaves them out.
-        key: its primary key.
+        oids: of each column its type's OID and modifier.
+        key: columns that identify a row: its primary key, else the index its replica identity names.
         sent_key: columns the log identifies a deleted row by.
         identity: its replica identity: `d` default, `i` an index, `f` the whole row, `n` nothing.
     """
@@ -52,6 +57,7 @@ class Table:
     name: str
     oid: int
     columns: tuple[Column, ...]
+    oids: tuple[tuple[int, int], ...]
     key: tuple[str, ...]
     sent_key: tuple[str, ...]
     identity: str
@@ -64,7 +70,12 @@ class Table:
     @property
     def arrow(self) -> pa.Schema:
         """The stream's schema."""
-        return pa.schema([(c.name, c.kind) for c in self.columns])
+        return pa.schema([(c.name, c.arrow) for c in self.columns])
+
+    @property
+    def text(self) -> bool:
+        """True when one of its columns travels as text, and with it the whole stream."""
+        return any(c.text for c in self.columns)
 
     def column(self, name: str) -> Column:
         """Return a column by name."""
@@ -80,3 +91,55 @@ def split(given: str) -> tuple[str, str]:
     """Return schema and name of a table as a workflow names it: `t`, `schema.t`."""
     schema, dot, name = given.partition(".")
     return (schema, name) if dot else ("public", given)
+
+
+def load(connection: Any, given: str, stream: str | None = None, path: str = "table") -> Table:
+    """Return a table as it is now.
+
+    Args:
+        connection: an ordinary connection.
+        given: the table as the workflow names it.
+        stream: name of its stream; by default the table's.
+        path: where the workflow names it.
+
+    Raises:
+        DataflareError: `postgres.no-table`, `postgres.not-capturable`.
+    """
+    schema, name = split(given)
+    row = connection.execute(_TABLES, (schema, name)).fetchone()
+    if row is None:
+        raise NO_TABLE.error(f"there is no table {quote(schema)}.{quote(name)}", path=path)
+    oid, schema, name, kind, persistence, identity, key, sent = row
+    if kind not in "rp" or persistence != "p":
+        raise NOT_A_TABLE.error(f"{quote(schema)}.{quote(name)} is no ordinary table, so the log has no changes of it", path=path)
+    columns = connection.execute(_COLUMNS, (oid,)).fetchall()
+    catalog = custom_types(connection, (c[1] for c in columns))
+    made = tuple(types.column(n, t, m, catalog, dims=d, sql=s) for n, t, m, d, s in columns)
+    oids = tuple((t, m) for _, t, m, _, _ in columns)
+    return Table(stream or stream_name(schema, name), schema, name, oid, made, oids, tuple(key or sent), tuple(sent), identity)
+
+
+def custom_types(connection: Any, oids: Iterable[int]) -> dict[int, types.TypeInfo]:
+    """Return what the catalog says of types that are not PostgreSQL's own."""
+    wanted = [oid for oid in oids if oid >= types.BUILT_IN]
+    if not wanted:
+        return {}
+    return {row[0]: types.TypeInfo(*row) for row in connection.execute(types.TYPES_QUERY, (wanted,)).fetchall()}
+
+
+def described(relation: Relation, table: Table, connection: Any) -> tuple[Column, ...]:
+    """Return the columns of a table as the stream describes it, which may be an older form of it."""
+    known = dict(zip(((c.name, *o) for c, o in zip(table.columns, table.oids, strict=True)), table.columns, strict=True))
+    found: list[Column | None] = [known.get((a.name, a.oid, a.typmod)) for a in relation.attributes]
+    if all(found):
+        return tuple(c for c in found if c is not None)
+    catalog = custom_types(connection, (a.oid for a in relation.attributes))
+    return tuple(
+        c if c is not None else types.column(a.name, a.oid, a.typmod, catalog)
+        for c, a in zip(found, relation.attributes, strict=True)
+    )
+
+
+def by_stream(tables: Sequence[Table]) -> dict[str, Table]:
+    """Return tables by the name of their stream."""
+    return {t.stream: t for t in tables}

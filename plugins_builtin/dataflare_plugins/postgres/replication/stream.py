@@ -1,0 +1,242 @@
+"""Changes out of the log: batches of the captured tables, each said to end at a commit or not."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, LogicalMessage, Relation
+from dataflare_plugins.postgres.codec.types import Column
+from dataflare_plugins.postgres.replication import refetch, shape, tables
+from dataflare_plugins.postgres.replication.feed import Feed
+from dataflare_plugins.postgres.replication.tables import Table
+from dataflare_sdk import Changes, RowRejection, code
+from dataflare_sdk.compute import pc
+
+RENAMED = code(
+    "postgres.table-renamed",
+    4,
+    "A captured table was renamed, or moved to another schema.",
+    "Rename it back, or name the new table in the workflow and start over with `dataflare state reset`.",
+)
+LINGER = 0.05
+LONGEST = 0.25
+PIECE = 1 << 20
+REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Changes of one stream.
+
+    Attributes:
+        table: the table.
+        data: its rows, in the planned columns.
+        changes: what happened to each.
+        rejected: changes that cannot be carried.
+        position: after it everything up to this LSN has been given; None: more of the same transactions follows.
+    """
+
+    table: Table
+    data: pa.RecordBatch
+    changes: Changes
+    rejected: tuple[RowRejection, ...]
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """From here on a table has other columns than were planned."""
+
+    table: Table
+
+
+class Stream:
+    """Reads a feed.
+
+    Args:
+        feed: the replication connection.
+        captured: stream to the table as it is now.
+        planned: stream to the columns that were planned.
+        side: gives an ordinary connection.
+        until: stop before the first transaction that commits at or after this LSN.
+        skip: transaction and LSN: pass over its changes up to there.
+        start: where the feed begins.
+        max_rows: changes of a batch at most.
+
+    Attributes:
+        position: everything before it was given.
+        high: a change that commits before it may be older than the row it meets.
+        recent: ids of the transactions that were given last.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        captured: Mapping[str, Table],
+        planned: Mapping[str, pa.Schema],
+        side: Callable[[], Any],
+        *,
+        start: int,
+        high: int,
+        until: int | None,
+        skip: tuple[int, int] | None,
+        text: bool,
+        max_rows: int,
+        max_bytes: int,
+    ) -> None:
+        self._feed = feed
+        self._captured = captured
+        self._planned = planned
+        self._side = side
+        self._until = until
+        self._skip = skip
+        self._names = {(t.schema, t.name): t.stream for t in captured.values()}
+        self._fits: dict[tuple[int, int], tuple[str, shape.Fit]] = {}
+        self._columns: dict[tuple[int, int], tuple[Column, ...]] = {}
+        self._decoder = ChangeDecoder(self._resolve, text=text, max_rows=max_rows, max_bytes=max_bytes)
+        self._since: float | None = None
+        self._asked = 0.0
+        self.position = start
+        self.high = high
+        self._recent: deque[pa.Array] = deque()
+
+    @property
+    def boundary(self) -> int | None:
+        """Where the stream stands between two transactions; None within one."""
+        return None if self._decoder.in_transaction else max(self.position, self._decoder.position, self._decoder.wal_end)
+
+    @property
+    def clean(self) -> bool:
+        """True when nothing is being gathered."""
+        return self._since is None and not self._decoder.in_transaction
+
+    @property
+    def reached(self) -> bool:
+        """True when everything before `until` was given."""
+        if self._until is None or self._since is not None:
+            return False
+        boundary = self.boundary
+        return self._decoder.reached or (boundary is not None and boundary >= self._until)
+
+    @property
+    def wal_end(self) -> int:
+        """Where the server stood when it spoke last."""
+        return self._decoder.wal_end
+
+    def recent(self) -> Collection[int]:
+        """Return the ids of the transactions that were given last: not all may be visible to others yet."""
+        return {xid for ids in self._recent for xid in ids.to_pylist()}
+
+    def read(self, deadline: float) -> Iterator[Changed | Reshaped]:
+        """Yield what there is to give, at the latest at `deadline` nothing; gathers for a moment. Iterate to the end."""
+        now = time.monotonic()
+        payloads = self._feed.take(PIECE, self._patience(now, deadline))
+        if payloads:
+            self._since = self._since if self._since is not None else now
+            for event in self._decoder.feed(payloads, self._until):
+                yield from self._event(event)
+        if self._decoder.reply:
+            self._decoder.reply = False
+            self._feed.status()
+        if self._since is not None and (self._decoder.reached or self._gathered(bool(payloads))):
+            yield from self.drain()
+        elif self._until is not None and not payloads and now - self._asked > LINGER:
+            # An idle server says where it stands when it is asked.
+            self._asked = now
+            self._feed.status(ask=True)
+
+    def _patience(self, now: float, deadline: float) -> float:
+        end = deadline if self._since is None else min(deadline, self._since + LINGER)
+        if self._until is not None:
+            end = min(end, now + LINGER)
+        return max(0.0, end - now)
+
+    def _gathered(self, more: bool) -> bool:
+        waited = time.monotonic() - (self._since or 0.0)
+        return waited > LONGEST or (not more and not self._decoder.in_transaction and waited >= LINGER)
+
+    def drain(self) -> Iterator[Changed]:
+        """Yield all that was gathered."""
+        self._since = None
+        for batch in self._decoder.drain():
+            yield from self._changed(batch)
+        if not self._decoder.in_transaction:
+            self.position = max(self.position, self._decoder.position)
+
+    def _event(self, event: ChangeBatch | Relation | LogicalMessage) -> Iterator[Changed | Reshaped]:
+        if isinstance(event, ChangeBatch):
+            yield from self._changed(event)
+        elif isinstance(event, Relation):
+            table = self._reshaped(event)
+            if table is not None:
+                yield Reshaped(table)
+
+    # -- tables ----------------------------------------------------------------------------------------------
+
+    def _resolve(self, relation: Relation) -> tuple[Column, ...] | None:
+        """Give the decoder the columns of a table; None for one that nobody reads."""
+        stream = self._names.get((relation.namespace, relation.name))
+        if stream is None:
+            known = {t.oid: t for t in self._captured.values()}
+            if relation.oid in known:
+                raise RENAMED.error(f"the table {known[relation.oid].sql} is now {relation.namespace}.{relation.name}")
+            return None
+        table = self._captured[stream]
+        columns = tables.described(relation, table, self._side())
+        self._fits[_mark(relation)] = (stream, shape.fit(relation, columns, table, self._planned[stream]))
+        return columns
+
+    def _reshaped(self, relation: Relation) -> Table | None:
+        """Return the table as it is now if the stream's form of it is not what was planned, and no older one either."""
+        found = self._fits.get(_mark(relation))
+        if found is None or found[1].exact:
+            return None
+        stream, _ = found
+        table = self._captured[stream]
+        now = tables.load(self._side(), f"{table.schema}.{table.name}", stream)
+        return None if now.arrow.equals(self._planned[stream]) else now
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def _changed(self, batch: ChangeBatch) -> Iterator[Changed]:
+        stream, fit = self._fits[_mark(batch.relation)]
+        table = self._captured[stream]
+        data, changes = batch.data, batch.changes
+        if not fit.exact:
+            data, changes = fit.rows(data), fit.changes(changes)
+        if self._skip is not None:
+            data, changes = self._skipped(data, changes, self._skip)
+        wanted = refetch.gaps(changes, fit.absent) if table.key else {}
+        if wanted:
+            data, changes, high = refetch.complete(self._side(), table, data, changes, wanted)
+            self.high = max(self.high, high)
+        if batch.position is not None:
+            self.position = max(self.position, batch.position)
+            self._skip = None
+        self._remember(changes)
+        yield Changed(table, data, changes, batch.rejected, batch.position)
+
+    def _skipped(self, data: pa.RecordBatch, changes: Changes, skip: tuple[int, int]) -> tuple[pa.RecordBatch, Changes]:
+        xid, at = skip
+        given = pc.and_(pc.equal(changes.txid, xid), pc.less_equal(changes.pos, at))
+        kept = pc.invert(given)
+        return data.filter(kept), changes.filter(kept)
+
+    def _remember(self, changes: Changes) -> None:
+        self._recent.append(changes.txid.unique())
+        while len(self._recent) > 1 and sum(len(ids) for ids in self._recent) - len(self._recent[0]) > REMEMBERED:
+            self._recent.popleft()
+
+    def close(self) -> None:
+        """Give the decoder's memory back. The feed stays, to take what is still to be confirmed."""
+        self._decoder.close()
+
+
+def _mark(relation: Relation) -> tuple[int, int]:
+    return relation.oid, relation.lsn
