@@ -79,8 +79,8 @@ def identity(table: Table, key: Sequence[str]) -> Problem | None:
     return None
 
 
-def publication(connection: Any, given: str | None, default: str, tables: Sequence[Table]) -> tuple[str, bool]:
-    """Make sure that every table is published whole; make the publication when none is named.
+def publication(connection: Any, given: str | None, default: str, tables: Sequence[Table], *, may: bool) -> tuple[str, bool]:
+    """Make sure that every table is published whole; make the publication when none is named and it `may` be made.
 
     Returns:
         Its name, and whether it was made or changed just now.
@@ -93,13 +93,13 @@ def publication(connection: Any, given: str | None, default: str, tables: Sequen
         "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = %s", (name,)
     ).fetchone()
     if found is None:
-        _make(connection, name, tables, may=given is None)
+        _make(connection, name, tables, may=may and given is None)
         return name, True
     if not found[0]:
         fix = f"run ALTER PUBLICATION {_quote(name)} SET (publish = 'insert, update, delete, truncate')"
         raise NOT_PUBLISHED.error(f"the publication '{name}' leaves out kinds of changes", fix=fix, path="publication")
     missing = _unpublished(connection, name, tables)
-    if missing and given is None:
+    if missing and given is None and may:
         _add(connection, name, missing)
     elif missing:
         raise _not_published(name, missing)
@@ -158,7 +158,7 @@ def _whole(connection: Any, name: str, tables: Sequence[Table]) -> None:
         what = "rows" if rowfilter is not None else f"the column '{left_out[0]}'"
         raise NOT_PUBLISHED.error(
             f"the publication '{name}' leaves out {what} of {table.sql}",
-            fix=f"make a publication without filter and column list for it, or leave `publication` out; leave out in a `map` or `filter`",
+            fix="make a publication without filter and column list for it, or leave `publication` out; leave out in a `map` or `filter`",
             path="publication",
         )
 

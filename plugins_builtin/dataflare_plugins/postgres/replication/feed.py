@@ -7,18 +7,12 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterator
 from typing import Any
 
+from dataflare_plugins.postgres.connection import LOST, Server
 from dataflare_plugins.postgres.replication import lsn
 from dataflare_sdk import code
 
-LOST = code(
-    "postgres.connection-lost",
-    4,
-    "The connection to the server broke, or the server ended it.",
-    "See the server's log; the run goes on from its last checkpoint.",
-)
 REFUSED = code(
     "postgres.stream-refused",
     4,
@@ -32,19 +26,32 @@ PROTOCOL = 1
 _POSTGRES_EPOCH = 946_684_800
 
 
+_SESSION = (
+    "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; SET extra_float_digits = 1"
+)
+"""What values that travel as text are written in."""
+
+
+def connect(server: Server, owner: str) -> Any:
+    """Open a replication connection; `owner` tells the server, and whoever takes the slot over, whose it is."""
+    return server.connect(replication="database", application_name=owner)
+
+
 class Feed:
     """Streams from a slot.
 
     Args:
-        connection: a replication connection of its own; closed with the feed.
+        server: the database.
+        owner: what the server is told who reads.
         slot: the slot's name.
         publication: the publication's name.
         start: where to begin; transactions that commit before it are not sent.
         binary: ask for values in binary form.
     """
 
-    def __init__(self, connection: Any, slot: str, publication: str, start: int, *, binary: bool) -> None:
-        self._connection = connection
+    def __init__(self, server: Server, owner: str, slot: str, publication: str, start: int, *, binary: bool) -> None:
+        self._server = server
+        self._connection = connection = connect(server, owner)
         self._pg = connection.pgconn
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -53,7 +60,8 @@ class Feed:
         options = [f"proto_version '{PROTOCOL}'", f"publication_names '{_quoted(publication)}'"]
         if binary and connection.info.server_version >= 140000:
             options.append("binary 'true'")
-        with _explained():
+        with self._server.explained(REFUSED):
+            connection.execute(_SESSION)
             connection.execute(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn.show(start)} ({", ".join(options)})')
         self.status()
 
@@ -63,7 +71,7 @@ class Feed:
         Raises:
             RetriableError: `postgres.connection-lost`.
         """
-        with _explained():
+        with self._server.explained(REFUSED):
             taken = self._drain(max_bytes)
             if not taken and timeout > 0 and self._wait(timeout):
                 taken = self._drain(max_bytes)
@@ -72,7 +80,7 @@ class Feed:
         return taken
 
     def _drain(self, max_bytes: int) -> list[Any]:
-        get, taken, size = self._pg.get_copy_data, [], 0
+        get, size = self._pg.get_copy_data, 0
         add = taken.append
         while size < max_bytes:
             length, data = get(1)
@@ -117,7 +125,7 @@ class Feed:
         self._told = time.monotonic()
         stamp = int((time.time() - _POSTGRES_EPOCH) * 1e6)
         at = self.confirmed
-        with _explained():
+        with self._server.explained(REFUSED):
             self._pg.put_copy_data(_STATUS.pack(b"r", at, at, at, stamp, ask))
             self._pg.flush()
 
@@ -136,20 +144,3 @@ class Feed:
 
 def _quoted(publication: str) -> str:
     return ('"' + publication.replace('"', '""') + '"').replace("'", "''")
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    import psycopg
-
-    try:
-        yield
-    except (psycopg.OperationalError, OSError) as error:
-        raise LOST.retriable(f"the connection to the server broke: {_first_line(error)}") from error
-    except psycopg.Error as error:
-        raise REFUSED.error(f"the server refuses to stream: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -39,9 +39,7 @@ class Fit:
 
     def rows(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Return rows in the planned columns, NULL where there is no value."""
-        columns = [
-            pa.nulls(data.num_rows, f.type) if p is None else data.column(p) for f, p in zip(self.schema, self.places, strict=True)
-        ]
+        columns = [pa.nulls(data.num_rows, f.type) if p is None else data.column(p) for f, p in zip(self.schema, self.places, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def changes(self, changes: Changes) -> Changes:

@@ -154,3 +154,13 @@ def create(replication: Any, name: str) -> tuple[int, str]:
 def drop(connection: Any, name: str) -> None:
     """Drop a slot whose log is lost: it is of no use to anybody."""
     connection.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+
+
+def now(connection: Any) -> int:
+    """Return where the server's log ends."""
+    return lsn.parse(connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()[0])
+
+
+def advance(connection: Any, name: str) -> None:
+    """Move a slot that nobody streams from to where the log ends now."""
+    connection.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", (name,))

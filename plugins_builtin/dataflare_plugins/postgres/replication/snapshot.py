@@ -69,9 +69,7 @@ def _last_key(connection: Any, table: Table, after: Progress) -> tuple[str, ...]
     where = f" WHERE {_beside(table, '>', after.key)}" if after.key is not None else ""
     keys = ", ".join(f"{quote(k)}::text" for k in table.key)
     order = ", ".join(quote(k) for k in table.key)
-    row = connection.execute(
-        f"SELECT {keys} FROM {table.sql}{where} ORDER BY {order} OFFSET {CHUNK_ROWS - 1} LIMIT 1"
-    ).fetchone()
+    row = connection.execute(f"SELECT {keys} FROM {table.sql}{where} ORDER BY {order} OFFSET {CHUNK_ROWS - 1} LIMIT 1").fetchone()
     return None if row is None else tuple(row)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +13,7 @@ from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder,
 from dataflare_plugins.postgres.codec.types import Column
 from dataflare_plugins.postgres.replication import refetch, shape, tables
 from dataflare_plugins.postgres.replication.feed import Feed
+from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk import Changes, RowRejection, code
 from dataflare_sdk.compute import pc
@@ -40,6 +40,7 @@ class Changed:
         changes: what happened to each.
         rejected: changes that cannot be carried.
         position: after it everything up to this LSN has been given; None: more of the same transactions follows.
+        high: values that were read from the table itself are not newer than this LSN.
     """
 
     table: Table
@@ -47,6 +48,7 @@ class Changed:
     changes: Changes
     rejected: tuple[RowRejection, ...]
     position: int | None
+    high: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,51 +62,31 @@ class Stream:
     """Reads a feed.
 
     Args:
-        feed: the replication connection.
-        captured: stream to the table as it is now.
-        planned: stream to the columns that were planned.
-        side: gives an ordinary connection.
-        until: stop before the first transaction that commits at or after this LSN.
+        session: connections and facts.
+        feed: the replication connection, begun at `start`.
+        start: everything before it was given.
         skip: transaction and LSN: pass over its changes up to there.
-        start: where the feed begins.
         max_rows: changes of a batch at most.
+        max_bytes: what is gathered is given once it takes about this much.
 
     Attributes:
+        until: stop before the first transaction that commits at or after this LSN.
         position: everything before it was given.
-        high: a change that commits before it may be older than the row it meets.
-        recent: ids of the transactions that were given last.
     """
 
-    def __init__(
-        self,
-        feed: Feed,
-        captured: Mapping[str, Table],
-        planned: Mapping[str, pa.Schema],
-        side: Callable[[], Any],
-        *,
-        start: int,
-        high: int,
-        until: int | None,
-        skip: tuple[int, int] | None,
-        text: bool,
-        max_rows: int,
-        max_bytes: int,
-    ) -> None:
+    def __init__(self, session: Session, feed: Feed, *, start: int, skip: tuple[int, int] | None, max_rows: int, max_bytes: int) -> None:
+        self._session = session
         self._feed = feed
-        self._captured = captured
-        self._planned = planned
-        self._side = side
-        self._until = until
         self._skip = skip
-        self._names = {(t.schema, t.name): t.stream for t in captured.values()}
+        self._names = {(t.schema, t.name): t.stream for t in session.captured.values()}
         self._fits: dict[tuple[int, int], tuple[str, shape.Fit]] = {}
-        self._columns: dict[tuple[int, int], tuple[Column, ...]] = {}
+        text = any(t.text for t in session.captured.values())
         self._decoder = ChangeDecoder(self._resolve, text=text, max_rows=max_rows, max_bytes=max_bytes)
         self._since: float | None = None
         self._asked = 0.0
-        self.position = start
-        self.high = high
         self._recent: deque[pa.Array] = deque()
+        self.until: int | None = None
+        self.position = start
 
     @property
     def boundary(self) -> int | None:
@@ -119,15 +101,10 @@ class Stream:
     @property
     def reached(self) -> bool:
         """True when everything before `until` was given."""
-        if self._until is None or self._since is not None:
+        if self.until is None or self._since is not None:
             return False
         boundary = self.boundary
-        return self._decoder.reached or (boundary is not None and boundary >= self._until)
-
-    @property
-    def wal_end(self) -> int:
-        """Where the server stood when it spoke last."""
-        return self._decoder.wal_end
+        return self._decoder.reached or (boundary is not None and boundary >= self.until)
 
     def recent(self) -> Collection[int]:
         """Return the ids of the transactions that were given last: not all may be visible to others yet."""
@@ -139,21 +116,21 @@ class Stream:
         payloads = self._feed.take(PIECE, self._patience(now, deadline))
         if payloads:
             self._since = self._since if self._since is not None else now
-            for event in self._decoder.feed(payloads, self._until):
+            for event in self._decoder.feed(payloads, self.until):
                 yield from self._event(event)
         if self._decoder.reply:
             self._decoder.reply = False
             self._feed.status()
         if self._since is not None and (self._decoder.reached or self._gathered(bool(payloads))):
             yield from self.drain()
-        elif self._until is not None and not payloads and now - self._asked > LINGER:
+        elif self.until is not None and not payloads and now - self._asked > LINGER:
             # An idle server says where it stands when it is asked.
             self._asked = now
             self._feed.status(ask=True)
 
     def _patience(self, now: float, deadline: float) -> float:
         end = deadline if self._since is None else min(deadline, self._since + LINGER)
-        if self._until is not None:
+        if self.until is not None:
             end = min(end, now + LINGER)
         return max(0.0, end - now)
 
@@ -183,13 +160,13 @@ class Stream:
         """Give the decoder the columns of a table; None for one that nobody reads."""
         stream = self._names.get((relation.namespace, relation.name))
         if stream is None:
-            known = {t.oid: t for t in self._captured.values()}
+            known = {t.oid: t for t in self._session.captured.values()}
             if relation.oid in known:
                 raise RENAMED.error(f"the table {known[relation.oid].sql} is now {relation.namespace}.{relation.name}")
             return None
-        table = self._captured[stream]
-        columns = tables.described(relation, table, self._side())
-        self._fits[_mark(relation)] = (stream, shape.fit(relation, columns, table, self._planned[stream]))
+        table = self._session.captured[stream]
+        columns = tables.described(relation, table, self._session.side())
+        self._fits[_mark(relation)] = (stream, shape.fit(relation, columns, table, self._session.planned[stream]))
         return columns
 
     def _reshaped(self, relation: Relation) -> Table | None:
@@ -198,29 +175,29 @@ class Stream:
         if found is None or found[1].exact:
             return None
         stream, _ = found
-        table = self._captured[stream]
-        now = tables.load(self._side(), f"{table.schema}.{table.name}", stream)
-        return None if now.arrow.equals(self._planned[stream]) else now
+        table = self._session.captured[stream]
+        now = tables.load(self._session.side(), self._session.server, table.sql, stream)
+        return None if now.arrow.equals(self._session.planned[stream]) else now
 
     # -- rows ------------------------------------------------------------------------------------------------
 
     def _changed(self, batch: ChangeBatch) -> Iterator[Changed]:
         stream, fit = self._fits[_mark(batch.relation)]
-        table = self._captured[stream]
+        table = self._session.captured[stream]
         data, changes = batch.data, batch.changes
         if not fit.exact:
             data, changes = fit.rows(data), fit.changes(changes)
         if self._skip is not None:
             data, changes = self._skipped(data, changes, self._skip)
         wanted = refetch.gaps(changes, fit.absent) if table.key else {}
+        high = 0
         if wanted:
-            data, changes, high = refetch.complete(self._side(), table, data, changes, wanted)
-            self.high = max(self.high, high)
+            data, changes, high = refetch.complete(self._session.side(), table, data, changes, wanted)
         if batch.position is not None:
             self.position = max(self.position, batch.position)
             self._skip = None
         self._remember(changes)
-        yield Changed(table, data, changes, batch.rejected, batch.position)
+        yield Changed(table, data, changes, batch.rejected, batch.position, high)
 
     def _skipped(self, data: pa.RecordBatch, changes: Changes, skip: tuple[int, int]) -> tuple[pa.RecordBatch, Changes]:
         xid, at = skip

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.postgres.catalog import TableName, describe_table
 from dataflare_plugins.postgres.codec import types
 from dataflare_plugins.postgres.codec.changes import Relation
 from dataflare_plugins.postgres.codec.types import Column
+from dataflare_plugins.postgres.connection import Server
 from dataflare_sdk import code
 from dataflare_sdk.schema import quote
 
-NO_TABLE = code("postgres.no-table", 4, "The table does not exist, or this role cannot see it.", "Check `table` and the role's rights.")
 NOT_A_TABLE = code(
     "postgres.not-capturable",
     3,
@@ -22,18 +23,14 @@ NOT_A_TABLE = code(
     "Name the tables a view is made from; foreign and unlogged tables have no changes in the log.",
 )
 
-_TABLES = """
-SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-  coalesce((SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
-    JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid
-    AND k.n <= i.indnkeyatts), '{}')::text[],
-  coalesce((SELECT array_agg(a.attname ORDER BY k.n) FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
-    JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND a.attrelid = c.oid AND k.n <= i.indnkeyatts
-    AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END), '{}')::text[]
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"""
-_COLUMNS = """
-SELECT attname, atttypid::bigint, atttypmod, attndims::int, format_type(atttypid, atttypmod)
-FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"""
+_IDENTITY = """
+SELECT c.relpersistence::text, c.relreplident::text,
+  array(SELECT a.attname::text FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+    JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND a.attrelid = c.oid AND k.n <= i.indnkeyatts
+    AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END ORDER BY k.n)
+FROM pg_catalog.pg_class c WHERE c.oid = %s"""
+_TYPES = """
+SELECT attname::text, atttypid::bigint, atttypmod FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +84,12 @@ def stream_name(schema: str, name: str) -> str:
     return name if schema == "public" else f"{schema}.{name}"
 
 
-def split(given: str) -> tuple[str, str]:
-    """Return schema and name of a table as a workflow names it: `t`, `schema.t`."""
-    schema, dot, name = given.partition(".")
-    return (schema, name) if dot else ("public", given)
-
-
-def load(connection: Any, given: str, stream: str | None = None, path: str = "table") -> Table:
+def load(db: Any, server: Server, given: str, stream: str | None = None, path: str = "table") -> Table:
     """Return a table as it is now.
 
     Args:
-        connection: an ordinary connection.
+        db: an ordinary connection.
+        server: the database.
         given: the table as the workflow names it.
         stream: name of its stream; by default the table's.
         path: where the workflow names it.
@@ -105,18 +97,18 @@ def load(connection: Any, given: str, stream: str | None = None, path: str = "ta
     Raises:
         DataflareError: `postgres.no-table`, `postgres.not-capturable`.
     """
-    schema, name = split(given)
-    row = connection.execute(_TABLES, (schema, name)).fetchone()
-    if row is None:
-        raise NO_TABLE.error(f"there is no table {quote(schema)}.{quote(name)}", path=path)
-    oid, schema, name, kind, persistence, identity, key, sent = row
-    if kind not in "rp" or persistence != "p":
-        raise NOT_A_TABLE.error(f"{quote(schema)}.{quote(name)} is no ordinary table, so the log has no changes of it", path=path)
-    columns = connection.execute(_COLUMNS, (oid,)).fetchall()
-    catalog = custom_types(connection, (c[1] for c in columns))
-    made = tuple(types.column(n, t, m, catalog, dims=d, sql=s) for n, t, m, d, s in columns)
-    oids = tuple((t, m) for _, t, m, _, _ in columns)
-    return Table(stream or stream_name(schema, name), schema, name, oid, made, oids, tuple(key or sent), tuple(sent), identity)
+    found = describe_table(db, server, TableName.of(given))
+    with server.explained():
+        persistence, identity, sent = db.execute(_IDENTITY, (found.oid,)).fetchone()
+        raw = {name: (oid, typmod) for name, oid, typmod in db.execute(_TYPES, (found.oid,)).fetchall()}
+    assert found.name is not None
+    if found.kind not in "rp" or persistence != "p":
+        raise NOT_A_TABLE.error(f"{found.sql} is no ordinary table, so the log has no changes of it", path=path)
+    schema, name = found.name.schema or "public", found.name.name
+    columns = tuple(c for c in found.columns if c.name not in found.computed)
+    oids = tuple(raw[c.name] for c in columns)
+    key = found.key or tuple(sent)
+    return Table(stream or stream_name(schema, name), schema, name, found.oid, columns, oids, key, tuple(sent), identity)
 
 
 def custom_types(connection: Any, oids: Iterable[int]) -> dict[int, types.TypeInfo]:
@@ -135,11 +127,5 @@ def described(relation: Relation, table: Table, connection: Any) -> tuple[Column
         return tuple(c for c in found if c is not None)
     catalog = custom_types(connection, (a.oid for a in relation.attributes))
     return tuple(
-        c if c is not None else types.column(a.name, a.oid, a.typmod, catalog)
-        for c, a in zip(found, relation.attributes, strict=True)
+        c if c is not None else types.column(a.name, a.oid, a.typmod, catalog) for c, a in zip(found, relation.attributes, strict=True)
     )
-
-
-def by_stream(tables: Sequence[Table]) -> dict[str, Table]:
-    """Return tables by the name of their stream."""
-    return {t.stream: t for t in tables}

@@ -73,10 +73,32 @@ def hides(snapshot: str, seen: Collection[int]) -> bool:
     return any(xid in hidden or (xid - limit) & _MASK < _HALF for xid in seen)
 
 
-def hidden_from_others(connection: Any, snapshot: str) -> set[int]:
-    """Return the transactions that an exported snapshot shows and an ordinary one does not show yet (32-bit ids)."""
-    _, _, running = connection.execute("SELECT pg_current_snapshot()::text").fetchone()[0].split(":")
-    mine = [int(x) & _MASK for x in running.split(",") if x]
+def wait_for(connection: Any, snapshot: str) -> None:
+    """Wait until every transaction that an exported snapshot shows is visible to all.
+
+    Raises:
+        RetriableError: `postgres.not-visible`.
+    """
     with transaction(connection, snapshot=snapshot):
         exported = connection.execute("SELECT pg_current_snapshot()::text").fetchone()[0]
-    return {xid for xid in mine if not hides(exported, (xid,))}
+    began = time.monotonic()
+    while _shown(exported, _running(connection)):
+        if time.monotonic() - began > PATIENCE:
+            raise NOT_VISIBLE.retriable(f"a transaction that is committed is not visible after {PATIENCE:.0f} s")
+        time.sleep(0.01)
+
+
+def _running(connection: Any) -> set[int]:
+    found = connection.execute("SELECT pg_current_snapshot()::text").fetchone()[0]
+    return {int(x) & _MASK for x in found.split(":")[2].split(",") if x}
+
+
+def _shown(snapshot: str, xids: Collection[int]) -> set[int]:
+    return {xid for xid in xids if not hides(snapshot, (xid,))}
+
+
+def export(connection: Any) -> tuple[str, int]:
+    """Return the name of a snapshot of now, which lives while `connection` does, and an LSN: it shows nothing that commits later."""
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    name, at = connection.execute("SELECT pg_export_snapshot(), pg_current_wal_insert_lsn()::text").fetchone()
+    return name, lsn.parse(at)
