@@ -84,7 +84,9 @@ class Column:
     @property
     def select(self) -> str:
         """What a SELECT that is copied in binary lists for this column: its name, cast to text where it travels as text."""
-        return f"{quote(self.name)}::text AS {quote(self.name)}" if self.text else quote(self.name)
+        name = quote(self.name)
+        # Not ::text, which writes 10.0.0.1 as 10.0.0.1/32: concat takes the type's own output, as logical replication does.
+        return f"CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.concat({name}) END AS {name}" if self.text else name
 
     @property
     def staging(self) -> str:
@@ -192,7 +194,7 @@ def _resolve(oid: int, typmod: int, catalog: Mapping[int, TypeInfo], dims: int) 
         codec, kind = _SCALARS[oid]
         return Column("", kind, codec, limit=typmod - 4 if oid in _LIMITED and typmod >= 4 else None)
     if oid in _ARRAYS or (info and info.element):
-        return _array(_ARRAYS[oid] if oid in _ARRAYS else info.element if info else 0, typmod, catalog, dims)
+        return _array(_ARRAYS.get(oid, info.element if info else 0), typmod, catalog, dims)
     if info and info.kind == "d":
         return _resolve(info.base, info.base_typmod, catalog, info.dims)
     if info and (info.kind == "e" or info.name == "citext"):
