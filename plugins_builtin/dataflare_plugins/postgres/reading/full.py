@@ -27,7 +27,7 @@ def instant(reading: Reading, spec: Mapping[str, Any], offset: Offset | None) ->
     """
     if offset is not None:
         return
-    query = f"SELECT {reading.select} FROM {reading.relation.sql} WHERE {predicate(spec['part'])}"
+    query = f"SELECT {reading.select} FROM {reading.relation.sql} AS given WHERE {predicate(spec['part'])}"
     maker = reading.maker
     for decoded in reading.copy(query):
         yield None if decoded is None else maker.batch(decoded, None)
@@ -85,17 +85,17 @@ class KeyWalk:
 
     def top(self) -> list[str] | None:
         """Return the last key there is now; what is added beyond it belongs to the next run."""
-        return self._one(f"SELECT {self._names} FROM {self._reading.relation.sql} WHERE {self._where}")
+        return self._one(f"SELECT {self._names} FROM {self._reading.relation.sql} AS given WHERE {self._where}")
 
     def bound(self, low: Sequence[str] | None, top: Sequence[str], rows: int) -> list[str] | None:
         """Return the last key of the next `rows` rows after `low`, none beyond `top`; None: there are none."""
-        inner = f"SELECT {self._names} FROM {self._reading.relation.sql} WHERE {self.between(low, top)} ORDER BY {self._names} LIMIT {rows}"
+        inner = f"SELECT {self._names} FROM {self._reading.relation.sql} AS given WHERE {self.between(low, top)} ORDER BY {self._names} LIMIT {rows}"
         return self._one(inner)
 
     def query(self, low: Sequence[str] | None, high: Sequence[str]) -> str:
         """Return the SELECT of the rows after `low`, up to and with `high`, in the order of the key."""
         reading = self._reading
-        return f"SELECT {reading.select} FROM {reading.relation.sql} WHERE {self.between(low, high)} ORDER BY {self._names}"
+        return f"SELECT {reading.select} FROM {reading.relation.sql} AS given WHERE {self.between(low, high)} ORDER BY {self._names}"
 
     def between(self, low: Sequence[str] | None, high: Sequence[str]) -> str:
         """Return the condition of the rows after `low`, up to and with `high`."""

@@ -35,7 +35,7 @@ def horizon(
     """
     if reading.relation.kind not in ("r", "p", "m"):
         raise NOT_A_TABLE.error(f"'{reading.what}' is no table", path="horizon")
-    reading.rows_of("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1")
+    reading.hold()
     refuse_unusable(reading, cursor_column, skip_null)
     now, beyond = reading.rows_of(_NOW)[0]
     if until is not None:

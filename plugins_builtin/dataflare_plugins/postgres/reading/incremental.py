@@ -62,13 +62,16 @@ class Cursor:
     Attributes:
         name: quoted.
         kind: its type.
-        unit: SQL that gives it as a whole number, "" where there is none; seconds are `per_second` of it.
+        unit: SQL that gives it as a whole number, "" where there is none.
+        per_second: how much of that a second of `overlap` is.
+        whole: it is a whole number itself.
     """
 
     name: str
     kind: str
-    unit: str
-    per_second: int
+    unit: str = ""
+    per_second: int = 0
+    whole: bool = False
 
     @classmethod
     def of(cls, column: Column) -> Cursor:
@@ -79,8 +82,12 @@ class Cursor:
         if column.codec is Codec.DATE:
             return cls(name, column.sql, f"(extract(epoch from {name}))::bigint", 1)
         if column.codec in (Codec.INT2, Codec.INT4, Codec.INT8):
-            return cls(name, column.sql, f"{name}::bigint", 1)
-        return cls(name, column.sql, "", 0)
+            return cls(name, column.sql, f"{name}::bigint", 1, whole=True)
+        return cls(name, column.sql)
+
+    def back(self, value: str, width: int) -> str:
+        """Return a literal less `width` units."""
+        return f"{value}::bigint - {width}" if self.whole else f"{value} - interval '{width / self.per_second:.6f} seconds'"
 
     @classmethod
     def unusable(cls, column: Column) -> str:
@@ -166,7 +173,7 @@ def incremental(
     width = _width(extract, cursor)
     seen = Seen.of(offset, extract.start)
     reading.rows = int((offset or {}).get("row", 0))
-    reading.rows_of("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1")
+    reading.hold()
     refuse_unusable(reading, cursor_column, skip_null)
     where = [f"NOT {Cursor.unusable(cursor_column)}", *_from(reading, cursor, seen, width)]
     if until is not None:
@@ -200,7 +207,7 @@ def refuse_unusable(reading: Reading, column: Column, skip: bool) -> None:
     unusable = Cursor.unusable(column)
     if unusable.endswith("IS NULL") and column.name in reading.relation.not_null:
         return
-    if reading.rows_of(f"SELECT 1 FROM {reading.relation.sql} WHERE {unusable} LIMIT 1"):
+    if reading.rows_of(f"SELECT 1 FROM {reading.relation.sql} AS given WHERE {unusable} LIMIT 1"):
         raise NULL_CURSOR.error(f"'{reading.what}' has rows without a usable value in '{column.name}'", path="on_null_cursor")
 
 
@@ -219,21 +226,15 @@ def _from(reading: Reading, cursor: Cursor, seen: Seen, width: int) -> list[str]
         return []
     value = typed(seen.value, cursor.kind)
     if width:
-        return [f"{cursor.name} >= {_back(cursor, value, width)}"]
+        return [f"{cursor.name} >= {cursor.back(value, width)}"]
     if seen.many is None:
         return [f"{cursor.name} >= {value}"]
     mark, sql = _mark(reading, cursor), reading.relation.sql
-    count, total = reading.rows_of(f"SELECT count(*), coalesce(sum({mark}), 0)::text FROM {sql} WHERE {cursor.name} = {value}")[0]
+    count, total = reading.rows_of(f"SELECT count(*), coalesce(sum({mark}), 0)::text FROM {sql} AS given WHERE {cursor.name} = {value}")[0]
     if (count, int(total)) != seen.many:
         told = f"{count} rows of '{reading.what}' stand at {seen.value} now and {seen.many[0]} stood there, or some were changed"
         raise MOVED.error(told)
     return [f"{cursor.name} > {value}"]
-
-
-def _back(cursor: Cursor, value: str, width: int) -> str:
-    if "bigint" in cursor.unit and cursor.unit.startswith('"'):
-        return f"{value}::bigint - {width}"
-    return f"{value} - interval '{width / cursor.per_second:.6f} seconds'"
 
 
 def _mark(reading: Reading, cursor: Cursor) -> str:

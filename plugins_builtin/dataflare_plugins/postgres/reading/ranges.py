@@ -35,7 +35,7 @@ def by_column(db: psycopg.Connection[Any], relation: Relation, name: str, into: 
         raise NO_PARTITION_COLUMN.error(f"there is no column '{name}'", fix=f"did you mean '{near}'?" if near else None, path=None)
     fractions = [i / into for i in range(1, into)]
     column = quote(name)
-    sql = f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {column})::text[] FROM {relation.sql}{_sample(db, relation)}"
+    sql = f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {column})::text[] FROM {relation.sql} AS given{_sample(db, relation)}"
     row = db.execute(sql.encode(), (fractions,)).fetchone()
     bounds = list(dict.fromkeys(b for b in (row[0] or [] if row else []) if b is not None))
     edges: Sequence[str | None] = [None, *bounds, None]

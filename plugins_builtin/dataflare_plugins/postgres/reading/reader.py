@@ -14,6 +14,7 @@ from dataflare_plugins.postgres.codec.types import Column
 from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.reading.batches import BatchMaker
 from dataflare_plugins.postgres.reading.copy_out import CopyOut
+from dataflare_plugins.postgres.reading.snapshot import READ
 from dataflare_sdk import End, Message, code
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Reading:
         """Run a small statement and return its rows; its text is taken as it is when there are no parameters."""
         with self.server.explained(BAD_QUERY, self.path):
             return self.db.execute(sql.encode(), parameters or None).fetchall()
+
+    def hold(self) -> None:
+        """Begin a transaction in which every statement sees the same moment."""
+        with self.server.explained():
+            self.db.execute(READ)
 
     @property
     def path(self) -> str:
