@@ -64,7 +64,7 @@ class Relation:
     """A table, view or query, as it is now.
 
     Attributes:
-        sql: what stands after FROM.
+        sql: what stands after FROM, before `AS given`.
         name: its name, with the schema it was found in; None for a query.
         kind: pg_class.relkind, "" for a query.
         oid: of the table, 0 for a query.
@@ -174,9 +174,9 @@ def describe_query(db: psycopg.Connection[Any], server: Server, query: str) -> R
     Raises:
         DataflareError: `postgres.bad-query`, `postgres.same-names`.
     """
-    sql = f"({query.rstrip().rstrip(';')}\n) AS query"
+    sql = f"({query.rstrip().rstrip(';')}\n)"
     with server.explained(BAD_QUERY, "query"):
-        cursor = db.execute(f"SELECT * FROM {sql} LIMIT 0".encode())
+        cursor = db.execute(f"SELECT * FROM {sql} AS given LIMIT 0".encode())
         result, described = cursor.pgresult, cursor.description or []
         assert result is not None
         found = [(d.name, d.type_code, result.fmod(i)) for i, d in enumerate(described)]
