@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.postgres.codec.copy import Decoded
 from dataflare_plugins.postgres.replication import snapshot
 from dataflare_plugins.postgres.replication.offsets import Progress
 from dataflare_plugins.postgres.replication.session import Session
@@ -19,17 +20,18 @@ from dataflare_sdk.changes import READ, TRUNCATE
 
 def copied(
     session: Session, name: str, after: Progress, *, seen: Collection[int] = (), stop: Progress | None = None
-) -> Iterator[Batch | snapshot.ChunkEnd]:
+) -> Iterator[Batch | snapshot.ChunkEnd | snapshot.Outgrown]:
     """Yield the next chunk of a table as batches, and its end.
 
     A row that was read counts as older than every change that is still to be streamed.
     """
     table = session.captured[name]
-    columns = [table.column(n) for n in session.used[name]]
+    planned, names = session.planned[name], session.used[name]
     with session.server.explained():
-        parts = snapshot.chunk(session.reading(), table, columns, after, seen=seen, snapshot=session.snapshot, stop=stop)
+        db = session.reading()
+        parts = snapshot.chunk(db, session.server, table, planned, names, after, seen=seen, snapshot=session.snapshot, stop=stop)
         for part in parts:
-            if isinstance(part, snapshot.ChunkEnd):
+            if not isinstance(part, Decoded):
                 yield part
                 continue
             changes = Changes.of(part.data.num_rows, READ, session.oldest, settled=False)

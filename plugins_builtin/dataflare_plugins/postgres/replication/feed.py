@@ -80,20 +80,23 @@ class Feed:
         return taken
 
     def _drain(self, max_bytes: int) -> list[Any]:
-        get, size = self._pg.get_copy_data, 0
-        add = taken.append
+        taken: list[Any] = []
+        get, add, size = self._pg.get_copy_data, taken.append, 0
+        asked = False
         while size < max_bytes:
             length, data = get(1)
-            if length <= 0:
+            if length > 0:
+                add(data)
+                size += length
+                asked = False
+            elif length < 0:
+                self._ended()
+            elif asked:
                 break
-            add(data)
-            size += length
-        else:
-            return taken
-        if length < 0:
-            self._ended()
-        # What is on its way already is taken in before it is asked for.
-        self._pg.consume_input()
+            else:
+                # What is on its way already is taken in.
+                self._pg.consume_input()
+                asked = True
         return taken
 
     def _wait(self, timeout: float) -> bool:
@@ -101,8 +104,6 @@ class Feed:
         if self._wake_read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 64)
-        if self._pg.socket in ready:
-            self._pg.consume_input()
         return self._pg.socket in ready
 
     def _ended(self) -> None:

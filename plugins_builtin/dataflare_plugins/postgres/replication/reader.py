@@ -11,13 +11,14 @@ from dataflare_plugins.postgres.replication import batches
 from dataflare_plugins.postgres.replication.goal import Goal
 from dataflare_plugins.postgres.replication.offsets import Place, Progress
 from dataflare_plugins.postgres.replication.session import Session
-from dataflare_plugins.postgres.replication.snapshot import ChunkEnd
+from dataflare_plugins.postgres.replication.snapshot import ChunkEnd, Outgrown
 from dataflare_plugins.postgres.replication.stream import Changed, Reshaped, Stream
 from dataflare_plugins.postgres.replication.tables import Table
-from dataflare_sdk import Batch, Message, Offset, Pause, SchemaChange
+from dataflare_sdk import Batch, Message, Offset, Pause, SchemaChange, code
 from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
 
+ALTERED = code("postgres.altered", 4, "A table was altered while it was copied as of one moment.", "The run tries again by itself.")
 IDLE_BYTES = 1 << 20
 IDLE_SECONDS = 1.0
 declare("postgres.snapshot.chunk", "postgres.stream.started", "postgres.stream.batch")
@@ -38,7 +39,7 @@ class CaptureReader:
         self._place = place
         self._goal = Goal(until)
         self._queue: deque[Message] = deque()
-        self._copy: Generator[Batch] | None = None
+        self._copy: Generator[Message] | None = None
         self._stream: Stream | None = None
         self._streamed = True  # the stream had its turn since the last chunk
         self._loose: tuple[int, int] | None = None  # transaction and LSN of the last change handed out without offset
@@ -157,13 +158,16 @@ class CaptureReader:
                 self._wished.add(name)
                 self._place = replace(self._place, tables={**self._place.tables, name: Progress()})
 
-    def _chunk(self, name: str | None) -> Generator[Batch]:
+    def _chunk(self, name: str | None) -> Generator[Message]:
         """Yield the next chunk of a table; its last batch has the offset."""
         held: Batch | None = None
         if name is not None:
             seen = self._stream.recent() if self._stream is not None else ()
             after = self._place.tables.get(name, Progress())
             for part in batches.copied(self._session, name, after, seen=seen, stop=self._goal.stop(self._place, name)):
+                if isinstance(part, Outgrown):
+                    yield self._shape_of(part.table, self._place.to_json())
+                    return
                 if isinstance(part, ChunkEnd):
                     self._copied(name, part)
                     continue
@@ -179,11 +183,13 @@ class CaptureReader:
         high = max(self._place.high, end.high)
         self._place = replace(self._place, high=high, tables={**self._place.tables, name: end.progress})
 
-    def _whole(self) -> Generator[Batch]:
+    def _whole(self) -> Generator[Message]:
         """Yield every table as of the moment the slot was made, as one: there is no place to go on from within."""
         session = self._session
         for name, after in self._place.tables.items():
             for part in batches.copied(session, name, after):
+                if isinstance(part, Outgrown):
+                    raise ALTERED.retriable(f"the table {part.table.sql} was altered while the capture began")
                 if isinstance(part, Batch):
                     yield part
         session.release()

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.postgres.codec.types import Codec, Column
-from dataflare_plugins.postgres.replication import rows, visible
+from dataflare_plugins.postgres.replication import rows, tables, visible
+from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk import Changes
 from dataflare_sdk.changes import CREATE, DELETE, UPDATE
@@ -59,29 +60,31 @@ def gaps(changes: Changes, absent: Collection[str]) -> dict[str, pa.Array]:
 
 
 def complete(
-    connection: Any, table: Table, data: pa.RecordBatch, changes: Changes, wanted: Mapping[str, pa.Array]
+    session: Session, table: Table, data: pa.RecordBatch, changes: Changes, wanted: Mapping[str, pa.Array]
 ) -> tuple[pa.RecordBatch, Changes, int]:
     """Fill in what `wanted` flags; what is not found stays flagged as unchanged: a change that removes the row is to come.
 
     Returns:
         The rows, their changes, and an LSN: what was read is not newer.
     """
-    rows_wanted = pc.indices_nonzero(_any(list(wanted.values())))
-    seen = set(changes.txid.take(rows_wanted).unique().to_pylist())
-    columns = [table.column(name) for name in wanted]
-    with visible.transaction(connection, seen) as high:
-        found = _fetch(connection, table, columns, data, rows_wanted)
-    place = pa.array(_places(found, data.num_rows), pa.int64())
-    there = place.is_valid()
+    indices = pc.indices_nonzero(_any(list(wanted.values())))
+    seen = set(changes.txid.take(indices).unique().to_pylist())
+    db = session.side()
+    with visible.transaction(db, seen, lock=table.sql) as high:
+        now = tables.load(db, session.server, table.sql, table.stream)
+        columns = [c for c in now.columns if c.name in wanted and c.arrow == data.schema.field(c.name).type]
+        found = _fetch(db, now, columns, data, indices) if set(table.key) <= {c.name for c in now.columns} else None
+    place = _places(found, data.num_rows)
     unchanged = dict(changes.unchanged)
     for name, flags in wanted.items():
-        index = data.schema.get_field_index(name)
-        filled = pc.and_(flags, there)
-        values = pc.if_else(filled, found.column(name).combine_chunks().take(place), data.column(index))
-        data = data.set_column(index, data.schema.field(index), values)
-        missing = pc.and_(flags, pc.invert(there))
-        before = unchanged.get(name)
-        unchanged[name] = missing if before is None else pc.or_(missing, pc.and_(before, pc.invert(flags)))
+        filled = pa.repeat(pa.scalar(False), data.num_rows)
+        if found is not None and name in found.schema.names:
+            index = data.schema.get_field_index(name)
+            filled = pc.and_(flags, place.is_valid())
+            values = pc.if_else(filled, found.column(name).combine_chunks().take(place), data.column(index))
+            data = data.set_column(index, data.schema.field(index), values)
+        before = unchanged.get(name, flags)
+        unchanged[name] = pc.and_(pc.or_(before, flags), pc.invert(filled))
     return data, replace(changes, unchanged=unchanged), high
 
 
@@ -92,14 +95,15 @@ def _any(flags: Sequence[pa.Array]) -> pa.Array:
     return result
 
 
-def _places(found: pa.Table, count: int) -> list[int | None]:
+def _places(found: pa.Table | None, count: int) -> pa.Array:
+    """Return for each row where in `found` it is, NULL where it is not."""
     places: list[int | None] = [None] * count
-    for at, row in enumerate(found.column("_df_n").to_pylist()):
+    for at, row in enumerate(found.column("_df_n").to_pylist() if found is not None else ()):
         places[row] = at
-    return places
+    return pa.array(places, pa.int64())
 
 
-def _fetch(connection: Any, table: Table, columns: Sequence[Column], data: pa.RecordBatch, wanted: pa.Array) -> pa.Table:
+def _fetch(db: Any, table: Table, columns: Sequence[Column], data: pa.RecordBatch, wanted: pa.Array) -> pa.Table:
     keys = [data.column(data.schema.get_field_index(k)).take(wanted).to_pylist() for k in table.key]
     numbers = wanted.to_pylist()
     listed = [_NUMBER, *columns]
@@ -107,7 +111,7 @@ def _fetch(connection: Any, table: Table, columns: Sequence[Column], data: pa.Re
     for first in range(0, len(numbers), AT_ONCE):
         part = slice(first, first + AT_ONCE)
         query = _query(table, columns, numbers[part], [k[part] for k in keys])
-        batches += [d.data for d in rows.copied(connection, query, listed)]
+        batches += [d.data for d in rows.copied(db, query, listed)]
     return pa.Table.from_batches(batches, pa.schema([(c.name, c.arrow) for c in listed]))
 
 

@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from dataflare_plugins.postgres.codec.copy import Decoded
-from dataflare_plugins.postgres.codec.types import Column
-from dataflare_plugins.postgres.replication import rows, visible
+from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.replication import rows, tables, visible
 from dataflare_plugins.postgres.replication.offsets import Progress
 from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk.schema import literal, quote
@@ -29,28 +31,44 @@ class ChunkEnd:
     high: int
 
 
+@dataclass(frozen=True, slots=True)
+class Outgrown:
+    """The table has other columns than were planned; nothing was read."""
+
+    table: Table
+
+
 def chunk(
     connection: Any,
-    table: Table,
-    columns: Sequence[Column],
+    server: Server,
+    planned: Table,
+    schema: pa.Schema,
+    names: Sequence[str],
     after: Progress,
     *,
     seen: Collection[int] = (),
     snapshot: str | None = None,
     stop: Progress | None = None,
-) -> Iterator[Decoded | ChunkEnd]:
+) -> Iterator[Decoded | ChunkEnd | Outgrown]:
     """Yield the rows of the next chunk of a table, and its end.
 
     Args:
         connection: an ordinary connection, outside a transaction.
-        table: the table; without a key all of it is one chunk.
-        columns: the columns to read.
+        server: the database.
+        planned: the table; without a key all of it is one chunk.
+        schema: its columns as they were planned.
+        names: the columns to read.
         after: how far it is copied.
         seen: transactions that were streamed lately (32-bit ids); the chunk shows them.
         snapshot: name of an exported snapshot to read as of; the whole table is then one chunk.
         stop: read to there, however many rows it is (to read the same part again).
     """
-    with visible.transaction(connection, seen, snapshot) as high:
+    with visible.transaction(connection, seen, snapshot, lock=planned.sql) as high:
+        table = tables.load(connection, server, planned.sql, planned.stream)
+        if not table.arrow.equals(schema):
+            yield Outgrown(table)
+            return
+        columns = [table.column(n) for n in names]
         if stop is not None:
             last = stop.key if not stop.done else None
         elif snapshot is not None or not table.key:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, LogicalMessage, Relation
-from dataflare_plugins.postgres.codec.types import Column
+from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Event, Form, Relation
 from dataflare_plugins.postgres.replication import refetch, shape, tables
 from dataflare_plugins.postgres.replication.feed import Feed
 from dataflare_plugins.postgres.replication.session import Session
@@ -58,6 +57,15 @@ class Reshaped:
     table: Table
 
 
+@dataclass(slots=True)
+class _Form:
+    """A table as the stream describes it: how it fits what was planned, or the table as it is now when that is what it fits no more."""
+
+    stream: str
+    fit: shape.Fit
+    newer: Table | None
+
+
 class Stream:
     """Reads a feed.
 
@@ -79,9 +87,9 @@ class Stream:
         self._feed = feed
         self._skip = skip
         self._names = {(t.schema, t.name): t.stream for t in session.captured.values()}
-        self._fits: dict[tuple[int, int], tuple[str, shape.Fit]] = {}
-        text = any(t.text for t in session.captured.values())
-        self._decoder = ChangeDecoder(self._resolve, text=text, max_rows=max_rows, max_bytes=max_bytes)
+        self._forms: dict[Relation, _Form] = {}
+        self._text = any(t.text for t in session.captured.values())
+        self._decoder = ChangeDecoder(self._resolve, text=self._text, max_rows=max_rows, max_bytes=max_bytes)
         self._since: float | None = None
         self._asked = 0.0
         self._recent: deque[pa.Array] = deque()
@@ -115,11 +123,10 @@ class Stream:
         now = time.monotonic()
         payloads = self._feed.take(PIECE, self._patience(now, deadline))
         if payloads:
-            self._since = self._since if self._since is not None else now
             for event in self._decoder.feed(payloads, self.until):
                 yield from self._event(event)
-        if self._decoder.reply:
-            self._decoder.reply = False
+            self._since = (self._since or now) if self._decoder.pending else None
+        if self._decoder.wants_reply():
             self._feed.status()
         if self._since is not None and (self._decoder.reached or self._gathered(bool(payloads))):
             yield from self.drain()
@@ -146,53 +153,53 @@ class Stream:
         if not self._decoder.in_transaction:
             self.position = max(self.position, self._decoder.position)
 
-    def _event(self, event: ChangeBatch | Relation | LogicalMessage) -> Iterator[Changed | Reshaped]:
+    def _event(self, event: Event) -> Iterator[Changed | Reshaped]:
         if isinstance(event, ChangeBatch):
             yield from self._changed(event)
         elif isinstance(event, Relation):
-            table = self._reshaped(event)
-            if table is not None:
-                yield Reshaped(table)
+            form = self._forms.get(event)
+            if form is not None and form.newer is not None:
+                yield Reshaped(form.newer)
 
     # -- tables ----------------------------------------------------------------------------------------------
 
-    def _resolve(self, relation: Relation) -> tuple[Column, ...] | None:
-        """Give the decoder the columns of a table; None for one that nobody reads."""
+    def _resolve(self, relation: Relation) -> Form | None:
+        """Tell the decoder what is wanted of a table; None: nobody reads it, or it is no longer what was planned."""
+        session = self._session
         stream = self._names.get((relation.namespace, relation.name))
         if stream is None:
-            known = {t.oid: t for t in self._session.captured.values()}
+            known = {t.oid: t for t in session.captured.values()}
             if relation.oid in known:
                 raise RENAMED.error(f"the table {known[relation.oid].sql} is now {relation.namespace}.{relation.name}")
             return None
-        table = self._session.captured[stream]
-        columns = tables.described(relation, table, self._session.side())
-        self._fits[_mark(relation)] = (stream, shape.fit(relation, columns, table, self._session.planned[stream]))
-        return columns
-
-    def _reshaped(self, relation: Relation) -> Table | None:
-        """Return the table as it is now if the stream's form of it is not what was planned, and no older one either."""
-        found = self._fits.get(_mark(relation))
-        if found is None or found[1].exact:
+        table = session.captured[stream]
+        columns = tables.described(relation, table, session.side())
+        fit = shape.fit(relation, columns, table, session.planned[stream], text=self._text)
+        form = self._forms[relation] = _Form(stream, fit, None if fit.exact else self._newer(table))
+        if form.newer is not None:
             return None
-        stream, _ = found
-        table = self._session.captured[stream]
-        now = tables.load(self._session.side(), self._session.server, table.sql, stream)
-        return None if now.arrow.equals(self._session.planned[stream]) else now
+        key = session.keys[stream]
+        form.fit = fit.only({*session.used[stream], *key, *table.key})
+        wanted = {fit.names[p] for p in form.fit.places if p is not None}
+        return Form([c if c.name in wanted else None for c in columns], [fit.name_of(k) for k in key])
+
+    def _newer(self, table: Table) -> Table | None:
+        """Return the table as it is now, if that is not what was planned: the stream's form of it is older otherwise."""
+        now = tables.load(self._session.side(), self._session.server, table.sql, table.stream)
+        return None if now.arrow.equals(self._session.planned[table.stream]) else now
 
     # -- rows ------------------------------------------------------------------------------------------------
 
     def _changed(self, batch: ChangeBatch) -> Iterator[Changed]:
-        stream, fit = self._fits[_mark(batch.relation)]
-        table = self._session.captured[stream]
-        data, changes = batch.data, batch.changes
-        if not fit.exact:
-            data, changes = fit.rows(data), fit.changes(changes)
+        form = self._forms[batch.relation]
+        fit, table = form.fit, self._session.captured[form.stream]
+        data, changes = fit.rows(batch.data), fit.changes(batch.changes)
         if self._skip is not None:
             data, changes = self._skipped(data, changes, self._skip)
         wanted = refetch.gaps(changes, fit.absent) if table.key else {}
         high = 0
         if wanted:
-            data, changes, high = refetch.complete(self._session.side(), table, data, changes, wanted)
+            data, changes, high = refetch.complete(self._session, table, data, changes, wanted)
         if batch.position is not None:
             self.position = max(self.position, batch.position)
             self._skip = None
@@ -213,7 +220,3 @@ class Stream:
     def close(self) -> None:
         """Give the decoder's memory back. The feed stays, to take what is still to be confirmed."""
         self._decoder.close()
-
-
-def _mark(relation: Relation) -> tuple[int, int]:
-    return relation.oid, relation.lsn

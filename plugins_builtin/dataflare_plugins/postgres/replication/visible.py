@@ -25,13 +25,14 @@ _HALF, _MASK = 1 << 31, (1 << 32) - 1
 
 
 @contextlib.contextmanager
-def transaction(connection: Any, seen: Collection[int] = (), snapshot: str | None = None) -> Iterator[int]:
+def transaction(connection: Any, seen: Collection[int] = (), snapshot: str | None = None, *, lock: str | None = None) -> Iterator[int]:
     """Read as of one moment, at which the transactions `seen` (32-bit ids) are visible.
 
     Args:
         connection: an ordinary connection, outside a transaction.
         seen: transactions that were streamed lately.
         snapshot: name of an exported snapshot to read as of, instead.
+        lock: a table, as SQL has it, whose columns are to stay as they are meanwhile.
 
     Yields:
         An LSN: no transaction that commits at or after it is visible.
@@ -40,12 +41,12 @@ def transaction(connection: Any, seen: Collection[int] = (), snapshot: str | Non
         RetriableError: `postgres.not-visible`.
     """
     began = time.monotonic()
-    high = _begin(connection, seen, snapshot)
+    high = _begin(connection, seen, snapshot, lock)
     while high is None:
         if time.monotonic() - began > PATIENCE:
             raise NOT_VISIBLE.retriable(f"a transaction that was streamed is not visible after {PATIENCE:.0f} s")
         time.sleep(0.01)
-        high = _begin(connection, seen, snapshot)
+        high = _begin(connection, seen, snapshot, lock)
     try:
         yield high
     finally:
@@ -53,10 +54,12 @@ def transaction(connection: Any, seen: Collection[int] = (), snapshot: str | Non
             connection.execute("ROLLBACK")
 
 
-def _begin(connection: Any, seen: Collection[int], snapshot: str | None) -> int | None:
+def _begin(connection: Any, seen: Collection[int], snapshot: str | None, lock: str | None) -> int | None:
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     if snapshot is not None:
         connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+    if lock is not None:
+        connection.execute(f"LOCK TABLE {lock} IN ACCESS SHARE MODE")
     # The snapshot is taken before the statement runs, the place in the log after it.
     text, at = connection.execute("SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text").fetchone()
     if not hides(text, seen):
