@@ -68,7 +68,7 @@ class Tables:
 class Engine:
     """One workflow: its state, and captures over it that can be dropped at any moment."""
 
-    def __init__(self, database: Any, folder: Any, names: list[str], key: dict[str, tuple[str, ...]], *, many: bool = True, url: str | None = None, **options: Any) -> None:
+    def __init__(self, database: Any, folder: Any, names: list[str], keys: dict[str, tuple[str, ...]], *, many: bool = True, url: str | None = None, **options: Any) -> None:
         self.database = database
         self.url = url or database.socket_url
         self.ctx = FakeContext(folder, "source")
@@ -77,7 +77,7 @@ class Engine:
         self.capture: Capture | None = None
         self.reader: Any = None
         self.offset: Any = None
-        self.tables = Tables(key)
+        self.tables = Tables(keys)
         self.history: list[tuple[Any, Tables]] = []
         self.loose: Tables | None = None
         self.schema_changes: list[SchemaChange] = []
@@ -135,7 +135,7 @@ class Engine:
 
     def ack(self) -> None:
         if self.offset is not None and self.capture is not None:
-            self.capture.ack(None, self.offset) if False else self.capture.ack(self.offset)
+            self.capture.ack(self.offset)
 
     def until(self, goal: Any, limit: float = 30.0) -> None:
         """Read on to a goal, as `--once` does."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
-from tests.plugins.postgres.capturing import BIG, Engine, Writers, mixed, oracle
+from tests.plugins.postgres.capturing import BIG, Writers, mixed, oracle
 
 from dataflare_plugins.postgres.replication import snapshot
-from dataflare_sdk import Batch
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int)"
 
@@ -24,9 +22,9 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_ROWS", 37)
 
 
-def test_a_table_is_copied_and_followed(every_postgres, tmp_path):
+def test_a_table_is_copied_and_followed(every_postgres, made):
     filled(every_postgres)
-    engine = Engine(every_postgres, tmp_path, ["t"], {"t": ("id",)})
+    engine = made(every_postgres, ["t"], {"t": ("id",)})
     engine.catch_up()
     assert engine.tables.rows["t"] == oracle(every_postgres)
     every_postgres.execute("UPDATE t SET v = 'x' WHERE id < 10")
@@ -36,10 +34,10 @@ def test_a_table_is_copied_and_followed(every_postgres, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_handoff_under_load_with_random_stops(postgres, tmp_path, small_chunks, seed):
+def test_handoff_under_load_with_random_stops(postgres, made, small_chunks, seed):
     filled(postgres)
     rng = random.Random(seed)
-    engine = Engine(postgres, tmp_path, ["t"], {"t": ("id",)})
+    engine = made(postgres, ["t"], {"t": ("id",)})
     with Writers(postgres, mixed, seed=seed):
         for _ in range(6):
             engine.start()

@@ -196,7 +196,6 @@ class Capture:
         slots.verify(state, session.slot, place.lsn)
         self._publish(session, may=False)
         session.oldest = state.oldest if state is not None else 0
-        session.confirmed = place.lsn
         high = max(place.high, session.high())
         new = {} if place.streaming else {n: Progress() for n in session.captured if n not in place.tables}
         known = {n: p for n, p in place.tables.items() if n in session.captured}

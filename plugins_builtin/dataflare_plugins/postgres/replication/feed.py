@@ -55,7 +55,7 @@ class Feed:
         self._pg = connection.pgconn
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        self.confirmed = start
+        self.confirmed = 0  # where we begin may not be durable yet: a run begins anew at a place it has just come to
         self._told = 0.0
         options = [f"proto_version '{PROTOCOL}'", f"publication_names '{_quoted(publication)}'"]
         if binary and connection.info.server_version >= 140000:

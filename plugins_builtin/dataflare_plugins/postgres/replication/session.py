@@ -92,6 +92,7 @@ class Session:
             slots.free(self.side(), self.slot, self.owner)
         binary = not any(t.text for t in self.captured.values())
         self.feed = Feed(self.server, self.owner, self.slot, self.publication, lsn, binary=binary)
+        self.feed.confirm(self.confirmed)
         return self.feed
 
     def confirm(self, lsn: int) -> None:
