@@ -11,6 +11,7 @@ help:  ## what can be made
 .venv/.made: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	$(BIN)/python -m compileall -q core sdk plugins_builtin  # as pip does for what it copies
 	touch $@
 
 demo: .venv/.made  ## run the flights example and show its result
@@ -45,7 +46,8 @@ faults: .venv/.made  ## kill -9 again and again: make faults KILLS=200 SEED=7
 	$(BIN)/python tests/faults/kill.py --kills $(KILLS) --seed $(SEED)
 
 bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev,bench]'
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check 'polars>=1.30' 'pandas>=2.2' 'dlt[duckdb,filesystem,parquet]>=1.10' pyarrow
 	$(BIN)/python -m tests.benchmarks
 
 soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ TYPES = "{" + ", ".join(f"'{n}': '{t}'" for n, t in COLUMNS.items()) + "}"
 READ_CSV = f"read_csv('{{data}}/orders.csv', columns={TYPES}, header=true)"
 SET = {"total_eur": "total * rate", "label": "upper(country) || '-' || status", "day": "created_at::DATE"}
 WHERE = "status in ('paid', 'shipped') and total_eur > 10"
+PEERS = Path(__file__).parents[2] / ".venv-bench"
 MAPPED = ", ".join(f"{e} AS {n}" for n, e in SET.items())
 
 
@@ -37,12 +37,15 @@ def bare(folder: Path, name: str, statement: str, output: str) -> Contestant:
 
 
 def peer(folder: Path, name: str, tool: str, code: str, output: str) -> Contestant | None:
-    """Return another tool on the same task, or None when it is not installed."""
-    if importlib.util.find_spec(tool) is None:
+    """Return another tool on the same task, or None when it is not installed.
+
+    Peers live in an environment of their own (`make bench` makes it): what they bring must not slow us or DuckDB down.
+    """
+    if not list(PEERS.glob(f"lib/python3*/site-packages/{tool}")):
         return None
     place = folder / f"{name}-{tool}"
     place.mkdir(parents=True, exist_ok=True)
-    return Contestant(tool, python(code.replace("{out}", str(place / output))), place, place / output)
+    return Contestant(tool, [str(PEERS / "bin" / "python"), "-c", code.replace("{out}", str(place / output))], place, place / output)
 
 
 def same_rows(kind: str):

@@ -12,7 +12,7 @@ SELECT i AS id, hash(i) % 1000000 AS customer, 'customer ' || (hash(i) % 1000000
        ['paid', 'shipped', 'open', 'cancelled'][1 + (hash(i + 1) % 4)::INTEGER] AS status,
        round((hash(i + 2) % 100000) / 100.0, 2) AS total, round(0.5 + (hash(i + 3) % 100) / 100.0, 2) AS rate,
        TIMESTAMP '2026-01-01' + INTERVAL (i % 7776000) SECOND AS created_at,
-       ['DE', 'FR', 'NL', 'US', 'JP'][1 + (hash(i + 4) % 5)::INTEGER] AS country, 'note ' || i AS note
+       ['DE', 'FR', 'NL', 'US', 'JP'][1 + (hash(i + 4) % 5)::INTEGER] AS country, 'note ' || i || ' for this order' AS note
 FROM range({rows}) t(i)
 """
 COLUMNS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ with open(sys.argv[1], 'w') as sink:
 print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 """
 """A small process in between: the largest resident set of a child is never less than its parent's was."""
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+"""What is installed for people is compiled; a checkout that was edited is compiled at its first run."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Contestant:
         shutil.rmtree(self.folder / ".dataflare", ignore_errors=True)
         log = self.folder / "log.txt"
         launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, str(log), *self.command]
-        told = subprocess.run(launcher, cwd=self.folder, capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(launcher, cwd=self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
         code, wall, cpu, memory = json.loads(told)
         if code != 0:
             raise RuntimeError(f"{self.name} ended with {code}: {log.read_text()[-2000:]}")

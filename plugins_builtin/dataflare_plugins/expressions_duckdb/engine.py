@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ class DuckdbExpressions(Component[EngineConfig]):
             schema=schemas.normalise(result),
             lineage=_lineage(parsed, inputs, result),
             reads=_query_reads(parsed, inputs),
-            rowwise=_is_rowwise(parsed, inputs, self._aggregate_names()),
+            rowwise=_is_rowwise(parsed, inputs, self._aggregate_names),
             volatile=parsed.volatile,
         )
 
@@ -272,8 +272,8 @@ def _objects(node: Any) -> Iterator[Mapping[str, Any]]:
             waiting.extend(here)
 
 
-def _is_rowwise(parsed: Parsed, inputs: Mapping[str, pa.Schema], aggregates: frozenset[str]) -> bool:
-    """Return True only for a projection and filter over one input."""
+def _is_rowwise(parsed: Parsed, inputs: Mapping[str, pa.Schema], aggregates: Callable[[], frozenset[str]]) -> bool:
+    """Return True only for a projection and filter over one input; `aggregates` is asked only when it matters."""
     top: Mapping[str, Any] = parsed.node.get("node") or {}
     if len(inputs) != 1 or top.get("type") != "SELECT_NODE" or (top.get("from_table") or {}).get("type") != "BASE_TABLE":
         return False
@@ -284,7 +284,9 @@ def _is_rowwise(parsed: Parsed, inputs: Mapping[str, pa.Schema], aggregates: fro
     if grouped or any(n.get("sample") for n in _objects(top)):
         return False
     kinds = {n.get("class") for n in _objects(top)}
-    return not kinds & {"SUBQUERY", "WINDOW"} and not parsed.functions & (aggregates | {"unnest", "generate_series"})
+    if kinds & {"SUBQUERY", "WINDOW"} or parsed.functions & {"unnest", "generate_series"}:
+        return False
+    return not (parsed.functions and parsed.functions & aggregates())
 
 
 def _check_case(schema: pa.Schema) -> None:

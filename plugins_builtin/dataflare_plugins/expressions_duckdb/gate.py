@@ -126,6 +126,11 @@ class Parsed:
     can_fail: bool
 
 
+KEPT = 1_000
+_known: dict[tuple[str, str], Parsed] = {}
+"""Expressions that have passed, by text and start: a plan binds each of them several times."""
+
+
 def parse_expression(connection: Any, text: str, started: str) -> Parsed:
     """Parse one row expression and refuse what is none.
 
@@ -137,6 +142,15 @@ def parse_expression(connection: Any, text: str, started: str) -> Parsed:
     Raises:
         DataflareError: `expression.*`.
     """
+    known = _known.get((text, started))
+    if known is None:
+        if len(_known) >= KEPT:
+            _known.clear()
+        known = _known[text, started] = _parse_expression(connection, text, started)
+    return known
+
+
+def _parse_expression(connection: Any, text: str, started: str) -> Parsed:
     prefix = "SELECT "
     statement = _one_statement(connection, prefix + text, text)
     node = statement["node"]

@@ -11,7 +11,7 @@ from typing import Any
 from dataflare_plugins.engine.parsing.document import SYNTAX, Document
 from dataflare_plugins.engine.parsing.model import ModelMaker
 from dataflare_plugins.engine.parsing.params import resolve_params
-from dataflare_plugins.engine.parsing.yaml_loader import load_yaml, resolve_plain
+from dataflare_plugins.engine.parsing.scalars import resolve_plain
 from dataflare_plugins.engine.places import parse_path
 from dataflare_sdk import CODES, Component, DataflareError, NoConfig, Problem, Workflow, code
 from dataflare_sdk.fields import documented, nearest
@@ -94,6 +94,8 @@ class WorkflowParser(Component[NoConfig]):
             from dataflare_plugins.engine.parsing.json_loader import load_json
 
             return load_json(text)
+        from dataflare_plugins.engine.parsing.yaml_loader import load_yaml
+
         return load_yaml(text)
 
     def schema(self) -> dict[str, Any]:

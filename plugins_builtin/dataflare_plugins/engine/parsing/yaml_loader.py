@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import yaml
 
 from dataflare_plugins.engine.parsing.document import SYNTAX, TOO_BIG, Builder, Document
+from dataflare_plugins.engine.parsing.scalars import resolve_plain
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NULL = frozenset(("", "~", "null", "Null", "NULL"))
-_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INT = re.compile(r"[-+]?[0-9]{1,1000}")
-_OCT = re.compile(r"0o[0-7]{1,1000}")
-_HEX = re.compile(r"0x[0-9a-fA-F]{1,1000}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
 
 
@@ -108,26 +101,3 @@ def _resolve(event: Any, line: int, column: int) -> Any:
     if kind in wanted and not isinstance(value, wanted[kind]):
         raise SYNTAX.error(f"'{text}' is no {kind}", line=line, column=column)
     return float(value) if kind == "float" else value
-
-
-def resolve_plain(text: str) -> Any:
-    """Return what an unquoted scalar means in YAML 1.2 core."""
-    if text in _NULL:
-        return None
-    if text in _BOOL:
-        return _BOOL[text]
-    first = text[0]
-    if not (first.isdigit() or first in "+-."):
-        return text
-    if _INT.fullmatch(text):
-        return int(text)
-    if _OCT.fullmatch(text):
-        return int(text, 0)
-    if _HEX.fullmatch(text):
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    special = _SPECIAL.fullmatch(text)
-    if special:
-        return float("nan") if special[3] else float(f"{special[1]}inf")
-    return text

@@ -116,7 +116,8 @@ class BulkTask:
                 unit.check()
             for sql in unit.setup:
                 connection.execute(sql)
-        for sql in (*copy.setup, *profile.START, *([duck.NO_PUSHDOWN] if statement.guard else [])):
+        profiled = profile.START if profile.needed(self._env.plan, self.spec.nodes, self._built) else ()
+        for sql in (*copy.setup, *profiled, *([duck.NO_PUSHDOWN] if statement.guard else [])):
             connection.execute(sql)
         duck.lock_down(connection, [*statement.paths(), *copy.paths], [p for p in copy.paths if Path(p).is_dir()])
         failpoint("bulk.statement.before")
