@@ -65,6 +65,8 @@ class Buffers:
         words[_CODEC] = self.codec
         if self.codec is Codec.NUMERIC:
             words[_PRECISION], words[_SCALE] = kind.precision, kind.scale
+        elif self.codec is Codec.TIMESTAMP:
+            words[_SCALE] = int(kind.tz is not None)
         if self.codec is Codec.LIST:
             assert element is not None
             self.child = Buffers(guest, self._take(_CHILD, STRUCT), kind.value_type, element, None, rows, text=text)
@@ -127,6 +129,11 @@ class Buffers:
     def mark_key(self) -> None:
         """Tell the guest that this column identifies a row."""
         self._guest.words(self.address, 16)[_KEY] = 1
+
+    @property
+    def used(self) -> int:
+        """Bytes it takes."""
+        return sum(self._held.values()) + (0 if self.child is None else self.child.used)
 
     def find(self, address: int) -> Buffers | None:
         """Return the column, or its elements, whose struct is at `address`."""
@@ -233,6 +240,16 @@ class ColumnSet:
             raise OverflowError
         found.grow(max(need, min(2 * found.capacity, found.capacity + (32 << 20))))
         return True
+
+    @property
+    def used(self) -> int:
+        """Bytes they take."""
+        return sum(b.used for b in self.buffers)
+
+    def unchanged(self, rows: int) -> dict[str, pa.Array]:
+        """Return the columns that were not sent of some of the first `rows`, and of which."""
+        flags = {c.name: b.unchanged(rows) for b, c in zip(self.buffers, self.columns, strict=True) if c is not None}
+        return {name: array for name, array in flags.items() if array is not None}
 
     def batch(self, rows: int) -> pa.RecordBatch:
         """Return the first `rows`."""

@@ -21,8 +21,9 @@ class State(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_uint32) for name in ("status", "consumed", "need", "column", "place", "refused", "max_refused")),
-        *((name, ctypes.c_uint32) for name in ("refusals", "row", "max_rows", "relation", "in_transaction", "reply", "xid")),
-        *((name, ctypes.c_uint64) for name in ("position", "wal_end", "until", "commit_ts")),
+        *((name, ctypes.c_uint32) for name in ("refusals", "row", "max_rows", "relation", "in_transaction")),
+        *((name, ctypes.c_uint32) for name in ("reply", "xid", "bytes", "reserved")),
+        *((name, ctypes.c_uint64) for name in ("position", "wal_end", "sent", "until", "commit_ts")),
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ enum {
 
 typedef struct column {
   u32 codec;
-  u32 precision, scale;     // of a decimal
+  u32 precision, scale;     // of a decimal; of a timestamp, scale 1: with a zone
   u8 *values;               // list: unused
   u32 *offsets;             // variable width and lists: rows + 1
   u8 *valid;                // bits, all set at first
@@ -57,7 +57,12 @@ typedef struct {
   u32 in_transaction;
   u32 reply;
   u32 xid;
-  u64 position, wal_end, until, commit_ts;
+  u32 bytes;                // changes: how many of the input are done with
+  u32 reserved;
+  u64 position;             // end of the last commit that was seen
+  u64 wal_end;              // of the last keepalive
+  u64 sent;                 // all commits before it have been seen
+  u64 until, commit_ts;
 } state;
 
 enum { ENDED_INPUT, ENDED_ROWS, ENDED_COLUMN, ENDED_TRAILER, ENDED_BROKEN, ENDED_OTHER, ENDED_UNTIL };

@@ -6,4 +6,7 @@
 #include "columns.h"
 #include "decimals.h"
 #include "binary.h"
+#include "text.h"
 #include "copy_out.h"
+#include "changes.h"
+#include "copy_in.h"
