@@ -159,6 +159,17 @@ class Server:
         except psycopg.Error as error:
             raise self.explain(error, refused, path) from error
 
+    @contextlib.contextmanager
+    def refusals(self, refused: ErrorCode) -> Iterator[None]:
+        """Turn what the server says of a row (a constraint, a value that is none) into one error with its words."""
+        psycopg = library()
+        try:
+            yield
+        except psycopg.Error as error:
+            if (error.sqlstate or "")[:2] in ("22", "23", "P0"):
+                raise refused.error(f"{self.shown}: {self.clean(error)[:500]}") from error
+            raise
+
     def explain(self, error: psycopg.Error, refused: ErrorCode | None = None, path: str | None = None) -> DataflareError:
         """Return the coded error for one of the library's, by its SQLSTATE."""
         psycopg = library()

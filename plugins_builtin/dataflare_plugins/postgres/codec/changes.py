@@ -32,13 +32,13 @@ from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals
 from dataflare_plugins.postgres.codec.tables import Attribute, ChangeBatch, Form, Relation, Resolve, Table
 from dataflare_sdk import DataflareError
 
-__all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsText", "Relation"]
+__all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
 
 _PIECE = 4 << 20
 _TABLES = 12_000  # three quarters of the guest's table
 
 
-class NeedsText(Exception):
+class NeedsTextError(Exception):
     """A table has a column that travels as text, and the stream is in binary: start it again from `position` with `text=True`."""
 
 
@@ -121,7 +121,7 @@ class ChangeDecoder:
 
         Raises:
             DataflareError: `postgres.protocol`: a message that is none, or of another protocol.
-            NeedsText: a table cannot be read from a stream in binary.
+            NeedsTextError: a table cannot be read from a stream in binary.
         """
         self._guest.state.until = until or 0
         self.reached = False
@@ -241,7 +241,7 @@ class ChangeDecoder:
             return
         form = self._resolve(relation)
         if not self._text and form is not None and any(c is not None and c.text for c in form.columns):
-            raise NeedsText(f"{relation.namespace}.{relation.name}")
+            raise NeedsTextError(f"{relation.namespace}.{relation.name}")
         if known is not None:
             yield from self.drain()
         elif len(self._tables) >= _TABLES:

@@ -135,7 +135,7 @@ class CopyDecoder:
 
     def _grow(self, column: int, need: int) -> bool:
         """Make room for a value; False: give away the rows that are there first."""
-        assert ENDED_COLUMN == self._guest.state.status
+        assert self._guest.state.status == ENDED_COLUMN
         if self._guest.state.row and self._guest.used - self._room > self._max_bytes:
             return False
         try:

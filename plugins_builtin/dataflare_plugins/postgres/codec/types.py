@@ -14,7 +14,7 @@
 | time | time64[us]; 24:00:00 is refused | binary |
 | domains | their base type's | as their base type |
 | one-dimensional arrays of the above | list; a value of more dimensions is refused | binary |
-| timetz, interval, money, bit, inet, cidr, macaddr, geometric types, ranges, composites, hstore, tsvector, … | string | text: the server's own output |
+| timetz, interval, money, bit, inet, macaddr, geometry, ranges, composites, hstore, … | string | text: the server's own output |
 | arrays of more dimensions, arrays of types that travel as text | string | text |
 
 A type that travels as text is cast to text in the SELECT (`Column.select`). In a replication stream nobody can cast:
@@ -67,6 +67,7 @@ class Column:
         element: of a list, the codec of an element.
         limit: characters a value may have at most (varchar(n), char(n)), None: no limit.
         sql: PostgreSQL's name of the type, for declarations and casts; "" when it was not asked for.
+        element_oid: of a list, the PostgreSQL type of an element.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Column:
     element: Codec | None = None
     limit: int | None = None
     sql: str = ""
+    element_oid: int = 0
 
     @property
     def text(self) -> bool:
@@ -193,7 +195,7 @@ def _resolve(oid: int, typmod: int, catalog: Mapping[int, TypeInfo], dims: int) 
     if oid in _SCALARS:
         codec, kind = _SCALARS[oid]
         return Column("", kind, codec, limit=typmod - 4 if oid in _LIMITED and typmod >= 4 else None)
-    if oid in _ARRAYS or (info and info.element):
+    if oid in _ARRAYS or (info and info.element and oid >= BUILT_IN):
         return _array(_ARRAYS.get(oid, info.element if info else 0), typmod, catalog, dims)
     if info and info.kind == "d":
         return _resolve(info.base, info.base_typmod, catalog, info.dims)
@@ -206,7 +208,7 @@ def _array(element: int, typmod: int, catalog: Mapping[int, TypeInfo], dims: int
     inner = _resolve(element, typmod, catalog, 0)
     if dims > 1 or inner.codec in (Codec.TEXT, Codec.LIST):
         return Column("", pa.string(), Codec.TEXT)
-    return Column("", pa.list_(inner.arrow), Codec.LIST, inner.codec, inner.limit)
+    return Column("", pa.list_(inner.arrow), Codec.LIST, inner.codec, inner.limit, element_oid=element)
 
 
 _DECLARED: dict[pa.DataType, tuple[str, Codec]] = {
@@ -276,5 +278,15 @@ def _nested(name: str, kind: pa.DataType) -> Column:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = target("", kind.value_type)
         if not pa.types.is_nested(kind.value_type):
-            return Column(name, pa.list_(inner.arrow), Codec.LIST, inner.codec, sql=f"{inner.sql}[]")
+            oid = _oid(inner)
+            return Column(name, pa.list_(inner.arrow), Codec.LIST, inner.codec, sql=f"{inner.sql}[]", element_oid=oid)
     return Column(name, pa.string(), Codec.JSONB, sql="jsonb")
+
+
+def _oid(declared: Column) -> int:
+    """Return the oid of a type that `target` declares."""
+    if declared.codec is Codec.NUMERIC:
+        return _NUMERIC
+    return next(
+        oid for oid, (codec, kind) in _SCALARS.items() if (codec, kind) == (declared.codec, declared.arrow) and oid not in (19, 114, 142)
+    )

@@ -78,7 +78,7 @@ static u32 put_numeric(column *c, u32 row, const u8 *p, u32 n) {
   if (part) {
     u32 d = power == -whole - 1 ? group(&v, power) : 0, cut = TENS[4 - part];
     if (RARE(d > 9999)) return broken(12);
-    if (RARE(d % cut || !less(sum, POWERS[35]))) return OUT_OF_RANGE;
+    if (RARE(d % cut || !less(sum, POWERS[38 - part]))) return OUT_OF_RANGE;
     sum = times(sum, TENS[part], d / cut);
   }
   return put_decimal(c, row, sum, v.minus);

@@ -9,3 +9,4 @@
 #include "text.h"
 #include "copy_out.h"
 #include "changes.h"
+#include "copy_in.h"
