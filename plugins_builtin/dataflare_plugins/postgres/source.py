@@ -19,6 +19,7 @@ from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
 
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
+MISSING_COLUMN = code("workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHUNKS_OF_A_QUERY = code(
     "postgres.chunks-of-a-query",
@@ -122,7 +123,7 @@ class PostgresSource(Source[PostgresConfig]):
             if name not in relation.names:
                 near = nearest(name, relation.names)
                 fix = f"did you mean '{near}'?" if near else None
-                raise CODES["workflow.missing-column"].error(f"there is no column '{name}'", fix=fix, path=f"{path}.{name}")
+                raise MISSING_COLUMN.error(f"there is no column '{name}'", fix=fix, path=f"{path}.{name}")
 
     def _cursor(self, relation: Relation, extract: ExtractSpec) -> Any:
         if extract.cursor not in relation.names:
