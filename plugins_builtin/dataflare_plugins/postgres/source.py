@@ -21,7 +21,10 @@ from dataflare_sdk.query_gate import one_select
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHUNKS_OF_A_QUERY = code(
-    "postgres.chunks-of-a-query", 3, "A query cannot be read in chunks: it has no key.", "Read a table, or leave `consistency` at `instant`."
+    "postgres.chunks-of-a-query",
+    3,
+    "A query cannot be read in chunks: it has no key.",
+    "Read a table, or leave `consistency` at `instant`.",
 )
 OVERLAP_AND_HORIZON = code(
     "postgres.overlap-and-horizon", 3, "`horizon: xmin` finds late rows exactly, `overlap` by reading again.", "Keep one of them."
