@@ -68,7 +68,17 @@ class Tables:
 class Engine:
     """One workflow: its state, and captures over it that can be dropped at any moment."""
 
-    def __init__(self, database: Any, folder: Any, names: list[str], keys: dict[str, tuple[str, ...]], *, many: bool = True, url: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        database: Any,
+        folder: Any,
+        names: list[str],
+        keys: dict[str, tuple[str, ...]],
+        *,
+        many: bool = True,
+        url: str | None = None,
+        **options: Any,
+    ) -> None:
         self.database = database
         self.url = url or database.socket_url
         self.ctx = FakeContext(folder, "source")
@@ -175,7 +185,9 @@ class Writers:
         try:
             with database.connect() as db:
                 while not self._stop.is_set():
-                    with contextlib.suppress(psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedColumn):
+                    with contextlib.suppress(
+                        psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedColumn
+                    ):
                         work(db, rng)
                         self.transactions += 1
         except BaseException as error:

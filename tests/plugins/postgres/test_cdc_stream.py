@@ -9,8 +9,7 @@ import pytest
 from tests.plugins.postgres.capturing import BIG, Writers, mixed, oracle
 
 from dataflare_plugins.postgres.replication import snapshot
-from dataflare_sdk import Batch, Pause, SchemaChange
-from dataflare_sdk.changes import READ
+from dataflare_sdk import Batch
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int)"
 
@@ -128,7 +127,9 @@ def test_many_streams_alternate_in_transactions(postgres, made):
             with db.transaction():
                 for _ in range(6):
                     table = rng.choice([*names, "other.t0"])
-                    db.execute(f"INSERT INTO {table} VALUES (%s, 'a') ON CONFLICT (id) DO UPDATE SET v = excluded.v || 'b'", (rng.randint(1, 50),))
+                    db.execute(
+                        f"INSERT INTO {table} VALUES (%s, 'a') ON CONFLICT (id) DO UPDATE SET v = excluded.v || 'b'", (rng.randint(1, 50),)
+                    )
                 db.execute("INSERT INTO unread VALUES (%s)", (i,))
     engine.catch_up()
     for name in [*names, "other.t0"]:
@@ -194,7 +195,14 @@ def test_a_table_read_again_while_it_is_streamed(postgres, made, monkeypatch):
                 engine.ack()
             if turn % 15 == 14:
                 engine.start()
-        read_until(engine, lambda: engine.offset.get("tables", {"t": {"done": False}})["t"]["done"] if engine.offset.get("tables") else engine.ctx.state_get("resnapshot") == b"[]")
+        read_until(
+            engine,
+            lambda: (
+                engine.offset.get("tables", {"t": {"done": False}})["t"]["done"]
+                if engine.offset.get("tables")
+                else engine.ctx.state_get("resnapshot") == b"[]"
+            ),
+        )
         engine.ack()
     engine.catch_up()
     assert engine.tables.rows["t"] == oracle(postgres)

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.postgres.connection import Server
-from dataflare_plugins.postgres.replication import checks, offsets, options, tables, visible
+from dataflare_plugins.postgres.replication import checks, offsets, tables, visible
 from dataflare_plugins.postgres.replication import feed as feeds
 from dataflare_plugins.postgres.replication import slot as slots
 from dataflare_plugins.postgres.replication.offsets import Place, Progress
+from dataflare_plugins.postgres.replication.options import CaptureOptions, slot_name
 from dataflare_plugins.postgres.replication.reader import CaptureReader
 from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
@@ -33,6 +34,7 @@ class Capture:
         many: each is a stream of its own; else there is one, and its stream bears the node's id.
         slot: name of the slot; by default one of this node's own.
         publication: name of the publication; by default one is made.
+        options: what else the workflow says of it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Capture:
         many: bool,
         slot: str | None = None,
         publication: str | None = None,
+        options: CaptureOptions = CaptureOptions(),  # noqa: B008 - frozen
     ) -> None:
         self._ctx = ctx
         self._server = server
@@ -51,6 +54,7 @@ class Capture:
         self._many = many
         self._slot = slot
         self._publication = publication
+        self._options = options
         self._session: Session | None = None
         self._reader: CaptureReader | None = None
 
@@ -121,8 +125,9 @@ class Capture:
         if self._session is None:
             mark = zlib.crc32(f"{self._ctx.run.workflow_id if self._ctx.run else ''}/{self._ctx.node}".encode())
             owner = f"dataflare {mark:08x} {self._ctx.node}"[:50]
-            slot = options.slot_name(self._slot, self._ctx)
-            self._session = Session(self._ctx, self._server, slot, owner, options.of(extract.options))
+            slot = slot_name(self._slot, self._ctx)
+            consistency = str(extract.options.get("consistency") or "chunks")
+            self._session = Session(self._ctx, self._server, slot, owner, self._options, consistency)
         session = self._session
         session.stop()
         session.captured, session.planned, session.used, session.keys = {}, {}, {}, {}
@@ -170,7 +175,7 @@ class Capture:
             raise
         state = slots.look(session.side(), session.slot)
         session.oldest = state.oldest if state is not None else 0
-        if session.options.consistency == "instant":
+        if session.consistency == "instant":
             session.snapshot, session.holder = snapshot, holder
         else:
             holder.close()
@@ -178,7 +183,7 @@ class Capture:
 
     def _from(self, session: Session, start: int) -> Place:
         high = start
-        if session.options.consistency == "instant" and session.snapshot is None:
+        if session.consistency == "instant" and session.snapshot is None:
             # The slot was there before: one moment of our own, later than the slot's.
             session.holder = self._server.connect(application_name=f"{session.owner}:hold")
             session.snapshot, high = visible.export(session.holder)

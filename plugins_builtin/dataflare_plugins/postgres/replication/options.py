@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from dataflare_sdk import ComponentContext, Duration, Size, config, option
-from dataflare_sdk.fields import parse
+from dataflare_sdk import ComponentContext
 
 
-@config
+@dataclass(frozen=True, slots=True)
 class CaptureOptions:
-    """Keys of `extract:` with `mode: cdc`."""
+    """The source's keys that only a capture knows.
 
-    consistency: Literal["chunks", "instant"] = option(
-        "How tables are copied at first: chunk by chunk (a kill goes on at the last chunk), or all as of one moment (a kill starts over).",
-        default="chunks",
-    )
-    on_slot_lost: Literal["fail", "resnapshot"] = option(
-        "When the slot is gone, and with it changes nobody has read: stop, or empty the destination and copy the tables anew.",
-        default="fail",
-    )
-    max_slot_lag: Size | None = option("Stop when the slot holds back more of the log than this.", default=None, example="10GiB")
-    heartbeat: Duration | None = option(
-        "Write a message into the log this often, so that the capture moves on in a database nobody else writes to.",
-        default=None,
-        example="1m",
-    )
+    Attributes:
+        on_slot_lost: `fail` or `resnapshot`: what to do when the slot is gone.
+        max_slot_lag: bytes of the log the slot may hold back before the capture stops; None: any.
+        heartbeat: seconds between messages of our own in the log; None: none.
+    """
 
-
-def of(extract: Mapping[str, Any]) -> CaptureOptions:
-    """Return the capture's options from what the `extract:` block carried beside the engine's own keys."""
-    known = {k: extract[k] for k in ("consistency", "on_slot_lost", "max_slot_lag", "heartbeat") if k in extract}
-    return parse(CaptureOptions, known)
+    on_slot_lost: str = "fail"
+    max_slot_lag: int | None = None
+    heartbeat: float | None = None
 
 
 def slot_name(given: str | None, ctx: ComponentContext) -> str:

@@ -126,9 +126,18 @@ class CaptureReader:
         stream = self._stream
         if stream is None:
             return False
-        if stream.reached:
+        if stream.reached and goal.lsn != stream.until:
+            self._further(stream)
+        elif stream.reached:
             self._stand(goal.lsn if goal.exact is not None else max(stream.boundary or 0, self._place.lsn, goal.lsn))
         return False
+
+    def _further(self, stream: Stream) -> None:
+        """Stream again from where it stands: the goal has moved on, and what came after the old one was passed over."""
+        if self._loose is not None:
+            self._stand(max(stream.boundary or 0, self._place.lsn))
+        stream.close()
+        self._stream = None
 
     def _stand(self, boundary: int) -> None:
         """Hand out that the stream stands at `boundary`, without rows: a checkpoint of it frees the log before it."""

@@ -36,6 +36,7 @@ class Session:
         slot: the slot's name.
         owner: what the server is told who reads.
         options: what the workflow says about the capture.
+        consistency: how tables are copied at first: `chunks` (a kill goes on at the last chunk) or `instant`.
         publication: the publication's name.
         captured: stream to its table as it is now, of the streams that are read.
         planned: stream to the columns that were planned.
@@ -54,6 +55,7 @@ class Session:
     slot: str
     owner: str
     options: CaptureOptions
+    consistency: str = "chunks"
     publication: str = ""
     captured: dict[str, Table] = field(default_factory=dict)
     planned: dict[str, pa.Schema] = field(default_factory=dict)
