@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from dataflare_plugins.commands.common import file_argument, table
-from dataflare_plugins.commands.store import opened
 from dataflare_sdk.commands import Invocation, verb
+from dataflare_sdk.state_store import leased, opened
 
 
 @click.group("state")
@@ -27,8 +27,8 @@ def show(call: Invocation, file: Path, stream: str | None) -> int:
     """Show the offset, epoch, fence and run of every source."""
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
-        with opened(runtime, workflow) as store:
-            streams = {} if store is None else _streams(workflow, store)
+        with opened(runtime.host, workflow) as store:
+            streams = _streams(workflow, store)
     if stream is not None:
         streams = {k: v for k, v in streams.items() if k == stream or k.startswith(f"{stream}/")}
     call.emit({"dataflare": 1, "command": "state show", "workflow": workflow.name, "streams": streams})
@@ -75,7 +75,7 @@ def set_offset(call: Invocation, file: Path, stream: str, offset: str) -> int:
         runtime.authorize("state.set", workflow.name)
         if stream not in [n.id for n in workflow.of("source")]:
             raise NO_NODE.error(f"there is no source '{stream}'")
-        with Leased(runtime, workflow) as store:
+        with leased(runtime.host, workflow) as store:
             store.set_offset(workflow.name, stream, value)
     call.emit({"dataflare": 1, "command": "state set", "workflow": workflow.name, "stream": stream, "offset": value})
     if not call.json:
@@ -95,35 +95,9 @@ def reset(call: Invocation, file: Path, stream: str | None, yes: bool) -> int:
         runtime.authorize("state.reset", workflow.name)
         if not yes and not call.json and sys.stdin.isatty():
             click.confirm(f"Forget the checkpoints of '{workflow.name}'?", abort=True)
-        with Leased(runtime, workflow) as store:
+        with leased(runtime.host, workflow) as store:
             count = store.reset(workflow.name, stream)
     call.emit({"dataflare": 1, "command": "state reset", "workflow": workflow.name, "stream": stream, "forgotten": count})
     if not call.json:
         call.say(f"{workflow.name}: {count} checkpoint(s) forgotten")
     return 0
-
-
-class Leased:
-    """The state store with the workflow's lock held: nothing is changed under a run."""
-
-    def __init__(self, runtime: Any, workflow: Any) -> None:
-        from dataflare_sdk import Surroundings
-
-        state = workflow.settings.get("state") or {}
-        base = Path(workflow.base_dir)
-        path = base / str(state.get("path") or ".dataflare/state.db")
-        self._name = workflow.name
-        self._store = runtime.host.build(
-            "state_store", str(state.get("store") or "sqlite"), {"path": str(path)}, Surroundings(node="state", base_dir=base)
-        )
-
-    def __enter__(self) -> Any:
-        try:
-            self._store.acquire(self._name)
-        except BaseException:
-            self._store.close()
-            raise
-        return self._store
-
-    def __exit__(self, *exc: object) -> None:
-        self._store.close()

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from dataflare_plugins.commands.common import file_argument, table
-from dataflare_plugins.commands.store import opened
 from dataflare_sdk.commands import Invocation, verb
+from dataflare_sdk.state_store import opened
 
 
 @click.command("status")
@@ -22,7 +22,7 @@ def status(call: Invocation, file: Path, watch: bool) -> int:
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
         while True:
-            with opened(runtime, workflow) as store:
+            with opened(runtime.host, workflow) as store:
                 document = _document(workflow, store)
             if call.json and watch:
                 import json
@@ -41,10 +41,10 @@ def status(call: Invocation, file: Path, watch: bool) -> int:
 
 def _document(workflow: Any, store: Any) -> dict[str, Any]:
     made: dict[str, Any] = {"dataflare": 1, "command": "status", "workflow": workflow.name, "status": "never run", "nodes": []}
-    if store is None:
-        return made
     checkpoint, runs = store.load(workflow.name), store.runs(workflow.name, 1)
     last = runs[0] if runs else {}
+    if checkpoint is None and not runs:
+        return made
     if checkpoint is None:
         return {**made, "status": str(last.get("status") or "running"), "run_id": last.get("run_id")}
     finished = checkpoint.final and checkpoint.done

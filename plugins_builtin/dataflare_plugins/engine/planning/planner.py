@@ -281,7 +281,7 @@ class Planner:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(self).by_destination(),
-            settings=json.loads(json.dumps(dict(self.workflow.settings), default=str)),
+            settings=_public(self.workflow.settings),
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._notes),
         )
@@ -383,6 +383,14 @@ def cached_schema(workflow: Workflow, source: str) -> pa.Schema | None:
 
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    if isinstance(plain.get("state"), dict):
+        plain["state"].pop("url", None)
+    return plain
 
 
 def _identity(node: NodeSpec) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
@@ -17,10 +17,11 @@ from dataflare_sdk import (
     NoConfig,
     Plan,
     Problem,
-    Surroundings,
+    DataflareError,
     Workflow,
     code,
 )
+from dataflare_sdk.state_store import open_state, opened
 
 DELIVERY = code(
     "workflow.delivery",
@@ -55,11 +56,16 @@ class WorkflowValidator(Component[NoConfig]):
             until: plan only what leads to this node.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
+        try:
+            self._check_state(workflow)
+            offsets = last_offsets(host, workflow, offline)
+        except DataflareError as error:
+            return [replace(p, **workflow.place(*parse_path(p.path))) for p in error.problems], None
         planner = Planner(
             host,
             workflow,
             offline=offline,
-            offsets=last_offsets(host, workflow),
+            offsets=offsets,
             inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
         )
@@ -71,6 +77,11 @@ class WorkflowValidator(Component[NoConfig]):
             problems = problems + self._delivery(workflow, plan)
         failed = any(p.severity == "error" for p in problems)
         return problems, None if failed else plan
+
+    def _check_state(self, workflow: Workflow) -> None:
+        """Build the state store that the file names, without asking it anything."""
+        if set(workflow.settings.get("state") or {}) & {"store", "url"}:
+            open_state(self.ctx.host, workflow, offline=True).close()  # type: ignore[arg-type]
 
     def _delivery(self, workflow: Workflow, plan: Plan) -> list[Problem]:
         wanted = workflow.settings.get("delivery")
@@ -100,26 +111,12 @@ def _hardened(problem: Problem) -> Problem:
     return replace(problem, severity="error") if problem.code == "workflow.unknown-schema" else problem
 
 
-def state_path(workflow: Workflow) -> Path:
-    """Return where the state store of a workflow lies."""
-    state = workflow.settings.get("state") or {}
-    return Path(workflow.base_dir) / str(state.get("path") or ".dataflare/state.db")
-
-
-def open_state(host: Host, workflow: Workflow) -> Any:
-    """Build the workflow's state store."""
-    state = workflow.settings.get("state") or {}
-    around = Surroundings(node="state", base_dir=Path(workflow.base_dir))
-    return host.build("state_store", str(state.get("store") or "sqlite"), {"path": str(state_path(workflow))}, around)
-
-
-def last_offsets(host: Host, workflow: Workflow) -> dict[str, Any]:
+def last_offsets(host: Host, workflow: Workflow, offline: bool) -> dict[str, Any]:
     """Return source id to the offset the last finished run left, for sources that go on from it."""
     incremental = [n.id for n in workflow.of("source") if ((n.blocks.get("extract") or {}).get("mode") or "full") != "full"]
-    if not incremental or not state_path(workflow).exists():
+    if not incremental:
         return {}
-    store = open_state(host, workflow)
-    try:
+    with opened(host, workflow, offline=offline) as store:
         checkpoint = store.load(workflow.name)
         found = {k: v for k, v in (checkpoint.stop if checkpoint else {}).items() if k in incremental}
         for source in incremental:
@@ -127,5 +124,3 @@ def last_offsets(host: Host, workflow: Workflow) -> dict[str, Any]:
             if override is not None:
                 found[source] = json.loads(override)
         return found
-    finally:
-        store.close()

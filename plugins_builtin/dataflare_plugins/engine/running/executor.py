@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import queue
 import threading
@@ -13,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.planning.lanes import as_streaming
-from dataflare_plugins.engine.planning.validator import open_state
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
@@ -35,6 +35,7 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
+from dataflare_sdk.state_store import open_state
 
 
 class LocalRun:
@@ -96,7 +97,9 @@ class LocalRun:
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
-                store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                # A state store that is gone is no news beside what ended the run; often it is the same.
+                with contextlib.suppress(DataflareError):
+                    store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
                 raise
             if status != "done":
                 store.end_run(start.run_id, {"status": status})
@@ -110,6 +113,10 @@ class LocalRun:
         failures = 0
         while True:
             try:
+                if failures:
+                    if recovery.over(store, start):
+                        return "done"
+                    start = recovery.start(store, self.plan, start.started, start.run_id)
                 return self._attempt(store, lease, recovery, start)
             except StatementFailed as error:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
@@ -120,7 +127,6 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
-                start = recovery.start(store, self.plan, start.started, start.run_id)
 
     def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         zone = str(self.plan.settings.get("timezone") or "UTC")

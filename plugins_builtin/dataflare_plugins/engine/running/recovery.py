@@ -93,6 +93,11 @@ class RecoveryManager(Component[NoConfig]):
             before=before,
         )
 
+    def over(self, store: StateStore, start: Start) -> bool:
+        """Return True when a run has reached its end, although the answer of the state store did not arrive."""
+        newest = store.load(start.plan.workflow)
+        return newest is not None and newest.run_id == start.run_id and newest.final and newest.done
+
     def decide(self, start: Start, opened: Mapping[str, Opened]) -> Decision:
         """Compare the newest logged epoch with what each destination holds.
 
