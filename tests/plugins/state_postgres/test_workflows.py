@@ -127,7 +127,7 @@ def test_validate_asks_no_server_and_places_what_is_wrong(folder: Path) -> None:
     assert command("validate", STATE_URL="postgresql://127.0.0.1:1/x")[1]["valid"]
     code, document = command("validate", STATE_URL="no url")
     (problem,) = document["problems"]
-    assert (code, problem["code"], problem["path"], problem["line"]) == (3, "state.bad-url", "state.url", 12)
+    assert (code, problem["code"], problem["path"], problem["line"]) == (3, "state.bad-url", "state.url", 11)
     (folder / "dataflare.yaml").write_text(WORKFLOW.replace('url: "${env:STATE_URL}", ', ""))
     code, document = command("validate")
     assert (code, document["problems"][0]["path"]) == (3, "state.url")
