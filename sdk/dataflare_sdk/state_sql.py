@@ -118,7 +118,9 @@ class SqlStateStore(Component[C]):
         def write(execute: Execute) -> None:
             execute("DELETE FROM checkpoints WHERE workflow=? AND run_id=? AND epoch=?", *key)
             execute("DELETE FROM letters WHERE workflow=? AND run_id=? AND epoch=?", *key)
-            execute("INSERT INTO checkpoints(workflow, run_id, epoch, body, crc, done, saved_at) VALUES(?,?,?,?,?,0,?)", *key, body, crc, now)
+            execute(
+                "INSERT INTO checkpoints(workflow, run_id, epoch, body, crc, done, saved_at) VALUES(?,?,?,?,?,0,?)", *key, body, crc, now
+            )
             for n, letter in enumerate(letters):
                 execute(
                     "INSERT INTO letters(workflow, run_id, epoch, n, body, saved_at) VALUES(?,?,?,?,?,?)",

@@ -91,7 +91,9 @@ class StatePostgres(SqlStateStore[StateConfig]):
         digest, workflow = hashlib.sha256(data).hexdigest(), self._held().workflow
         self._fresh.add(digest)
         self._write(
-            lambda execute: execute("INSERT INTO chunks(workflow, digest, data) VALUES(?,?,?) ON CONFLICT DO NOTHING", workflow, digest, data)
+            lambda execute: execute(
+                "INSERT INTO chunks(workflow, digest, data) VALUES(?,?,?) ON CONFLICT DO NOTHING", workflow, digest, data
+            )
         )
         return f"chunk:{digest}"
 

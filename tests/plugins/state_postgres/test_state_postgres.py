@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers.processes import wait_until
 
 from dataflare_plugins.state_postgres.store import StateConfig, StatePostgres
 from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, RetriableError
 from dataflare_sdk.testing import FakeContext, StateStoreSuite
-
-from tests.servers.processes import wait_until
 
 
 @pytest.fixture
@@ -86,9 +85,7 @@ sys.stdin.read()
 
 
 def test_a_killed_process_frees_the_lock(make: Any, postgres: Any) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, postgres.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, postgres.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdin is not None
     with holder.stdout, holder.stdin:

@@ -13,11 +13,11 @@ from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
+    DataflareError,
     Host,
     NoConfig,
     Plan,
     Problem,
-    DataflareError,
     Workflow,
     code,
 )
