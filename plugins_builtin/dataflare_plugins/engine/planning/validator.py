@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class WorkflowValidator(Component[NoConfig]):
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
         changed: Mapping[str, Mapping[str, Any]] | None = None,
+        collect: Sequence[str] = (),
     ) -> tuple[list[Problem], Plan | None]:
         """Return every problem, and the plan when there is no error among them.
 
@@ -54,15 +55,12 @@ class WorkflowValidator(Component[NoConfig]):
             strict: what cannot be known is an error, not a note.
             offline: touch nothing but local files.
             inputs: source id to the Arrow data that stands in for it.
-            until: plan only what leads to this node.
+            until: plan only what leads to this node, or output of one (`paid.else`).
             changed: source id to stream to the `SchemaChange` after which it is planned anew.
+            collect: nodes or outputs whose rows are wanted, with all their columns.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
-        try:
-            self._check_state(workflow)
-            offsets = last_offsets(host, workflow, offline)
-        except DataflareError as error:
-            return [replace(p, **workflow.place(*parse_path(p.path))) for p in error.problems], None
+        offsets, of_state = self._offsets(workflow, offline)
         planner = Planner(
             host,
             workflow,
@@ -71,9 +69,10 @@ class WorkflowValidator(Component[NoConfig]):
             inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
             changed=changed,
+            collect=collect,
         )
         plan = planner.plan()
-        problems = planner.problems
+        problems = [*of_state, *planner.problems]
         if strict:
             problems = [_hardened(p) for p in problems]
         if plan is not None:
@@ -81,10 +80,19 @@ class WorkflowValidator(Component[NoConfig]):
         failed = any(p.severity == "error" for p in problems)
         return problems, None if failed else plan
 
-    def _check_state(self, workflow: Workflow) -> None:
-        """Build the state store that the file names, without asking it anything."""
-        if set(workflow.settings.get("state") or {}) & {"store", "url"}:
-            open_state(self.ctx.host, workflow, offline=True).close()  # type: ignore[arg-type]
+    def _offsets(self, workflow: Workflow, offline: bool) -> tuple[dict[str, Any], list[Problem]]:
+        """Return where sources go on, and what is wrong with the state store that the file names."""
+        host: Host = self.ctx.host  # type: ignore[assignment]
+        try:
+            if set(workflow.settings.get("state") or {}) & {"store", "url"}:
+                open_state(host, workflow, offline=True).close()
+            return last_offsets(host, workflow, offline), []
+        except DataflareError as error:
+            wrong_store = ("state", "store")
+            return {}, [
+                replace(p, **workflow.place(*(parse_path(p.path) if not p.code.startswith("plugin.") else wrong_store)))
+                for p in error.problems
+            ]
 
     def _delivery(self, workflow: Workflow, plan: Plan) -> list[Problem]:
         wanted = workflow.settings.get("delivery")

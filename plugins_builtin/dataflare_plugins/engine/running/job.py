@@ -305,6 +305,7 @@ class Job:
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
         self._epoch = None
         if epoch.final:
+            self._tell(self._sources, Ack(self._stop))
             self._finished = True
             return
         if self._reshaped and not epoch.replay and not self._drained:
