@@ -106,9 +106,15 @@ def capture(db: sqlite3.Connection, table: str, key: Sequence[str]) -> Captured:
         db.execute(f"DROP TRIGGER {quote(name)}")
     for statement in _wanted(db, table, columns, keys).values():
         db.execute(statement)
-    since = before.since if before is not None and before.columns == columns else position(db)
+    since = before.since if before is not None and before.columns == columns else _mark(db, table)
     db.execute(f"INSERT OR REPLACE INTO {CAPTURED} VALUES (?, ?, ?, ?)", (table, json.dumps(columns), json.dumps(keys), since))
     return Captured(columns, keys, since)
+
+
+def _mark(db: sqlite3.Connection, table: str) -> int:
+    """Return a number of its own for the place where the log begins to have other columns."""
+    db.execute(f"INSERT INTO {LOG}(tbl, op, at) SELECT ?, 's', {_NOW}", (table,))
+    return position(db)
 
 
 def _triggers(db: sqlite3.Connection, table: str) -> dict[str, str]:

@@ -118,7 +118,6 @@ class ChangeReader:
         self._shape: Any = None
         self._asked_at = 0.0
         self._captured: dict[str, capture.Captured] = {}
-        self._later: set[str] = set()
         self._db = reading()
         try:
             self._place = self._begin(offset)
@@ -162,8 +161,6 @@ class ChangeReader:
         if known is None:
             return Place(at, dict.fromkeys(self._followed), 0, tuple(self._followed))
         todo = {n: k for n, k in known.todo.items() if n in self._followed} | {f.name: None for f in fresh}
-        # The log has columns the plan knows only from later on: what was logged before lacks them, so read anew there.
-        self._later = {f.name for f in streams if f not in fresh and self._same(f) and known.log < self._captured[f.name].since}
         return Place(known.log, todo, known.end, tuple(self._followed))
 
     def _capture(self, fresh: Sequence[Followed]) -> int:
@@ -193,19 +190,19 @@ class ChangeReader:
     def _run(self) -> Iterator[Any]:
         while True:
             self._look_at_requests()
+            turned = self._turned()
+            if turned is not None:
+                yield self._reshaped(turned)
+                return
             yield from self._snapshots()
             if self._stopped_in_snapshots():
                 yield Pause()
                 return
             self._look_at_tables()
-            limit, turned = self._limit()
+            limit = self._limit()
             if self._place.log < limit:
                 yield from self._changes(limit)
-            if self._place.todo:
                 continue
-            if turned is not None and self._place.log >= self._captured[turned.name].since:
-                yield self._reshaped(turned)
-                return
             if self._until is not None and self._place.log >= self._until_log():
                 yield Pause()
                 return
@@ -213,16 +210,19 @@ class ChangeReader:
                 continue
             yield None
 
-    def _limit(self) -> tuple[int, Followed | None]:
-        """Return up to which change to read now, and the stream that has other columns from there on."""
+    def _turned(self) -> Followed | None:
+        """Return a stream that has other columns from here on; never within an epoch that is being replayed."""
+        reached = [f for f in self._followed.values() if not self._same(f) and self._captured[f.name].since <= self._place.log]
+        return reached[0] if reached and not self._replays else None
+
+    def _limit(self) -> int:
+        """Return up to which change to read now: where a table has other columns from, reading stops."""
         with self._moment() as db:
             limit = capture.position(db)
         if self._until is not None:
             limit = min(limit, self._until_log())
-        turned = [f for f in self._followed.values() if not self._same(f)]
-        for name in (*(f.name for f in turned), *self._later):
-            limit = min(limit, max(self._captured[name].since, self._place.log))
-        return limit, min(turned, key=lambda f: self._captured[f.name].since, default=None)
+        places = [self._captured[f.name].since for f in self._followed.values()]
+        return min([limit, *(p for p in places if p > self._place.log)])
 
     def _same(self, one: Followed) -> bool:
         """Whether the log has the columns that the plan knows."""
@@ -275,11 +275,7 @@ class ChangeReader:
     def _reshaped(self, one: Followed) -> SchemaChange:
         """Return the message after which a stream is read anew, with other columns."""
         schema = self._columns(self._db, one.table)
-        place = self._place
-        # Whoever else was altered is planned anew with it.
-        anew = dict.fromkeys(f.name for f in self._followed.values() if not self._same(f))
-        after = Place(place.log, {**place.todo, **anew}, place.end, place.streams)
-        return SchemaChange(one.name, schema, after.offset(), one.key)
+        return SchemaChange(one.name, schema, self._place.offset(), one.key)
 
     def _look_at_requests(self) -> None:
         """Put streams that somebody wants to have read anew among those that are not read whole."""
@@ -373,15 +369,18 @@ class ChangeReader:
         while True:
             with self._moment() as db:
                 entries = db.execute(sql, (self._place.log, limit, *names, self._wanted)).fetchall()
-                pages = [(one, self._page(db, one, [e for e in entries if e[1].decode() == table])) for table, one in names.items()]
+                pages = [
+                    (one, self._page(db, one, [e for e in entries if e[1].decode() == table and e[2] != b"s"]))
+                    for table, one in names.items()
+                ]
             last = entries[-1][0] if len(entries) == self._wanted else limit
             made = [self._change_batch(one, page) for one, page in pages if page]
             yield from made[:-1]
             self._place.log = last
             if last == limit:
-                for name in [n for n in self._later if self._captured[n].since <= last]:
-                    self._later.discard(name)
-                    self._place.todo[name] = None
+                for name, one in self._captured.items():
+                    if one.since == last:  # what was logged before lacks columns: the stream is read anew from here
+                        self._place.todo[name] = None
                 final = made[-1] if made else self._batch(next(iter(names.values())), [], [], [], [], None)
                 final.offset = self._place.offset()
                 yield final

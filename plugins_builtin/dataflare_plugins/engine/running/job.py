@@ -39,11 +39,16 @@ declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoc
 
 @dataclass(slots=True)
 class Epoch:
-    """An epoch in the making: what the tasks reported when its barrier passed them."""
+    """An epoch in the making: what the tasks reported when its barrier passed them.
+
+    Attributes:
+        turns: it ends where streams have other columns from; one that was under way by then does not.
+    """
 
     number: int
     final: bool
     replay: bool
+    turns: bool
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -248,7 +253,7 @@ class Job:
         return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
 
     def _trigger(self, *, final: bool, replay: bool = False) -> None:
-        self._epoch = Epoch(self._next, final, replay)
+        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay))
@@ -308,7 +313,7 @@ class Job:
             self._tell(self._sources, Ack(self._stop))
             self._finished = True
             return
-        if self._reshaped and not epoch.replay and not self._drained:
+        if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
         self._tell(self._sources, Ack(self._stop))
         if epoch.replay:
