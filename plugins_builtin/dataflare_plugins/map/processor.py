@@ -35,7 +35,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
     """Columns nobody touches are handed on as they are; expressions nobody needs are not evaluated."""
 
     Config = MapConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
     changes = "rowwise"
 
     def __init__(self, config: MapConfig, ctx: Any) -> None:
@@ -114,6 +114,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{quote(c.source) if c.source is not None else self.text(c.name)} AS {quote(c.name)}" for c in self._columns]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

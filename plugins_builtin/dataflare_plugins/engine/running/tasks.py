@@ -10,6 +10,7 @@ from dataflare_plugins.engine.running.arrow_input import ArrowInput
 from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -66,6 +67,7 @@ class SourceTask:
         self._within = False
         self._leaving = False
         self._once: dict[str, Any] = {}
+        self._fused: Fused | None = None
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -78,6 +80,7 @@ class SourceTask:
                 return
             self._chain = chain = Chain(self.spec, self._env, self._handler, begin.counts)
             chain.idle = self._source.idle
+            self._fused = fused(self.spec, self._env, self._source)
             chain.restore(begin.states)
             self._counts = self._env.monitor.counts(self._node.id, begin.counts.get(self._node.id))
             self._plan_reading(begin)
@@ -160,10 +163,18 @@ class SourceTask:
             key, part, until = self._todo[0]
             if until is None and self._env.once:
                 until = self._position(key, part)
-            self._reader = self._source.open(part, self._extract, self._offsets.get(key), until)
+            self._reader = self._opened(part, self._offsets.get(key), until)
         shares = self._env.shares
         began = time.perf_counter()
-        message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        try:
+            message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        except Exception:
+            if self._fused is None:
+                raise
+            # A row made the statement fail: go on without it, step by step, which finds the row.
+            self._fused = None
+            self._close_reader()
+            return
         self._counts.seconds += time.perf_counter() - began
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
@@ -171,6 +182,11 @@ class SourceTask:
             self._reshaped(message)
         elif message is not None:
             self._took(message)
+
+    def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
+        if self._fused is None:
+            return self._source.open(part, self._extract, offset, until)
+        return self._source.open_through(part, self._extract, offset, until, self._fused.through)
 
     def _position(self, key: str, part: Partition) -> Any:
         """Return where an unbounded stream stood when the run began."""
@@ -203,12 +219,17 @@ class SourceTask:
         failpoint("task.source.batch")
         key = self._todo[0][0]
         counts = self._counts
-        counts.rows_in += batch.data.num_rows + len(batch.rejected)
+        rows = batch.data.num_rows if batch.read is None else batch.read
+        counts.rows_in += rows + len(batch.rejected)
         counts.bytes += batch.data.nbytes
         if batch.rejected:
             self._handler.reject(self._node.id, batch.rejected, None, counts)
-        counts.rows_out += batch.data.num_rows
-        if batch.data.num_rows:
+        counts.rows_out += rows
+        if batch.read is not None and self._fused is not None:
+            self._fused.count(self._env.monitor.live, batch.read, batch.data.num_rows)
+            if batch.data.num_rows:
+                self._chain.emit(self._fused.last, "", batch)
+        elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
             self._handler.spend_good(self._node.id, batch.data.num_rows)
         if batch.offset is None:
