@@ -20,6 +20,7 @@ from dataflare.errors import code
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import FENCED
+from dataflare_sdk.offsets import written
 
 BUSY = code("run.busy", 4, "Another run of this workflow is under way.", "Wait for it, stop it, or use --take-over.")
 DAMAGED = code(
@@ -222,7 +223,8 @@ class SqlStateStore(Component[C]):
 
     def set_offset(self, workflow: str, stream: str, offset: Mapping[str, Any]) -> None:
         """Set the offset the next run of a source starts from."""
-        self.put_value(f"offset:{workflow}", stream, dump(dict(offset)).encode())
+        newest = self._query("SELECT run_id FROM checkpoints WHERE workflow=? ORDER BY seq DESC LIMIT 1", workflow)
+        self.put_value(f"offset:{workflow}", stream, written(offset, newest[0][0] if newest else None))
 
     # -- values ------------------------------------------------------------------------------------------
 

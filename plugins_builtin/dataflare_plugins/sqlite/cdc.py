@@ -279,7 +279,7 @@ class ChangeReader:
 
     def _look_at_requests(self) -> None:
         """Put streams that somebody wants to have read anew among those that are not read whole."""
-        if self._until is not None or time.monotonic() - self._asked_at < ASKED_EVERY:
+        if self._replays or time.monotonic() - self._asked_at < ASKED_EVERY:
             return
         self._asked_at = time.monotonic()
         asked = json.loads(self._ctx.state_get(ASKED) or b"[]")

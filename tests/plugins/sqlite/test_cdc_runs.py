@@ -168,3 +168,26 @@ def wait(ready: Any) -> None:
     while not ready():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
+
+
+@pytest.mark.timeout(120)
+def test_one_stream_is_read_anew_while_it_runs(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    finish(tmp_path)
+    out = tmp_path / "out.db"
+    with closing(sqlite3.connect(out)) as db:
+        db.execute("DELETE FROM lines")
+        db.execute("DELETE FROM orders")
+        db.commit()
+    process = start(tmp_path)
+    command = [sys.executable, "-m", "dataflare", "state", "reset", "w.yaml", "--stream", "shop.lines", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["forgotten"] == 1, done.stderr
+    wait(lambda: rows(out, "SELECT count(*) FROM lines") == [(900,)])
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert rows(out, "SELECT count(*) FROM orders") == [(0,)], "the other stream was read anew too"
+    command[command.index("shop.lines")] = "shop"  # all of them, by the next run
+    assert json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)["forgotten"] == 2
+    finish(tmp_path)
+    assert rows(out, "SELECT count(*) FROM orders") == [(500,)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from dataflare_sdk import (
     Workflow,
     code,
 )
+from dataflare_sdk.offsets import override
 from dataflare_sdk.state_store import open_state, opened
 
 DELIVERY = code(
@@ -131,7 +131,7 @@ def last_offsets(host: Host, workflow: Workflow, offline: bool) -> dict[str, Any
         checkpoint = store.load(workflow.name)
         found = {k: v for k, v in (checkpoint.stop if checkpoint else {}).items() if k in incremental}
         for source in incremental:
-            override = store.get_value(f"offset:{workflow.name}", source)
-            if override is not None:
-                found[source] = json.loads(override)
+            wanted = override(store, workflow.name, source, checkpoint)
+            if wanted is not None:
+                found[source] = wanted
         return found
