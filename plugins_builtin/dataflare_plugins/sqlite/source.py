@@ -74,7 +74,7 @@ class SqliteSource(Source[SqliteConfig]):
     """Reads in one transaction: every row is of the same moment."""
 
     Config = SqliteConfig
-    features = frozenset({"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded"})
+    features = frozenset({"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"})
 
     def __init__(self, config: SqliteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -354,10 +354,11 @@ class _Reading:
         seen = set((offset or {}).get("seen", ()))
         cursor_column = quote(str(self._extract.cursor))
         where = f"{cursor_column} IS NOT NULL" + ("" if at is None else f" AND {cursor_column} >= ?")
+        where += "" if self._extract.stop is None else f" AND {cursor_column} < ?"
         order = f"{cursor_column}{', ' + self._row_id if self._row_id else ''}"
         identity = self._identity()
         sql = f"SELECT {self._columns}, {cursor_column}, {identity} FROM {self._source._relation()} WHERE {where} ORDER BY {order}"
-        cursor = self._execute(sql, () if at is None else (at,))
+        cursor = self._execute(sql, [v for v in (at, self._extract.stop) if v is not None])
         width, row = len(self._schema), int((offset or {}).get("row", 0))
         while rows := cursor.fetchmany(self.wanted):
             fresh = []

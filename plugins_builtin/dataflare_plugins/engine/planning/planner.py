@@ -54,6 +54,12 @@ NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
 NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
+NO_WINDOWS = code(
+    "workflow.no-windows",
+    3,
+    "A source cannot be read window by window, as a backfill does.",
+    "Backfill from a source with a cursor column, or read it with `mode: full` beside the others.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -175,6 +181,8 @@ class Planner:
             known = ", ".join(m for m in ("full", "incremental", "cdc") if m in component.features)
             message = f"'{node.use}' cannot be read by `mode: {extract.mode}`; it has {known}"
             raise NO_SUCH_MODE.error(message, path=".".join(str(p) for p in (*node.path, "extract", "mode")))
+        if extract.stop is not None and "windows" not in component.features:
+            raise NO_WINDOWS.error(f"'{node.use}' cannot be read window by window", path=".".join(str(p) for p in node.path))
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
             place = self.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))

@@ -36,6 +36,7 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
+from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
 
 
@@ -93,8 +94,10 @@ class LocalRun:
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
             start = recovery.start(store, self.plan, time.time_ns() // 1000, self._options.run_id)
             self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
+            if not start.resumed and window_done(store, self.plan.workflow, self._options.window):
+                return "done"
             if not start.resumed:
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._record(store, start)
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
@@ -125,7 +128,7 @@ class LocalRun:
                 start = replace(start, plan=self.plan)
             except StreamsReshaped as turn:
                 self.plan = self._planned_anew(turn)
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._record(store, start)
                 self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
                 start = recovery.start(store, self.plan, start.started, start.run_id)
             except RetriableError as error:
@@ -135,6 +138,10 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
+
+    def _record(self, store: Any, start: Start) -> None:
+        window = {"window": dict(self._options.window)} if self._options.window else {}
+        store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
 
     def _planned_anew(self, turn: StreamsReshaped) -> Plan:
         """Bind everything to the new columns.
@@ -234,6 +241,11 @@ def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
     node = plan.node(id)
     schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[output]
     return pa.Table.from_batches(batches, schema)
+
+
+def window_done(store: Any, workflow: str, window: Mapping[str, Any]) -> bool:
+    """Whether a window of a backfill was run to its end; asked with the lock held."""
+    return bool(window) and any(r.get("window") == window and r["status"] == "done" for r in store.runs(workflow, ALL))
 
 
 def _code_of(error: BaseException) -> str:

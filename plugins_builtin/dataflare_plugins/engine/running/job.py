@@ -304,7 +304,7 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
-        finished = {"status": "done"} if epoch.final else None
+        finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})

@@ -144,5 +144,8 @@ class RecoveryManager(Component[NoConfig]):
             return "the workflow changed since"
         old = {n.id: (n.use, n.config, n.settings, n.partitions) for n in saved.nodes}
         new = {n.id: (n.use, n.config, n.settings, n.partitions) for n in plan.nodes}
+        window = next((s for n in saved.nodes if (s := n.settings.get("extract") or {}).get("stop") is not None), None)
+        if window is not None:
+            return f"it is the window {window['start']}..{window['stop']} of a backfill: finish that with the same --backfill first"
         names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         return f"these changed since: {', '.join(names) or 'the graph'}"
