@@ -214,6 +214,12 @@ def kept_from(db: sqlite3.Connection, consumer: str, table: str) -> int | None:
     return int(rows[0][0]) if rows else None
 
 
+def pending(db: sqlite3.Connection, done: int) -> tuple[int, float | None]:
+    """Return how many changes follow `done` (of all captured tables), and when the first of them was made."""
+    first = db.execute(f"SELECT at FROM {LOG} WHERE id > ? ORDER BY id LIMIT 1", (done,)).fetchone()
+    return (0, None) if first is None else (max(0, position(db) - done), float(first[0]))
+
+
 def prune(db: sqlite3.Connection, consumer: str, tables: Sequence[str], done: int) -> None:
     """Note how far a consumer is and remove what every consumer of a table is done with; in the caller's transaction."""
     for table in tables:

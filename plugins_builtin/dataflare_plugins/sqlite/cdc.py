@@ -32,6 +32,8 @@ POLL = 0.05
 """Seconds between two looks for news."""
 ASKED_EVERY = 2.0
 """Seconds between two looks for streams that are to be read anew."""
+LAG_EVERY = 1.0
+"""Seconds between two notes of how far the copies are behind."""
 ASKED = "resnapshot"
 """The plugin's value that names them, a JSON list."""
 _OPS = {"c": CREATE, "u": UPDATE, "d": DELETE, "m": DELETE}
@@ -116,7 +118,7 @@ class ChangeReader:
         self._wanted, self._deadline = 65_536, 0.0
         self._seen: tuple[Any, ...] | None = None
         self._shape: Any = None
-        self._asked_at = 0.0
+        self._asked_at = self._told_at = 0.0
         self._captured: dict[str, capture.Captured] = {}
         self._db = reading()
         try:
@@ -136,6 +138,7 @@ class ChangeReader:
 
     def close(self) -> None:
         """Close the file."""
+        self._told_at = float("inf")  # there is nothing to tell any more
         self._messages.close()
         for converter in self._converters.values():
             converter.close()
@@ -190,6 +193,7 @@ class ChangeReader:
     def _run(self) -> Iterator[Any]:
         while True:
             self._look_at_requests()
+            self.tell_lag()
             turned = self._turned()
             if turned is not None:
                 yield self._reshaped(turned)
@@ -254,6 +258,17 @@ class ChangeReader:
             yield self._db
         finally:
             self._db.execute("ROLLBACK")
+
+    def tell_lag(self) -> None:
+        """Say how far the durable copies are behind, once a second at most."""
+        if time.monotonic() - self._told_at < LAG_EVERY:
+            return
+        self._told_at = time.monotonic()
+        done = [capture.kept_from(self._db, self._consumer, f.table) for f in self._followed.values()]
+        least = min([d for d in done if d is not None], default=self._place.log)
+        rows, since = capture.pending(self._db, least)
+        self._ctx.gauge("lag_rows", rows)
+        self._ctx.gauge("lag_seconds", 0.0 if since is None else max(0.0, self._ctx.clock() - since))
 
     # -- tables that change their shape, or are to be read anew ------------------------------------------
 

@@ -81,6 +81,7 @@ class SqliteSource(Source[SqliteConfig]):
         if [config.table, config.query, config.tables].count(None) != 2:
             raise TABLE_OR_QUERY.error("give one of `table`, `tables` and `query`", path="table")
         self.many_streams = config.tables is not None
+        self._changes: ChangeReader | None = None
         if config.query is not None:
             one_select(config.query)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
@@ -242,7 +243,7 @@ class SqliteSource(Source[SqliteConfig]):
                 return None if extract.streams is None else extract.streams.get(stream)
             return extract.columns or schemas.from_json(partition.spec["streams"][stream]["schema"]).names
 
-        return ChangeReader(
+        self._changes = ChangeReader(
             consumer=self._consumer(),
             reading=self._connect,
             writing=self._writing,
@@ -253,6 +254,12 @@ class SqliteSource(Source[SqliteConfig]):
             offset=offset,
             until=until,
         )
+        return self._changes
+
+    def idle(self) -> None:
+        """Say how far the copies are behind while a full destination holds reading back."""
+        if self._changes is not None:
+            self._changes.tell_lag()
 
     def _consumer(self) -> str:
         run = self.ctx.run

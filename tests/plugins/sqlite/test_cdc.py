@@ -397,3 +397,21 @@ def test_anything_at_any_time(tmp_path: Path, db: sqlite3.Connection, seed: int,
             one.read(rows=rng.randint(1, 9), batches=rng.randint(1, 3) if rng.random() < 0.5 or before is None else None)
     one.read(rows=5)
     assert one.copy() == table(db)
+
+
+def test_how_far_the_durable_copy_is_behind(db: sqlite3.Connection, tmp_path: Path) -> None:
+    make(db, 3)
+    one = Following(tmp_path, table="t")
+    one.read()
+    assert one.ctx.gauges["lag_rows"] == 0
+    db.executemany("INSERT INTO t VALUES (?, 'x')", [(i,) for i in range(10, 17)])
+    one.ctx.clock = lambda: time.time() + 100  # type: ignore[method-assign]
+    one.acks = False
+    one.read()
+    assert one.ctx.gauges["lag_rows"] == 7
+    assert 99 < one.ctx.gauges["lag_seconds"] < 200
+    one.acks = True
+    db.execute("DELETE FROM t WHERE id = 1")
+    one.read()
+    one.read()
+    assert one.ctx.gauges == {"lag_rows": 0, "lag_seconds": 0}

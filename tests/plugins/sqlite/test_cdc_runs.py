@@ -191,3 +191,31 @@ def test_one_stream_is_read_anew_while_it_runs(tmp_path: Path) -> None:
     assert json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)["forgotten"] == 2
     finish(tmp_path)
     assert rows(out, "SELECT count(*) FROM orders") == [(500,)]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "dataflare", "status", "w.yaml", "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_status_looks_into_a_run_under_way(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    assert status(tmp_path)["status"] == "never run"
+    assert not (tmp_path / ".dataflare" / "state.db").exists(), "looking left something behind"
+    process = start(tmp_path)
+    wait(lambda: status(tmp_path).get("sources"))
+    found = status(tmp_path)
+    assert (found["status"], found["holder"].split()[1]) == ("running", str(process.pid))
+    assert set(found["sources"]["shop"]["lag"]) == {"rows", "bytes", "seconds"}
+    wait(lambda: (tmp_path / "out.db").exists() and {n["id"]: n["rows_out"] for n in status(tmp_path)["nodes"]}.get("all.lines") == 900)
+    process.send_signal(signal.SIGSTOP)  # it falls behind, and what it last told is still there
+    try:
+        assert status(tmp_path)["sources"]["shop"]["lag"]["rows"] is not None
+    finally:
+        process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.communicate(timeout=60)
+    found = status(tmp_path)
+    assert (found["status"], found.get("holder")) == ("unfinished", None)

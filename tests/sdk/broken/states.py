@@ -73,6 +73,13 @@ class BusyInOtherWords(Store):
             raise UNUSABLE.error("the state file is locked") from error
 
 
+class NobodyEverRuns(Store):
+    fails = "says-who-runs"
+
+    def holder(self, workflow: str) -> str | None:
+        return None
+
+
 class LetsAZombieLog(Store):
     fails = "fences-a-zombie"
 

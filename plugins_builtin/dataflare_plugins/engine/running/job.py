@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -31,10 +33,14 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
-from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
 
 declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
+
+
+PUBLISH_EVERY = 2.0
+"""Seconds between two notes of the sources' gauges in the state store."""
 
 
 @dataclass(slots=True)
@@ -104,6 +110,7 @@ class Job:
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
+        self._published_at = 0.0
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -201,6 +208,7 @@ class Job:
 
     def _supervise(self) -> str:
         while not self._finished:
+            self._publish()
             if self._epoch is None:
                 self._cut_if_due()
             event = self._take(self._patience())
@@ -217,6 +225,16 @@ class Job:
                 if self._epoch.committed >= self._sinks:
                     self._complete()
         return "interrupted" if self._drained and self._draining() else "done"
+
+    def _publish(self) -> None:
+        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
+        now = time.monotonic()
+        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+            return
+        self._published_at = now
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        with contextlib.suppress(DataflareError):  # a look is not worth a run
+            self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
     def _patience(self) -> float:
         if self._epoch is not None:
