@@ -1,6 +1,6 @@
 """Kill a run again and again, then finish it, and compare what arrived with what should have.
 
-Usage: python tests/faults/kill.py --kills 200 --seed 7
+Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres]
 
 One trial is one workflow with SQLite, DuckDB and Parquet destinations in a folder of its own. It is killed with
 SIGKILL a few times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle
@@ -74,6 +74,8 @@ destinations:
 runtime: {{lane: streaming, batch: {{rows: 400}}}}
 state: {{checkpoint: {{every: 1h, rows: 2000}}}}
 """
+STATES = {"sqlite": "state: {", "postgres": "state: {store: postgres, url: '${env:STATE_URL}', "}
+"""How the workflow's line about state begins, by the store it names."""
 
 ODD = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note, i * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3"
 LAST = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) GROUP BY i % 100"
@@ -123,10 +125,11 @@ def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
+def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally, state: str = "sqlite") -> None:
     """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
     folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(WORKFLOW)
+    # One database holds the state of all trials: each is a workflow of its own.
+    (folder / "faults.yaml").write_text(WORKFLOW.replace("name: faults", f"name: {folder.name}").replace("state: {", STATES[state]))
     for name in plan:
         env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3)}"}
         process = launch(folder, env)
@@ -150,14 +153,13 @@ def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally
 
 def finished(folder: Path) -> bool:
     """Ask the state store whether the last run reached its end."""
-    if not (folder / ".dataflare" / "state.db").exists():
-        return False
     from dataflare.lifecycle import Runtime
+    from dataflare_sdk.state_store import opened
 
     with Runtime(folder) as runtime:
-        store = runtime.host.build("state_store", "sqlite", {"path": str(folder / ".dataflare" / "state.db")})
-        checkpoint = store.load("faults")
-        store.close()
+        workflow = runtime.parse(folder / "faults.yaml")
+        with opened(runtime.host, workflow) as store:
+            checkpoint = store.load(workflow.name)
     return checkpoint is not None and checkpoint.final and checkpoint.done
 
 
@@ -193,8 +195,11 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
         tally.faults.append(f"{where}: {lost} lost, {extra} too many")
 
 
-def run(kills: int, seed: int, root: Path) -> Tally:
-    """Run trials until `kills` processes have been killed; every failpoint is armed at least once."""
+def run(kills: int, seed: int, root: Path, state: str = "sqlite") -> Tally:
+    """Run trials until `kills` processes have been killed; every failpoint is armed at least once.
+
+    With `state="postgres"` the environment variable STATE_URL names the database that keeps the state.
+    """
     rng = random.Random(seed)
     names = failpoints()
     waiting = names[:]
@@ -205,7 +210,7 @@ def run(kills: int, seed: int, root: Path) -> Tally:
         plan: list[str | None] = []
         for _ in range(rng.randint(1, 4)):
             plan.append(waiting.pop() if waiting else rng.choice([None, rng.choice(names)]))
-        trial(root / f"trial{number}", plan, rng, tally)
+        trial(root / f"trial{number}", plan, rng, tally, state)
         number += 1
     for name in names:
         tally.hits.setdefault(name, 0)
@@ -216,9 +221,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--state", choices=sorted(STATES), default="sqlite", help="state store; of postgres STATE_URL says where")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run(chosen.kills, chosen.seed, Path(folder))
+        tally = run(chosen.kills, chosen.seed, Path(folder), chosen.state)
     print(f"kills {tally.kills}  resumed {tally.resumed}  lost {tally.lost}  duplicated {tally.duplicated}  orphans {tally.orphans}")
     for name, hits in sorted(tally.hits.items()):
         print(f"  {hits:>7}  {name}")
