@@ -29,7 +29,7 @@ from dataflare_plugins.postgres.codec.memory import (
     Guest,
 )
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals
-from dataflare_plugins.postgres.codec.tables import Attribute, ChangeBatch, Form, Relation, Resolve, Table
+from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, ChangeBatch, Form, Relation, Resolve, Table
 from dataflare_sdk import DataflareError
 
 __all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
@@ -246,7 +246,7 @@ class ChangeDecoder:
             yield from self.drain()
         elif len(self._tables) >= _TABLES:
             raise PROTOCOL.error(f"a stream of more than {_TABLES} tables")
-        made = Table(self._guest, relation, form, text=self._text)
+        made = Table(self._guest, relation, form, text=self._text, rows=min(FIRST_ROWS, self._max_rows))
         self._guest.call("register_relation", made.address)
         self._tables[relation.oid] = self._by_address[made.address] = made
         if known is not None:
