@@ -315,7 +315,9 @@ def test_ddl_comes_between_the_rows_of_the_old_and_the_new_form(stream: Stream) 
 
 
 def test_what_arrow_has_not_refuses_the_change_alone(stream: Stream) -> None:
-    stream.db.execute("CREATE TABLE t (id int PRIMARY KEY, x date, n numeric(4,1)); INSERT INTO t VALUES (1, NULL), (2, 'infinity'), (3, NULL)")
+    stream.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, x date, n numeric(4,1)); INSERT INTO t VALUES (1, NULL), (2, 'infinity'), (3, NULL)"
+    )
     stream.db.execute("UPDATE t SET n = 'NaN' WHERE id = 1")
     (batch,) = (e for e in read(stream, stream.decoder(), stream.end()) if isinstance(e, ChangeBatch))
     assert batch.data.column(0).to_pylist() == [1, 3]
@@ -331,7 +333,9 @@ def test_a_column_that_travels_as_text_asks_for_a_stream_in_text(stream: Stream)
     db.execute(
         "CREATE TYPE pt AS (x int); CREATE TABLE t (id int PRIMARY KEY, iv interval, ip inet, p pt, r int4range, m money, z timestamptz)"
     )
-    db.execute("INSERT INTO t VALUES (1, '1 day 2 hours', '10.0.0.1', '(1)', '[1,2]', 1.5, '2020-01-01 00:00:00+00'); INSERT INTO t VALUES (2)")
+    db.execute(
+        "INSERT INTO t VALUES (1, '1 day 2 hours', '10.0.0.1', '(1)', '[1,2]', 1.5, '2020-01-01 00:00:00+00'); INSERT INTO t VALUES (2)"
+    )
     if not stream.text:
         with pytest.raises(NeedsTextError):
             read(stream, stream.decoder(), stream.end())

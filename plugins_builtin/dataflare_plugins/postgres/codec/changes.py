@@ -36,6 +36,7 @@ __all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage"
 
 _PIECE = 4 << 20
 _TABLES = 12_000  # three quarters of the guest's table
+_COLUMNS = 1664  # MAX_COLUMNS of the guest
 
 
 class NeedsTextError(Exception):
@@ -270,6 +271,8 @@ def _relation(data: bytes) -> Relation:
     name, at = _string(data, at)
     identity, count = struct.unpack_from(">cH", data, at)
     at += 3
+    if count > _COLUMNS:
+        raise ValueError(count)
     attributes = []
     for _ in range(count):
         flags = data[at]
@@ -284,4 +287,6 @@ def _logical_message(data: bytes) -> LogicalMessage:
     flags, lsn = struct.unpack_from(">BQ", data)
     prefix, at = _string(data, 9)
     (size,) = struct.unpack_from(">I", data, at)
+    if size != len(data) - at - 4:
+        raise ValueError(size)
     return LogicalMessage(prefix, data[at + 4 : at + 4 + size], lsn, bool(flags & 1))
