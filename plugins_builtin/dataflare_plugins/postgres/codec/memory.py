@@ -109,9 +109,12 @@ class Guest:
 
     def close(self) -> None:
         """Give the memory back to the system; nothing of this guest may be used after."""
-        self._functions.clear()
-        self._store.close()
-        _ALIVE.discard(self)
+        if self in _ALIVE:
+            _ALIVE.discard(self)
+            self._functions.clear()
+            # What is used after this is an AttributeError then, not memory that is gone.
+            del self.state, self._base, self._exports, self._memory
+            self._store.close()
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes and `PADDING`, aligned to 64; what is in them is not known.

@@ -90,13 +90,15 @@ class Table:
         relation: the table.
         form: what is wanted of it; None: nothing.
         text: values come as text.
+        rows: changes there is room for at first, two at least (an update that changes the key is two).
     """
 
-    def __init__(self, guest: Guest, relation: Relation, form: Form | None, *, text: bool) -> None:
+    def __init__(self, guest: Guest, relation: Relation, form: Form | None, *, text: bool, rows: int = FIRST_ROWS) -> None:
         self._guest = guest
         self.relation = relation
         self._form = form
         self._text = text
+        self._first_rows = max(rows, 2)
         self.address = guest.allocate(STRUCT)
         guest.fill(self.address, 0, STRUCT)
         self._word(_OID, relation.oid)
@@ -112,16 +114,16 @@ class Table:
             return
         columns = list(self._form.columns)
         for field in (_COLUMNS, _BEFORE) if self.relation.identity == "f" else (_COLUMNS,):
-            made = ColumnSet(self._guest, columns, FIRST_ROWS, text=self._text, unchanged=field == _COLUMNS)
+            made = ColumnSet(self._guest, columns, self._first_rows, text=self._text, unchanged=field == _COLUMNS)
             self._sets.append(made)
             self._word(field, made.address)
         for buffers, column, attribute in zip(self._sets[0].buffers, columns, self.relation.attributes, strict=True):
             if self._is_key(column, attribute):
                 buffers.mark_key()
         for field, kind in _ARRAYS:
-            self._word(field, self._guest.allocate(FIRST_ROWS * kind.bit_width // 8))
+            self._word(field, self._guest.allocate(self._first_rows * kind.bit_width // 8))
         self._word(_COUNT, len(columns))
-        self._room(FIRST_ROWS)
+        self._room(self._first_rows)
 
     def _is_key(self, column: Column | None, attribute: Attribute) -> bool:
         assert self._form is not None
