@@ -167,7 +167,9 @@ class Backfill:
 
 
 def _check(workflow: Workflow) -> None:
-    moving = [n.id for n in workflow.of("source") if _mode(n) == "cdc" or (_mode(n) == "incremental" and not n.blocks["extract"].get("cursor"))]
+    moving = [
+        n.id for n in workflow.of("source") if _mode(n) == "cdc" or (_mode(n) == "incremental" and not n.blocks["extract"].get("cursor"))
+    ]
     if moving or not any(_mode(n) == "incremental" for n in workflow.of("source")):
         what = f"'{moving[0]}' has no cursor column" if moving else "no source is read incrementally, by a cursor"
         raise DataflareError(NOTHING_TO_BACKFILL.problem(what, **workflow.place("sources", *moving[:1])))

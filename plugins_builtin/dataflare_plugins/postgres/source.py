@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation, TableName, describe_query, describe_table
 from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.handover import FORMAT, CopyHandover
 from dataflare_plugins.postgres.reading import full, incremental, ranges
 from dataflare_plugins.postgres.reading.horizon import horizon
 from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, chosen
@@ -252,6 +253,25 @@ class PostgresSource(Source[PostgresConfig]):
             self._snapshot = self._snapshot or Snapshot(self._server)
             self._snapshot.join(reading.db)
         return full.instant(reading, partition.spec, offset)
+
+    def hands_over(self, extract: ExtractSpec) -> str | None:
+        """Hand over a table or query that is read as of one moment, with the columns it has."""
+        plain = extract.mode == "full" and extract.options.get("consistency") != "chunks" and self.config.columns is None
+        return FORMAT if plain and not self.many_streams else None
+
+    def hand_over(self, partition: Partition, extract: ExtractSpec) -> CopyHandover:
+        """Return a partition as the bytes of a COPY, on a connection of its own."""
+        db = self._server.connect()
+        try:
+            reading = self._reading(db, partition, extract)
+            if partition.spec["part"]:
+                self._snapshot = self._snapshot or Snapshot(self._server)
+                self._snapshot.join(db)
+            where = ranges.predicate(partition.spec["part"])
+            return CopyHandover(reading, f"SELECT {reading.select} FROM {reading.relation.sql} AS given WHERE {where}")
+        except BaseException:
+            db.close()
+            raise
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return where the log ends now, of a stream of changes."""

@@ -74,7 +74,9 @@ class SqliteSource(Source[SqliteConfig]):
     """Reads in one transaction: every row is of the same moment."""
 
     Config = SqliteConfig
-    features = frozenset({"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"})
+    features = frozenset(
+        {"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"}
+    )
 
     def __init__(self, config: SqliteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)

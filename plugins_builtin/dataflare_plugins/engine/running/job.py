@@ -14,6 +14,7 @@ from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.handing import HandoverTask
 from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
 from dataflare_plugins.engine.running.signals import (
     Ack,
@@ -143,7 +144,8 @@ class Job:
 
     def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
         if task.lane == "bulk":
-            return BulkTask(task, self._env, self._handler())
+            kind = HandoverTask if task.way == "handover" else BulkTask
+            return kind(task, self._env, self._handler())
         if task.id in self._sources:
             return SourceTask(task, self._env, self._handler())
         if task.id in self._sinks:
