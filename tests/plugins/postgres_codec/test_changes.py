@@ -87,6 +87,8 @@ def test_a_keepalive_within_a_transaction_reaches_nothing() -> None:
     list(decoder.feed([m.begin(1000), m.keepalive(5000, 1)], 2000))
     assert not decoder.reached
     assert decoder.wal_end == 5000
+    list(decoder.feed([m.commit(1000)], 2000))
+    assert not decoder.reached
     assert decoder.wants_reply()
     assert not decoder.wants_reply()
 

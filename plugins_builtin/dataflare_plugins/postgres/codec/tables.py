@@ -70,7 +70,8 @@ class ChangeBatch:
         relation: the table as it was when they were made.
         data: the rows, in the columns of its form.
         changes: what happened to each; `pos` is the LSN of the change.
-        rejected: changes with a value Arrow has not; they are not in `data`. `index` is of no batch.
+        rejected: changes with a value Arrow has not; they are not in `data`, and `index` counts them in. `position` has the
+            LSN of the change.
         position: after this batch all of the stream up to this LSN (the end of a commit) has been given; None: it
             ends within a transaction, or more batches of the same follow.
     """
@@ -176,7 +177,7 @@ class Table:
             return ()
         assert self._form is not None
         fields = [None if c is None else pa.field(c.name, c.arrow) for c in self._form.columns]
-        return rejections(batch.data, fields, refused)
+        return tuple(_placed(r, batch.changes) for r in rejections(batch.data, fields, refused))
 
     def _batch(self, rows: int) -> ChangeBatch:
         data = self._sets[0].batch(rows)
@@ -208,6 +209,17 @@ class Table:
         """Give the memory back; another table has taken its place in the guest."""
         self._close()
         self._guest.free(self.address, STRUCT)
+
+
+def lsn_text(lsn: int) -> str:
+    """Return an LSN as PostgreSQL writes it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def _placed(rejected: RowRejection, changes: Changes) -> RowRejection:
+    index = rejected.index
+    what = {"op": chr(changes.op[index].as_py()), **rejected.detail}
+    return replace(rejected, position={"lsn": lsn_text(changes.pos[index].as_py())}, detail=what)
 
 
 def _part(batch: ChangeBatch, rejected: tuple[RowRejection, ...], start: int, stop: int) -> ChangeBatch | None:
