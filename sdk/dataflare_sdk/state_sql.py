@@ -219,7 +219,12 @@ class SqlStateStore(Component[C]):
         if stream is not None:
             self.set_offset(workflow, stream, {})
             return 1
-        return len(self._write(lambda execute: execute("DELETE FROM checkpoints WHERE workflow=? RETURNING seq", workflow), fenced=False))
+
+        def forget(execute: Execute) -> int:
+            execute("DELETE FROM entries WHERE scope=?", f"offset:{workflow}")
+            return len(execute("DELETE FROM checkpoints WHERE workflow=? RETURNING seq", workflow))
+
+        return self._write(forget, fenced=False)
 
     def set_offset(self, workflow: str, stream: str, offset: Mapping[str, Any]) -> None:
         """Set the offset the next run of a source starts from."""

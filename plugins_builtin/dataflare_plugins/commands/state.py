@@ -31,6 +31,7 @@ def show(call: Invocation, file: Path, stream: str | None) -> int:
         with opened(runtime.host, workflow) as store:
             streams = _streams(workflow, store)
     if stream is not None:
+        _known(workflow, stream.partition("/")[0])
         streams = {k: v for k, v in streams.items() if k == stream or k.startswith(f"{stream}/")}
     call.emit({"dataflare": 1, "command": "state show", "workflow": workflow.name, "streams": streams})
     if not call.json:
@@ -63,8 +64,6 @@ def _streams(workflow: Any, store: Any) -> dict[str, Any]:
 @verb
 def set_offset(call: Invocation, file: Path, stream: str, offset: str) -> int:
     """Set the offset that the next run of a source starts from."""
-    from dataflare_plugins.commands.codes import NO_NODE
-
     try:
         value = json.loads(offset)
     except ValueError as error:
@@ -74,8 +73,7 @@ def set_offset(call: Invocation, file: Path, stream: str, offset: str) -> int:
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
         runtime.authorize("state.set", workflow.name)
-        if stream not in [n.id for n in workflow.of("source")]:
-            raise NO_NODE.error(f"there is no source '{stream}'")
+        _known(workflow, stream)
         with leased(runtime.host, workflow) as store:
             store.set_offset(workflow.name, stream, value)
     call.emit({"dataflare": 1, "command": "state set", "workflow": workflow.name, "stream": stream, "offset": value})
@@ -111,6 +109,14 @@ def reset(call: Invocation, file: Path, stream: str | None, yes: bool) -> int:
     if not call.json:
         call.say(f"{workflow.name}: {count} checkpoint(s) forgotten")
     return 0
+
+
+def _known(workflow: Any, stream: str) -> None:
+    from dataflare_plugins.commands.codes import NO_NODE
+
+    sources = [n.id for n in workflow.of("source")]
+    if stream not in sources:
+        raise NO_NODE.error(f"there is no source '{stream}'", fix=f"there are {', '.join(sources)}")
 
 
 def _source(workflow: Any, stream: str) -> Any:

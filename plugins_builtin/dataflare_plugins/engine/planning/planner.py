@@ -16,6 +16,7 @@ from dataflare_plugins.engine.planning.changes import ChangeFlow
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, cached_streams, described
 from dataflare_plugins.engine.planning.streams import expanded
 from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_sdk import (
@@ -42,7 +43,7 @@ NOT_ACCEPTED = code(
     "workflow.not-accepted",
     3,
     "A destination cannot store these rows or write in this mode.",
-    "Change the column's type in a map, or the write mode.",
+    "Change the path, the write mode, or the column's type in a map.",
 )
 SAME_TARGET = code(
     "workflow.same-target",
@@ -455,6 +456,7 @@ class Planner:
             return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
         provided = self.host.describe("source", node.use)
         component, streams = self.built[node.id], self._streams[node.id]
+        settings[DISCOVERED] = described(list(streams.values()))
         used = {output: schema.names for output, schema in self.schemas[node.id].items()}
         if component.many_streams:
             settings["streams"] = used
@@ -512,20 +514,6 @@ def on_record(node: Node, workflow: Workflow) -> str:
     own = (node.blocks.get("errors") or {}).get("on_record")
     general = (workflow.settings.get("errors") or {}).get("on_record")
     return str(own or general or "fail")
-
-
-def cached_streams(workflow: Workflow, source: str) -> dict[str, StreamInfo]:
-    """Return the streams that `dataflare discover` last saw of a source, by name."""
-    path = Path(workflow.base_dir) / ".dataflare" / "schemas.json"
-    found = {}
-    try:
-        for stream in json.loads(path.read_text(encoding="utf-8"))[source]:
-            if stream["columns"]:
-                schema = schemas.from_names({c["name"]: c["type"] for c in stream["columns"]})
-                found[stream["name"]] = StreamInfo(stream["name"], schema, tuple(stream["key"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found
 
 
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dataflare_plugins.engine.planning.graph import split_reference
 from dataflare_plugins.engine.planning.lanes import as_streaming
+from dataflare_plugins.engine.planning.schema_cache import keep_streams
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
@@ -107,6 +108,8 @@ class LocalRun:
                 raise
             if status != "done":
                 store.end_run(start.run_id, {"status": status})
+            elif not transient:
+                keep_streams(self.plan)
             return status
         finally:
             store.close()

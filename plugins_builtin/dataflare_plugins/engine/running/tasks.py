@@ -232,7 +232,7 @@ class SourceTask:
                 self._chain.emit(self._fused.last, "", batch)
         elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
-            self._handler.spend_good(self._node.id, batch.data.num_rows)
+        self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
             self._within = True
         else:
@@ -470,6 +470,7 @@ class SinkTask:
         else:
             self._handler.reject(node, refused, batch, counts)
             counts.rows_out += batch.data.num_rows - len(refused)
+        self._handler.passed(node, batch.data.num_rows)
         counts.seconds += time.perf_counter() - began
         counts.bytes += batch.data.nbytes
 
