@@ -82,7 +82,7 @@ def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOpti
     else:
         work.finish()
     first = {"dataflare": 1, "command": "run", "status": "done", "workflow": workflow.name}
-    rest = {"rows": {"read": 0, "dead_lettered": 0}, "error": None, "problems": []}
+    rest: dict[str, Any] = {"rows": {"read": 0, "dead_lettered": 0}, "error": None, "problems": []}
     return {**first, **(document or rest), "backfill": {"from": wanted.start, "to": wanted.stop, "id": work.id}, "windows": windows}
 
 
