@@ -2,9 +2,10 @@
 
 Usage: python tests/faults/kill.py --kills 200 --seed 7
 
-One trial is one workflow with SQLite, DuckDB and Parquet destinations in a folder of its own. It is killed with
-SIGKILL a few times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle
-is DuckDB alone. Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
+One trial is one workflow in a folder of its own: in the streaming lane with SQLite, DuckDB, Parquet and CSV
+destinations together, or in the bulk lane with a Parquet file and a DuckDB table. It is killed with SIGKILL a few
+times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle is DuckDB alone.
+Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
 """
 
 from __future__ import annotations
@@ -80,6 +81,34 @@ LAST = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS no
 UPSERT = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3 GROUP BY i % 100"
 
 
+BULK_WORKFLOW = """
+name: faults
+sources:
+  made: {use: csv, with: {path: made.csv}}
+processors:
+  - id: more
+    use: map
+    with: {set: {w: v + 1}}
+  - id: odd
+    use: filter
+    with: {where: id % 10 <> 3}
+destinations:
+  copied:
+    use: duckdb
+    from: odd
+    with: {path: out/rows.duckdb, table: copied}
+    write: {mode: append}
+  whole:
+    use: parquet
+    from: odd
+    with: {path: out/whole.parquet}
+runtime: {lane: bulk}
+"""
+MADE = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note FROM range({ROWS}) t(i)"
+STREAMING, BULK = "streaming", "bulk"
+COLUMNS = "id, k, v, note, w"
+
+
 @dataclass
 class Tally:
     """What all trials together saw."""
@@ -93,22 +122,30 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def failpoints() -> list[str]:
-    """Return every failpoint this workflow can pass."""
+PASSED = {
+    STREAMING: ("task.", "job.", "state.", "sqlite.", "duckdb.", "files."),
+    BULK: ("bulk.", "job.", "state.", "duckdb.", "files."),
+}
+"""Beginnings of the names of the failpoints that each lane's workflow passes."""
+
+
+def failpoints(lane: str) -> list[str]:
+    """Return every failpoint the workflow of a lane can pass."""
     import importlib
 
     for module in (
-        "dataflare_plugins.engine.running.tasks",
-        "dataflare_plugins.engine.running.job",
-        "dataflare_plugins.state_sqlite.store",
-        "dataflare_plugins.sqlite.destination",
-        "dataflare_plugins.duckdb.destination",
-        "dataflare_plugins.files.destination",
+        "engine.running.tasks",
+        "engine.running.bulk",
+        "engine.running.job",
+        "state_sqlite.store",
+        "sqlite.destination",
+        "duckdb.destination",
+        "files.destination",
     ):
-        importlib.import_module(module)
+        importlib.import_module(f"dataflare_plugins.{module}")
     from dataflare_sdk.failpoints import NAMES
 
-    return sorted(n for n in NAMES if not n.startswith("bulk."))
+    return sorted(n for n in NAMES if n.startswith(PASSED[lane]))
 
 
 def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
@@ -123,12 +160,20 @@ def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
-    """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
+def begin(folder: Path, lane: str) -> None:
+    """Write a trial's workflow and its input."""
     folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(WORKFLOW)
+    (folder / "faults.yaml").write_text(WORKFLOW if lane == STREAMING else BULK_WORKFLOW)
+    if lane == BULK:
+        duckdb.sql(f"COPY ({MADE}) TO '{folder}/made.csv'")
+
+
+def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
+    """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
+    begin(folder, lane)
     for name in plan:
-        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3)}"}
+        # In bulk each statement passes a failpoint once, and there are two of them.
+        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3 if lane == STREAMING else 2)}"}
         process = launch(folder, env)
         if name is None:
             time.sleep(rng.uniform(0.25, 1.2))
@@ -141,11 +186,11 @@ def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally
         out, err = launch(folder, {}).communicate(timeout=120)
         report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
         tally.resumed += bool(report.get("resumed"))
-        if report["status"] != "done":
+        if (report["status"], report.get("lane")) != ("done", lane):
             tally.faults.append(f"{folder.name} {plan}: {report.get('error')}")
     if (folder / "hits.txt").exists():
         tally.hits.update((folder / "hits.txt").read_text().split())
-    compare(folder, plan, tally)
+    compare(folder, lane, plan, tally)
 
 
 def finished(folder: Path) -> bool:
@@ -161,26 +206,35 @@ def finished(folder: Path) -> bool:
     return checkpoint is not None and checkpoint.final and checkpoint.done
 
 
-def compare(folder: Path, plan: list[str | None], tally: Tally) -> None:
+def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally) -> None:
     """Count rows that are missing, rows that are there too often, and files nobody asked for."""
-    out = folder / "out"
-    con = duckdb.connect()
-    for table, expected in (("appended", ODD), ("upserted", UPSERT)):
-        with sqlite3.connect(out / "rows.db") as db:
-            rows = db.execute(f"SELECT id, k, v, note, w FROM {table}").fetchall()
-        judge(con, f"{folder.name} {plan} sqlite.{table}", rows, expected, tally)
+    out, con, where = folder / "out", duckdb.connect(), f"{folder.name} {plan}"
     with duckdb.connect(str(out / "rows.duckdb"), read_only=True) as db:
-        judge(con, f"{folder.name} {plan} duckdb", db.sql("SELECT id, k, v, note, w FROM copied").fetchall(), ODD, tally)
-    parts = con.sql(f"SELECT id, k, v, note, w FROM read_parquet('{out}/parts/**/*.parquet')").fetchall()
-    judge(con, f"{folder.name} {plan} parquet", parts, ODD, tally)
-    newest = con.sql(f"SELECT id, k, v, note, w FROM read_csv('{out}/newest.csv')").fetchall()
-    judge(con, f"{folder.name} {plan} csv", newest, LAST, tally)
-    allowed = {"rows.db", "rows.db-wal", "rows.db-shm", "rows.duckdb", "rows.duckdb.wal", "parts", "newest.csv"}
-    orphans = [p.name for p in out.iterdir() if p.name not in allowed]
+        judge(con, f"{where} duckdb", db.sql(f"SELECT {COLUMNS} FROM copied").fetchall(), ODD, tally)
+    if lane == STREAMING:
+        compare_streaming(con, out, where, tally)
+        allowed = {"rows.db", "rows.db-wal", "rows.db-shm", "parts", "newest.csv"}
+    else:
+        judge(con, f"{where} parquet", con.sql(f"SELECT {COLUMNS} FROM '{out}/whole.parquet'").fetchall(), ODD, tally)
+        allowed = {"whole.parquet"}
+    orphans = [p.name for p in out.iterdir() if p.name not in allowed | {"rows.duckdb", "rows.duckdb.wal"}]
     orphans += [p.name for p in (out / "parts").rglob("*") if p.is_file() and p.suffix not in (".parquet", ".json")]
+    orphans += [p.name for p in (folder / ".dataflare" / "spill").glob("*")]
     if orphans:
         tally.orphans += len(orphans)
-        tally.faults.append(f"{folder.name} {plan}: orphans {orphans}")
+        tally.faults.append(f"{where}: orphans {orphans}")
+
+
+def compare_streaming(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally: Tally) -> None:
+    """Compare what only the streaming workflow writes."""
+    for table, expected in (("appended", ODD), ("upserted", UPSERT)):
+        with sqlite3.connect(out / "rows.db") as db:
+            rows = db.execute(f"SELECT {COLUMNS} FROM {table}").fetchall()
+        judge(con, f"{where} sqlite.{table}", rows, expected, tally)
+    parts = con.sql(f"SELECT {COLUMNS} FROM read_parquet('{out}/parts/**/*.parquet')").fetchall()
+    judge(con, f"{where} parquet", parts, ODD, tally)
+    newest = con.sql(f"SELECT {COLUMNS} FROM read_csv('{out}/newest.csv')").fetchall()
+    judge(con, f"{where} csv", newest, LAST, tally)
 
 
 def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expected: str, tally: Tally) -> None:
@@ -194,20 +248,20 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
 
 
 def run(kills: int, seed: int, root: Path) -> Tally:
-    """Run trials until `kills` processes have been killed; every failpoint is armed at least once."""
+    """Run trials until `kills` processes have been killed; every failpoint is armed at least once in each lane."""
     rng = random.Random(seed)
-    names = failpoints()
-    waiting = names[:]
-    rng.shuffle(waiting)
+    names = {lane: failpoints(lane) for lane in PASSED}
+    waiting = {lane: rng.sample(found, len(found)) for lane, found in names.items()}
     tally = Tally()
-    number = 0
-    while tally.kills < kills and number < kills * 2:
+    for number in range(kills * 2):
+        if tally.kills >= kills and not any(waiting.values()):
+            break
+        lane = BULK if number % 3 == 2 else STREAMING
         plan: list[str | None] = []
         for _ in range(rng.randint(1, 4)):
-            plan.append(waiting.pop() if waiting else rng.choice([None, rng.choice(names)]))
-        trial(root / f"trial{number}", plan, rng, tally)
-        number += 1
-    for name in names:
+            plan.append(waiting[lane].pop() if waiting[lane] else rng.choice([None, rng.choice(names[lane])]))
+        trial(root / f"trial{number}", lane, plan, rng, tally)
+    for name in {n for found in names.values() for n in found}:
         tally.hits.setdefault(name, 0)
     return tally
 

@@ -15,7 +15,7 @@ class BlackholeDestination(Destination[NoConfig]):
     """Keeps nothing, so that nothing can be lost or doubled in it; it remembers its epoch while it is open."""
 
     Config = NoConfig
-    features = frozenset({"overwrite", "append", "upsert"})
+    features = frozenset({"overwrite", "append", "upsert", "delete", "partial_update", "takes_all"})
 
     def commit_scope(self) -> str:
         """Return a scope of its own: no two of them share anything."""

@@ -30,6 +30,7 @@ def show(call: Invocation, file: Path, stream: str | None) -> int:
         with opened(runtime, workflow) as store:
             streams = {} if store is None else _streams(workflow, store)
     if stream is not None:
+        _known(workflow, stream.partition("/")[0])
         streams = {k: v for k, v in streams.items() if k == stream or k.startswith(f"{stream}/")}
     call.emit({"dataflare": 1, "command": "state show", "workflow": workflow.name, "streams": streams})
     if not call.json:
@@ -62,8 +63,6 @@ def _streams(workflow: Any, store: Any) -> dict[str, Any]:
 @verb
 def set_offset(call: Invocation, file: Path, stream: str, offset: str) -> int:
     """Set the offset that the next run of a source starts from."""
-    from dataflare_plugins.commands.codes import NO_NODE
-
     try:
         value = json.loads(offset)
     except ValueError as error:
@@ -73,8 +72,7 @@ def set_offset(call: Invocation, file: Path, stream: str, offset: str) -> int:
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
         runtime.authorize("state.set", workflow.name)
-        if stream not in [n.id for n in workflow.of("source")]:
-            raise NO_NODE.error(f"there is no source '{stream}'")
+        _known(workflow, stream)
         with Leased(runtime, workflow) as store:
             store.set_offset(workflow.name, stream, value)
     call.emit({"dataflare": 1, "command": "state set", "workflow": workflow.name, "stream": stream, "offset": value})
@@ -93,6 +91,8 @@ def reset(call: Invocation, file: Path, stream: str | None, yes: bool) -> int:
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
         runtime.authorize("state.reset", workflow.name)
+        if stream is not None:
+            _known(workflow, stream)
         if not yes and not call.json and sys.stdin.isatty():
             click.confirm(f"Forget the checkpoints of '{workflow.name}'?", abort=True)
         with Leased(runtime, workflow) as store:
@@ -101,6 +101,14 @@ def reset(call: Invocation, file: Path, stream: str | None, yes: bool) -> int:
     if not call.json:
         call.say(f"{workflow.name}: {count} checkpoint(s) forgotten")
     return 0
+
+
+def _known(workflow: Any, stream: str) -> None:
+    from dataflare_plugins.commands.codes import NO_NODE
+
+    sources = [n.id for n in workflow.of("source")]
+    if stream not in sources:
+        raise NO_NODE.error(f"there is no source '{stream}'", fix=f"there are {', '.join(sources)}")
 
 
 class Leased:

@@ -22,7 +22,8 @@ class FilterProcessor(StageProcessor[FilterConfig]):
     """Three-valued as in SQL: a row whose condition is NULL is not kept, and is part of `else`."""
 
     Config = FilterConfig
-    features = frozenset({"rowwise", "filters", "sql"})
+    features = frozenset({"rowwise", "filters", "sql", "fuses"})
+    changes = "rowwise"
 
     def __init__(self, config: FilterConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -44,6 +45,10 @@ class FilterProcessor(StageProcessor[FilterConfig]):
         """Read what is used downstream and what the condition reads."""
         self._read = frozenset(needed)
         return {self._name: frozenset[str]().union(*needed.values(), self.bound.reads["where"])}
+
+    def kept(self) -> Mapping[str, str]:
+        """Every column is the input's."""
+        return {n: n for n in self._schema.names}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""

@@ -29,7 +29,8 @@ class MaskProcessor(StageProcessor[MaskConfig]):
     """Replaces values in place."""
 
     Config = MaskConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
+    changes = "rowwise"
 
     def __init__(self, config: MaskConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -63,6 +64,10 @@ class MaskProcessor(StageProcessor[MaskConfig]):
         self._pruned = True
         return {self._name: needed.get("", frozenset())}
 
+    def kept(self) -> Mapping[str, str]:
+        """Columns that are not masked are the input's."""
+        return {n: n for n in self._schema.names if n not in self.config.columns}
+
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column comes from the input's of the same name."""
         return {"": {n: [(self._name, n)] for n in self._schema.names}}
@@ -70,6 +75,7 @@ class MaskProcessor(StageProcessor[MaskConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

@@ -35,7 +35,8 @@ class ParseProcessor(StageProcessor[ParseConfig]):
     """The text itself stays; columns that exist are replaced in place, others come at the end."""
 
     Config = ParseConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
+    changes = "rowwise"
 
     def __init__(self, config: ParseConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -89,6 +90,10 @@ class ParseProcessor(StageProcessor[ParseConfig]):
         self._needed = needed.get("", frozenset())
         return {self._name: self._needed & frozenset(self._input.names) | {self.config.column}}
 
+    def kept(self) -> Mapping[str, str]:
+        """Columns that are not read out of the text are the input's."""
+        return {n: n for n in self._schema.names if n not in self.config.into}
+
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """New columns come from the text, every other one from itself."""
         return {"": {n: [(self._name, self.config.column if n in self.config.into else n)] for n in self._schema.names}}
@@ -96,6 +101,7 @@ class ParseProcessor(StageProcessor[ParseConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

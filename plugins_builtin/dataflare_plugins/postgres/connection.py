@@ -27,7 +27,9 @@ UNREACHABLE = code(
     "The PostgreSQL server cannot be reached.",
     "Check host and port of `url`, that the server runs and that the network lets you through.",
 )
-LOGIN = code("postgres.login", 4, "The PostgreSQL server refuses the login.", "Check user and password in `url`, and the server's pg_hba.conf.")
+LOGIN = code(
+    "postgres.login", 4, "The PostgreSQL server refuses the login.", "Check user and password in `url`, and the server's pg_hba.conf."
+)
 NO_DATABASE = code("postgres.no-database", 4, "The database does not exist on the server.", "Check the last part of `url`, or create it.")
 LOST = code(
     "postgres.connection-lost",
@@ -134,7 +136,9 @@ class Server:
             return PERMISSION.error(f"{self.shown}: {text}", path="url")
         if "invalid" in lower and ("parameter" in lower or "option" in lower or "value" in lower):
             return BAD_URL.error(f"the URL has a parameter that is none: {text}", path="url")
-        if any(w in lower for w in ("too many clients", "too many connections", "remaining connection slots", "starting up", "shutting down")):
+        if any(
+            w in lower for w in ("too many clients", "too many connections", "remaining connection slots", "starting up", "shutting down")
+        ):
             return BUSY.retriable(f"{self.shown}: {text}", path="url")
         return UNREACHABLE.retriable(f"{self.shown} cannot be reached: {text}", path="url")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -24,7 +23,9 @@ from dataflare_sdk.schema import literal, quote
 if TYPE_CHECKING:
     import psycopg
 
-NO_SCHEMA = code("postgres.no-schema", 4, "The schema of a table to be written does not exist.", "Create it; schemas are not made by themselves.")
+NO_SCHEMA = code(
+    "postgres.no-schema", 4, "The schema of a table to be written does not exist.", "Create it; schemas are not made by themselves."
+)
 NOT_WRITABLE = code("postgres.not-a-table", 4, "What is to be written is no table.", "Name a table; views are not written to.")
 NO_UNIQUE_KEY = code(
     "postgres.no-unique-key",

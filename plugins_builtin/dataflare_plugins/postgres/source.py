@@ -19,9 +19,13 @@ from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
 
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
+MISSING_COLUMN = code("workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHUNKS_OF_A_QUERY = code(
-    "postgres.chunks-of-a-query", 3, "A query cannot be read in chunks: it has no key.", "Read a table, or leave `consistency` at `instant`."
+    "postgres.chunks-of-a-query",
+    3,
+    "A query cannot be read in chunks: it has no key.",
+    "Read a table, or leave `consistency` at `instant`.",
 )
 OVERLAP_AND_HORIZON = code(
     "postgres.overlap-and-horizon", 3, "`horizon: xmin` finds late rows exactly, `overlap` by reading again.", "Keep one of them."
@@ -119,7 +123,7 @@ class PostgresSource(Source[PostgresConfig]):
             if name not in relation.names:
                 near = nearest(name, relation.names)
                 fix = f"did you mean '{near}'?" if near else None
-                raise CODES["workflow.missing-column"].error(f"there is no column '{name}'", fix=fix, path=f"{path}.{name}")
+                raise MISSING_COLUMN.error(f"there is no column '{name}'", fix=fix, path=f"{path}.{name}")
 
     def _cursor(self, relation: Relation, extract: ExtractSpec) -> Any:
         if extract.cursor not in relation.names:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, RowRejection, Sql, config, option
+from dataflare_sdk import CODES, Batch, RowRejection, Sql, config, option
 from dataflare_sdk.row_stage import StageProcessor, only, single
 
 
@@ -24,6 +24,7 @@ class RouteProcessor(StageProcessor[RouteConfig]):
 
     Config = RouteConfig
     features = frozenset({"rowwise", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: RouteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -38,6 +39,8 @@ class RouteProcessor(StageProcessor[RouteConfig]):
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
         """Bind the conditions; every output has the input's columns."""
         self._name, self._schema = single(inputs)
+        if self.config.else_ in self.config.routes:
+            raise CODES["config.invalid"].error(f"'{self.config.else_}' is a route already", fix="Give the rest another name.", path="else")
         self.conditions(self.config.routes, self._schema, lambda name: f"routes.{name}")
         return dict.fromkeys(self.outputs(), self._schema)
 
@@ -45,6 +48,10 @@ class RouteProcessor(StageProcessor[RouteConfig]):
         """Read what is used downstream and what the conditions read."""
         self._read = frozenset(needed)
         return {self._name: frozenset[str]().union(*needed.values(), *self.bound.reads.values())}
+
+    def kept(self) -> Mapping[str, str]:
+        """Every column is the input's."""
+        return {n: n for n in self._schema.names}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""

@@ -238,6 +238,7 @@ class StateSqlite(Component[StateConfig]):
             return 1
 
         def forget() -> int:
+            self._db.execute("DELETE FROM entries WHERE scope=?", (f"offset:{workflow}",))
             return self._db.execute("DELETE FROM checkpoints WHERE workflow=?", (workflow,)).rowcount
 
         return self._write(forget, fenced=False)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflare_plugins.engine.running.arrow_input import ArrowInput
-from dataflare_plugins.engine.running.chain import Chain, Stopped, conform
+from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -23,9 +24,10 @@ from dataflare_plugins.engine.running.signals import (
     Ready,
     Recover,
     Recovered,
+    Reshaped,
     Trigger,
 )
-from dataflare_plugins.engine.specs import extract_from, write_from
+from dataflare_plugins.engine.specs import extract_of_spec, write_from
 from dataflare_sdk import (
     Barrier,
     Batch,
@@ -35,6 +37,7 @@ from dataflare_sdk import (
     Opened,
     Partition,
     Pause,
+    SchemaChange,
     Target,
     TaskSpec,
 )
@@ -60,6 +63,11 @@ class SourceTask:
         self._ended: set[str] = set()
         self._todo: list[tuple[str, Partition, Any]] = []
         self._sent_end = False
+        self._owed: Trigger | None = None
+        self._within = False
+        self._leaving = False
+        self._once: dict[str, Any] = {}
+        self._fused: Fused | None = None
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -71,6 +79,8 @@ class SourceTask:
             if not isinstance(begin, Begin):
                 return
             self._chain = chain = Chain(self.spec, self._env, self._handler, begin.counts)
+            chain.idle = self._source.idle
+            self._fused = fused(self.spec, self._env, self._source)
             chain.restore(begin.states)
             self._counts = self._env.monitor.counts(self._node.id, begin.counts.get(self._node.id))
             self._plan_reading(begin)
@@ -87,8 +97,7 @@ class SourceTask:
         return self._env.build(self._node)
 
     def _plan_reading(self, begin: Begin) -> None:
-        settings = self._node.settings
-        self._extract: ExtractSpec = extract_from(settings.get("extract") or {}, self._node.config.get("columns"), settings.get("columns"))
+        self._extract: ExtractSpec = extract_of_spec(self._node)
         self._offsets = {k: v for k, v in begin.offsets.items() if self._owns(k)}
         self._ended = {k for k in begin.ended if self._owns(k)}
         self._todo = []
@@ -109,9 +118,11 @@ class SourceTask:
 
     def _loop(self, receive: Receive) -> None:
         while True:
-            mail = receive(0 if self._reading else None)
+            mail = receive(0 if self._reading else IDLE)
             if isinstance(mail, Leave):
                 return
+            if mail is None and not self._reading:
+                self._source.idle()
             if mail is not None:
                 if self._handle(mail):
                     return
@@ -124,14 +135,20 @@ class SourceTask:
     def _handle(self, mail: Any) -> bool:
         """Act on a control message; True when it was the last one."""
         if isinstance(mail, Trigger):
+            if self._within:
+                self._owed = mail  # no epoch ends within a transaction of the source
+                return False
             self._barrier(mail)
-            return mail.final
+            # One that goes on some day wants to be told that the last epoch is durable too: it stays for that.
+            return mail.final and self._extract.mode == "full"
         if isinstance(mail, Ack):
             for key, part in self._partitions():
                 if key in mail.offsets:
                     self._source.ack(part, mail.offsets[key])
         elif isinstance(mail, Drain):
-            self._stop_reading()
+            self._leaving = True
+            if not self._within:
+                self._stop_reading()
         elif isinstance(mail, Continue):
             self._replaying = False
             self._todo = [(key, part, None) for key, part in self._partitions() if key not in self._ended]
@@ -144,30 +161,82 @@ class SourceTask:
                 self._finish()
                 return
             key, part, until = self._todo[0]
-            self._reader = self._source.open(part, self._extract, self._offsets.get(key), until)
+            if until is None and self._env.once:
+                until = self._position(key, part)
+            self._reader = self._opened(part, self._offsets.get(key), until)
         shares = self._env.shares
         began = time.perf_counter()
-        message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        try:
+            message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        except Exception:
+            if self._fused is None:
+                raise
+            # A row made the statement fail: go on without it, step by step, which finds the row.
+            self._fused = None
+            self._close_reader()
+            return
         self._counts.seconds += time.perf_counter() - began
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
+        elif isinstance(message, SchemaChange):
+            self._reshaped(message)
         elif message is not None:
             self._took(message)
+
+    def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
+        if self._fused is None:
+            return self._source.open(part, self._extract, offset, until)
+        return self._source.open_through(part, self._extract, offset, until, self._fused.through)
+
+    def _position(self, key: str, part: Partition) -> Any:
+        """Return where an unbounded stream stood when the run began."""
+        if key not in self._once:
+            self._once[key] = self._source.position(part, self._extract)
+        return self._once[key]
+
+    def _reshaped(self, change: SchemaChange) -> None:
+        """The stream has other columns from here on: read no further, everybody has to be bound anew."""
+        self._offsets[self._todo[0][0]] = dict(change.offset)
+        self._reading = False
+        self._close_reader()
+        self._boundary()
+        self._env.send(Reshaped(self.spec.id, self._node.id, self._output(change.stream), change))
+
+    def _output(self, stream: str) -> str:
+        """Return the output a stream leaves by: its name where the source has several."""
+        return stream if stream in self._node.schemas else ""
+
+    def _boundary(self) -> None:
+        """The source stands at a place to resume from: do what had to wait for it."""
+        self._within = False
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            self._barrier(owed)
+        if self._leaving:
+            self._stop_reading()
 
     def _took(self, batch: Batch) -> None:
         failpoint("task.source.batch")
         key = self._todo[0][0]
         counts = self._counts
-        counts.rows_in += batch.data.num_rows + len(batch.rejected)
+        rows = batch.data.num_rows if batch.read is None else batch.read
+        counts.rows_in += rows + len(batch.rejected)
         counts.bytes += batch.data.nbytes
         if batch.rejected:
             self._handler.reject(self._node.id, batch.rejected, None, counts)
-        counts.rows_out += batch.data.num_rows
-        if batch.data.num_rows:
-            self._chain.emit(self._node.id, "", batch)
+        counts.rows_out += rows
+        if batch.read is not None and self._fused is not None:
+            self._fused.count(self._env.monitor.live, batch.read, batch.data.num_rows)
+            if batch.data.num_rows:
+                self._chain.emit(self._fused.last, "", batch)
+        elif batch.data.num_rows:
+            self._chain.emit(self._node.id, self._output(batch.stream), batch)
             self._handler.spend_good(self._node.id, batch.data.num_rows)
-        if batch.offset is not None:
+        if batch.offset is None:
+            self._within = True
+        else:
             self._offsets[key] = dict(batch.offset)
+            self._boundary()
         if self._env.enough():
             self._stop_reading()
 
@@ -390,7 +459,7 @@ class SinkTask:
             # It holds this epoch already; the rows are being read again for the others.
             counts.rows_out += batch.data.num_rows
             return
-        batch = conform(batch, self._schemas[node])
+        batch = conform(as_rows(batch) if self._nodes[node].settings.get("changes") == "rows" else batch, self._schemas[node])
         self._env.collects(node, batch.data)
         began = time.perf_counter()
         try:
@@ -415,6 +484,7 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
         write=write_from(node.settings.get("write") or {}, node.settings.get("schema") or {}),
         plan_hash=env.plan.hash,
         resumed=env.resumed,
+        changes=node.settings.get("changes") == "apply",
     )
 
 

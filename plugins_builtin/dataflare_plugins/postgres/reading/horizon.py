@@ -16,9 +16,7 @@ from dataflare_plugins.postgres.reading.ranges import typed
 from dataflare_plugins.postgres.reading.reader import Reading
 from dataflare_sdk import ExtractSpec, Message, Offset, Pause, code
 
-NOT_A_TABLE = code(
-    "postgres.horizon-needs-table", 3, "`horizon: xmin` reads tables only.", "Name a `table`, or leave `horizon` out."
-)
+NOT_A_TABLE = code("postgres.horizon-needs-table", 3, "`horizon: xmin` reads tables only.", "Name a `table`, or leave `horizon` out.")
 _NOW = "SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint FROM pg_current_snapshot() AS s"
 _WRAP = (1 << 32) - 1
 

@@ -146,9 +146,14 @@ class Seen:
 
         last = values[-1].as_py()
         if width:
+            # A row that came late stands below the last value, which does not go back for it.
+            before = pc.max(self.units).as_py()
+            top = units[-1].as_py()
+            if before is not None and before > top:
+                last, top = self.value, before
             self.marks = pa.concat_arrays([self.marks, marks])
             self.units = pa.concat_arrays([self.units, units])
-            keep = pc.greater_equal(self.units, units[-1].as_py() - width)
+            keep = pc.greater_equal(self.units, top - width)
             self.marks, self.units = self.marks.filter(keep), self.units.filter(keep)
         else:
             fresh = marks.filter(pc.equal(values, last))

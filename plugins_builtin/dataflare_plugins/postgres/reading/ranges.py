@@ -35,7 +35,9 @@ def by_column(db: psycopg.Connection[Any], relation: Relation, name: str, into: 
         raise NO_PARTITION_COLUMN.error(f"there is no column '{name}'", fix=f"did you mean '{near}'?" if near else None, path=None)
     fractions = [i / into for i in range(1, into)]
     column = quote(name)
-    sql = f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {column})::text[] FROM {relation.sql} AS given{_sample(db, relation)}"
+    sql = (
+        f"SELECT percentile_disc(%s::float8[]) WITHIN GROUP (ORDER BY {column})::text[] FROM {relation.sql} AS given{_sample(db, relation)}"
+    )
     row = db.execute(sql.encode(), (fractions,)).fetchone()
     bounds = list(dict.fromkeys(b for b in (row[0] or [] if row else []) if b is not None))
     edges: Sequence[str | None] = [None, *bounds, None]
@@ -46,7 +48,9 @@ def by_column(db: psycopg.Connection[Any], relation: Relation, name: str, into: 
 def _sample(db: psycopg.Connection[Any], relation: Relation) -> str:
     if relation.kind not in ("r", "m", "p"):
         return ""
-    row = db.execute("SELECT sum(c.reltuples) FROM pg_partition_tree(%s::oid) t JOIN pg_class c ON c.oid = t.relid", (relation.oid,)).fetchone()
+    row = db.execute(
+        "SELECT sum(c.reltuples) FROM pg_partition_tree(%s::oid) t JOIN pg_class c ON c.oid = t.relid", (relation.oid,)
+    ).fetchone()
     if row is None or row[0] is None:
         row = db.execute("SELECT reltuples FROM pg_class WHERE oid = %s", (relation.oid,)).fetchone()
     rows = float(row[0]) if row and row[0] else 0.0

@@ -152,9 +152,11 @@ class Intake:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the data of a COPY of all plain rows."""
-        yield from self._spool.pieces()
         if self._encoder is not None:
-            yield self._encoder.finish()
+            # Sealed once: a commit that failed may be tried again.
+            self._spool.add([self._encoder.finish()], 0)
+            self._drop_encoder()
+        yield from self._spool.pieces()
 
     @contextlib.contextmanager
     def folded(self) -> Iterator[Folded]:
@@ -166,6 +168,9 @@ class Intake:
         """Drop what is staged."""
         self._spool.clear()
         self._staging.clear()
+        self._drop_encoder()
+
+    def _drop_encoder(self) -> None:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None

@@ -104,7 +104,8 @@ def _rename(db: psycopg.Connection[Any], staging: Relation, name: str) -> None:
 def _hand_over(db: psycopg.Connection[Any], staging: Relation, old: Relation) -> None:
     """Give the new table the old one's owner, rights, comment, storage parameters and sequences."""
     owner, comment = db.execute(
-        "SELECT quote_ident(pg_get_userbyid(relowner)), quote_literal(obj_description(oid, 'pg_class')) FROM pg_class WHERE oid = %s", (old.oid,)
+        "SELECT quote_ident(pg_get_userbyid(relowner)), quote_literal(obj_description(oid, 'pg_class')) FROM pg_class WHERE oid = %s",
+        (old.oid,),
     ).fetchall()[0]
     if comment is not None:
         db.execute(f"COMMENT ON TABLE {staging.sql} IS {comment}".encode())
