@@ -110,11 +110,11 @@ class Server:
             DataflareError: `postgres.missing-extra`, `postgres.login`, `postgres.no-database`; retriable
                 `postgres.unreachable`, `postgres.busy`.
         """
-        psycopg = library()
+        client = library()
         defaults = {k: v for k, v in _DEFAULTS.items() if k not in self._given}
         try:
-            db = psycopg.connect(self._url, autocommit=True, **{**defaults, **more})
-        except psycopg.Error as error:
+            db: psycopg.Connection[tuple[Any, ...]] = client.connect(self._url, autocommit=True, **{**defaults, **more})
+        except client.Error as error:
             raise self._refused(error) from None  # libpq's own text may show the URL
         db.prepare_threshold = None  # behind a pooler a prepared statement is somebody else's
         with self.explained():

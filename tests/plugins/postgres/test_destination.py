@@ -345,3 +345,17 @@ def test_several_tables_of_one_database_commit_together(postgres, tmp_path):
     assert postgres.psql("SELECT node, epoch FROM _dataflare_checkpoints ORDER BY node") == "a\t1\nb\t1\n"
     one.close()
     two.close()
+
+
+def test_a_row_created_and_deleted_in_one_epoch_is_kept_as_deleted(postgres, writer):
+    w = writer(mode="upsert", key=("id",), changes=True, deletes="soft")
+    w.all([(1, "a", 1), (1, None, None)], changes=changes([UPDATE, DELETE]))
+    assert postgres.psql("SELECT id, name, n, _deleted_at IS NOT NULL FROM t") == "1\ta\t1\tt\n"
+
+
+def test_a_unique_value_may_move_from_a_deleted_row(postgres, writer):
+    w = writer(mode="upsert", key=("id",), changes=True)
+    w.all([(1, "same", 1)], changes=changes([UPDATE]), final=False)
+    postgres.execute("CREATE UNIQUE INDEX ON t (name)")
+    w.all([(1, None, None), (2, "same", 2)], changes=changes([DELETE, UPDATE]))
+    assert postgres.psql("SELECT * FROM t") == "2\tsame\t2\n"

@@ -89,8 +89,8 @@ class KeyWalk:
 
     def bound(self, low: Sequence[str] | None, top: Sequence[str], rows: int) -> list[str] | None:
         """Return the last key of the next `rows` rows after `low`, none beyond `top`; None: there are none."""
-        inner = f"SELECT {self._names} FROM {self._reading.relation.sql} AS given WHERE {self.between(low, top)} ORDER BY {self._names} LIMIT {rows}"
-        return self._one(inner)
+        ordered = f"{self.between(low, top)} ORDER BY {self._names} LIMIT {rows}"
+        return self._one(f"SELECT {self._names} FROM {self._reading.relation.sql} AS given WHERE {ordered}")
 
     def query(self, low: Sequence[str] | None, high: Sequence[str]) -> str:
         """Return the SELECT of the rows after `low`, up to and with `high`, in the order of the key."""

@@ -122,10 +122,7 @@ class PostgresReader:
 
 
 def chosen(relation: Relation, schema: pa.Schema, types: Mapping[str, str], what: str) -> tuple[Column, ...]:
-    """Return the server's columns for a planned schema.
-
-    Args:
-        types: PostgreSQL's types of the columns when the run was planned.
+    """Return the server's columns for a planned schema; `types` are PostgreSQL's when the run was planned.
 
     Raises:
         DataflareError: `source.changed`: a column is gone or has another type since.

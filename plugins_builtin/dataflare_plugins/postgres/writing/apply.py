@@ -51,10 +51,14 @@ class Upsert:
         if folded.truncated:
             self._empty()
         # One stream of the fold at a time: each is read to its end before the next is asked for.
-        self._remove(folded.deletes())
+        if self.write.deletes == "hard":
+            # First, so that a value of another unique column is free for the row that takes it over.
+            self._remove(folded.deletes())
         self._put(folded.rows())
         if folded.partial_columns:
             self._patch(folded.partial(), folded.partial_columns)
+        if self.write.deletes == "soft":
+            self._remove(folded.deletes())
 
     # -- helpers -----------------------------------------------------------------------------------------
 
@@ -96,10 +100,6 @@ class Upsert:
             self._run(f"UPDATE {self.table} SET {quote(DELETED_AT)} = now() WHERE {quote(DELETED_AT)} IS NULL")
 
     def _remove(self, reader: pa.RecordBatchReader) -> None:
-        if self.write.deletes == "ignore":
-            for _ in reader:
-                pass
-            return
         staged = self._staged(reader, self._columns(self.write.key))
         if staged is None:
             return

@@ -44,6 +44,7 @@ class Intake:
             changes=target.changes and self._upsert,
             memory=memory,
             order=target.write.pos_column,
+            keeps_deleted=target.write.deletes != "hard",
         )
         self._spool.clear()
         self._staging.sweep()
@@ -99,7 +100,7 @@ class Intake:
         return trial.add(batch)
 
     def _unencodable(self, batch: Batch, gone: set[int]) -> Sequence[RowRejection]:  # noqa: ARG002
-        """Find the values that PostgreSQL has not: `\\0` in text, and what does not fit its type."""
+        """Find the values that PostgreSQL has not: a character 0 in text, and what does not fit its type."""
         return self._tester.encode(batch.data).rejected
 
     def _unwelcome(self, batch: Batch, gone: set[int]) -> Sequence[RowRejection]:

@@ -60,11 +60,7 @@ def make_like(db: psycopg.Connection[Any], staging: TableName, old: Relation) ->
 
 
 def replace(db: psycopg.Connection[Any], staging: Relation, old: Relation | None, name: TableName, *, rows: bool) -> None:
-    """Put the staged rows in the place of the table.
-
-    Args:
-        rows: do it row by row even where the tables could be swapped.
-    """
+    """Put the staged rows in the place of the table `old`; `rows`: row by row, even where the tables could be swapped."""
     assert staging.name is not None
     if old is None:
         _rename(db, staging, name.name)
