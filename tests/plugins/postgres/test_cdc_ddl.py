@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.plugins.postgres.capturing import Writers, oracle
 
-from dataflare_sdk import SchemaChange
+from dataflare_sdk import DataflareError
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int)"
 
@@ -90,9 +90,7 @@ def test_an_alteration_within_a_huge_transaction_loses_and_repeats_nothing(engin
     widen(engine, "c")
     engine.catch_up()
     inserted = engine.tables.ops
-    assert {k: r for k, r in engine.tables.rows["t"].items() if k[0] >= 1000} == {
-        k: r for k, r in oracle(postgres).items() if k[0] >= 1000
-    }
+    assert {k: r for k, r in engine.tables.rows["t"].items() if k[0] >= 1000} == {k: r for k, r in oracle(postgres).items() if k[0] >= 1000}
     assert start["lsn"] == stop["lsn"]
     assert inserted["c"] <= 50_000
 
@@ -126,11 +124,8 @@ def test_alterations_under_load(postgres, made):
 
 
 def test_a_renamed_table_is_refused(engine, postgres):
-    from dataflare_sdk import DataflareError
-
     engine.start()
     engine.step()
     postgres.execute("ALTER TABLE t RENAME TO elsewhere; INSERT INTO elsewhere VALUES (99, '', '', 1)")
     with pytest.raises(DataflareError, match=r"postgres\.table-renamed"):
-        for _ in range(50):
-            engine.step()
+        engine.steps(50)

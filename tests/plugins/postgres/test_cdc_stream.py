@@ -9,8 +9,7 @@ import pytest
 from tests.plugins.postgres.capturing import BIG, Writers, mixed, oracle
 
 from dataflare_plugins.postgres.replication import snapshot
-from dataflare_sdk import Batch, Pause, SchemaChange
-from dataflare_sdk.changes import READ
+from dataflare_sdk import Batch
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int)"
 
@@ -128,7 +127,9 @@ def test_many_streams_alternate_in_transactions(postgres, made):
             with db.transaction():
                 for _ in range(6):
                     table = rng.choice([*names, "other.t0"])
-                    db.execute(f"INSERT INTO {table} VALUES (%s, 'a') ON CONFLICT (id) DO UPDATE SET v = excluded.v || 'b'", (rng.randint(1, 50),))
+                    db.execute(
+                        f"INSERT INTO {table} VALUES (%s, 'a') ON CONFLICT (id) DO UPDATE SET v = excluded.v || 'b'", (rng.randint(1, 50),)
+                    )
                 db.execute("INSERT INTO unread VALUES (%s)", (i,))
     engine.catch_up()
     for name in [*names, "other.t0"]:
@@ -180,21 +181,27 @@ def test_a_table_read_again_while_it_is_streamed(postgres, made, monkeypatch):
     engine = made(postgres, ["t"], {"t": ("id",)})
     engine.catch_up()
     rng = random.Random(1)
-    with Writers(postgres, mixed, seed=5) as writers:
+    with Writers(postgres, mixed, seed=5):
         engine.start()
         engine.step()
         for mark in list(engine.tables.rows["t"])[::3]:
             del engine.tables.rows["t"][mark]  # a destination that was damaged
         engine.tables.strict = False
         engine.ctx.state_put("resnapshot", b'["t"]')
-        read = engine.tables.ops.get("r", 0)
         for turn in range(60):
             engine.step(0.05, rows=100)
             if rng.random() < 0.3:
                 engine.ack()
             if turn % 15 == 14:
                 engine.start()
-        read_until(engine, lambda: engine.offset.get("tables", {"t": {"done": False}})["t"]["done"] if engine.offset.get("tables") else engine.ctx.state_get("resnapshot") == b"[]")
+        read_until(
+            engine,
+            lambda: (
+                engine.offset.get("tables", {"t": {"done": False}})["t"]["done"]
+                if engine.offset.get("tables")
+                else engine.ctx.state_get("resnapshot") == b"[]"
+            ),
+        )
         engine.ack()
     engine.catch_up()
     assert engine.tables.rows["t"] == oracle(postgres)

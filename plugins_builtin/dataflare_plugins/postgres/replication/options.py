@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from dataflare_sdk import ComponentContext, Duration, Size, config, option
-from dataflare_sdk.fields import parse
+from dataflare_sdk import ComponentContext, code
+
+BAD_SLOT = code(
+    "postgres.bad-slot", 3, "The name of a replication slot is none.", "Use small letters, digits and underscores, 63 of them at most."
+)
 
 
-@config
+@dataclass(frozen=True, slots=True)
 class CaptureOptions:
-    """Keys of `extract:` with `mode: cdc`."""
+    """How tables are captured.
 
-    consistency: Literal["chunks", "instant"] = option(
-        "How tables are copied at first: chunk by chunk (a kill goes on at the last chunk), or all as of one moment (a kill starts over).",
-        default="chunks",
-    )
-    on_slot_lost: Literal["fail", "resnapshot"] = option(
-        "When the slot is gone, and with it changes nobody has read: stop, or empty the destination and copy the tables anew.",
-        default="fail",
-    )
-    max_slot_lag: Size | None = option("Stop when the slot holds back more of the log than this.", default=None, example="10GiB")
-    heartbeat: Duration | None = option(
-        "Write a message into the log this often, so that the capture moves on in a database nobody else writes to.",
-        default=None,
-        example="1m",
-    )
+    Attributes:
+        slot: name of the replication slot; None: one of the node's own.
+        publication: name of the publication; None: one is made.
+        on_slot_lost: `fail` or `resnapshot`.
+        max_slot_lag: bytes of log the slot may hold back, None: any.
+        heartbeat: write a message into the log this often, seconds; None: never.
+        instant: copy all tables as of one moment, as one, where otherwise they are copied chunk by chunk.
+    """
 
-
-def of(extract: Mapping[str, Any]) -> CaptureOptions:
-    """Return the capture's options from what the `extract:` block carried beside the engine's own keys."""
-    known = {k: extract[k] for k in ("consistency", "on_slot_lost", "max_slot_lag", "heartbeat") if k in extract}
-    return parse(CaptureOptions, known)
+    slot: str | None = None
+    publication: str | None = None
+    on_slot_lost: str = "fail"
+    max_slot_lag: int | None = None
+    heartbeat: float | None = None
+    instant: bool = False
 
 
 def slot_name(given: str | None, ctx: ComponentContext) -> str:
-    """Return the slot's name: the one given, or one that no other workflow or node comes to."""
+    """Return the slot's name: the one given, or one that no other workflow or node comes to.
+
+    Raises:
+        DataflareError: `postgres.bad-slot`.
+    """
     if given is not None:
+        if not re.fullmatch(r"[a-z0-9_]{1,63}", given):
+            raise BAD_SLOT.error(f"'{given}' is no name of a replication slot", path="slot")
         return given
-    identity = ctx.run.workflow_id if ctx.run is not None else ""
     node = re.sub(r"[^a-z0-9_]", "_", ctx.node.lower())[:40]
-    return f"dataflare_{node}_{zlib.crc32(f'{identity}/{ctx.node}'.encode()):08x}"
+    return f"dataflare_{node}_{mark(ctx)}"
+
+
+def mark(ctx: ComponentContext) -> str:
+    """Return what tells this node of this workflow from all others."""
+    identity = ctx.run.workflow_id if ctx.run is not None else ""
+    return f"{zlib.crc32(f'{identity}/{ctx.node}'.encode()):08x}"
