@@ -266,8 +266,9 @@ class CaptureReader:
         self._queue.append(Pause() if offset == self._goal.until else self._shape_of(event.table, offset))
 
     def _shape_of(self, table: Table, offset: Offset) -> SchemaChange:
+        key = self._session.keys[table.stream]
         self._session.replan(table)
-        return SchemaChange(table.stream, table.arrow, offset, self._session.keys[table.stream])
+        return SchemaChange(table.stream, table.arrow, offset, key if set(key) <= set(table.arrow.names) else table.key)
 
 
 def _later(left: tuple[int, int] | None, right: tuple[int, int] | None) -> tuple[int, int] | None:
