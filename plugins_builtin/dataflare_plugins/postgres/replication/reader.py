@@ -38,6 +38,7 @@ class CaptureReader:
         self._session = session
         self._place = place
         self._goal = Goal(until)
+        self._moment = place.high  # of the last chunk; single rows that are read again do not move the goal
         self._queue: deque[Message] = deque()
         self._copy: Generator[Message] | None = None
         self._stream: Stream | None = None
@@ -120,7 +121,7 @@ class CaptureReader:
         goal = self._goal
         if goal.lsn is None or not goal.copied(self._place):
             return False
-        goal.extend(self._place)
+        goal.extend(self._moment)
         if goal.streamed(self._place) and self._loose is None:
             return True
         stream = self._stream
@@ -190,6 +191,7 @@ class CaptureReader:
 
     def _copied(self, name: str, end: ChunkEnd) -> None:
         high = max(self._place.high, end.high)
+        self._moment = max(self._moment, end.high)
         self._place = replace(self._place, high=high, tables={**self._place.tables, name: end.progress})
 
     def _whole(self) -> Generator[Message]:
