@@ -157,6 +157,29 @@ def test_elements_of_a_refused_list_leave_nothing_behind() -> None:
     assert read.data.column(0).to_pylist() == days.to_pylist()[1:]
 
 
+@pytest.mark.parametrize("value", ["1.234", "1234.5", "-1000", "0.001", "123456789012345678901234567890123456", "1e-9"])
+def test_a_number_its_column_should_not_hold_is_refused_and_not_cut(value: str) -> None:
+    batch = pa.record_batch({"n": [value, "-999.99"] if "e" not in value else [format(Decimal(value), "f"), "-999.99"]})
+    wire, _ = encode(batch, [column("n", 1700)])
+    decoder = CopyDecoder([column("n", 1700, (5 << 16 | 2) + 4)])
+    decoder.feed([wire])
+    read = decoder.finish()
+    assert read is not None
+    assert read.data.column(0).to_pylist() == [Decimal("-999.99")]
+    assert [r.cause for r in read.rejected] == ["column 'n' holds a value that DECIMAL(5,2) has no room for"]
+
+
+@pytest.mark.parametrize("typmod", [-1, (12 << 16 | 2) + 4, (12 << 16 | 4) + 4])
+@pytest.mark.parametrize("value", ["1234.5", "0.5"])
+def test_a_digit_of_a_number_beyond_9999_is_no_number(value: str, typmod: int) -> None:
+    wire, _ = encode(pa.record_batch({"n": [value]}), [column("n", 1700)])
+    decoder = CopyDecoder([column("n", 1700, typmod)])
+    at = wire.rindex(bytes([5000 >> 8, 5000 & 255]))
+    with pytest.raises(DataflareError) as caught:
+        decoder.feed([wire[:at] + (10000).to_bytes(2, "big") + wire[at + 2 :]])
+    assert caught.value.code == "postgres.protocol"
+
+
 def refused(values: pa.Array, to: Column) -> dict[int, str]:
     batch = pa.record_batch({"x": values})
     encoder = CopyEncoder(batch.schema, [to])
