@@ -13,6 +13,7 @@ from dataflare_plugins.postgres.codec.memory import ENDED_BROKEN, ENDED_COLUMN, 
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals, rejection, without
 from dataflare_plugins.postgres.codec.types import Codec, Column
 from dataflare_sdk import RowRejection
+from dataflare_sdk.schema import type_name
 
 HEADER = SIGNATURE + bytes(8)
 TRAILER = b"\xff\xff"
@@ -54,7 +55,7 @@ class CopyEncoder:
 
     def __init__(self, schema: pa.Schema, targets: Sequence[Column]) -> None:
         self._schema = schema
-        self._limits = [t.limit for t in targets]
+        self._targets = tuple(targets)
         self._fits = [fit(f.name, f.type, t) for f, t in zip(schema, targets, strict=True)]
         self._elements = [(t.element or Codec.SKIP, t.element_oid) for t in targets]
         self._guest = Guest()
@@ -68,7 +69,7 @@ class CopyEncoder:
     def encode(self, batch: pa.RecordBatch) -> Encoded:
         """Return a batch as data; the first one begins with the COPY's header."""
         arrays, refused = self._fitted(batch)
-        rejected = {row: rejection(batch, row, self._schema.field(i), why, self._limits[i]) for row, (i, why) in refused.items()}
+        rejected = {row: self._rejection(batch, row, i, why) for row, (i, why) in refused.items()}
         kept = without(batch.num_rows, list(rejected.values())) if rejected else None
         if kept is not None:
             arrays = [a.take(kept) for a in arrays]
@@ -77,7 +78,7 @@ class CopyEncoder:
         rows = batch.num_rows if kept is None else len(kept)
         for index, column, why in self._write(arrays, rows, chunks):
             row = index if kept is None else kept[index].as_py()
-            rejected[row] = rejection(batch, row, self._schema.field(column), why)
+            rejected[row] = self._rejection(batch, row, column, why)
         return Encoded(chunks, batch.num_rows - len(rejected), tuple(r for _, r in sorted(rejected.items())))
 
     def finish(self) -> bytes:
@@ -89,6 +90,10 @@ class CopyEncoder:
     def close(self) -> None:
         """Give the memory back."""
         self._guest.close()
+
+    def _rejection(self, batch: pa.RecordBatch, row: int, column: int, why: int) -> RowRejection:
+        target = self._targets[column]
+        return rejection(batch, row, self._schema.field(column).name, why, target.sql or type_name(target.arrow), target.limit)
 
     def _fitted(self, batch: pa.RecordBatch) -> tuple[list[pa.Array], dict[int, tuple[int, int]]]:
         """Return the columns as they are written, and row to (column, reason) where a value does not fit."""

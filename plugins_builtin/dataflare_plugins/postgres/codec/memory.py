@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def _module() -> tuple[Any, Any]:
 
     engine = wasmtime.Engine(wasmtime.Config())
     return engine, wasmtime.Module.from_file(engine, str(GUEST))
+
+
+_ALIVE: weakref.WeakSet[Guest] = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """Give everything back while the interpreter is whole: wasmtime's own destructors fail later, loudly."""
+    for guest in list(_ALIVE):
+        guest.close()
+    _module.cache_clear()
 
 
 class _Function:
@@ -79,6 +92,7 @@ class Guest:
         self._free: dict[int, list[int]] = {}
         self._functions: dict[str, _Function] = {}
         self.used = 0
+        _ALIVE.add(self)
         self._moved()
         self.call("begin")
 
@@ -95,8 +109,12 @@ class Guest:
 
     def close(self) -> None:
         """Give the memory back to the system; nothing of this guest may be used after."""
-        self._functions.clear()
-        self._store.close()
+        if self in _ALIVE:
+            _ALIVE.discard(self)
+            self._functions.clear()
+            # What is used after this is an AttributeError then, not memory that is gone.
+            del self.state, self._base, self._exports, self._memory
+            self._store.close()
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes and `PADDING`, aligned to 64; what is in them is not known.

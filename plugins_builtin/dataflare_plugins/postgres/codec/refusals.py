@@ -54,15 +54,15 @@ class Refusals:
         return list(struct.iter_unpack("<4I", self._guest.read(self._guest.state.refusals, count * _SIZE)))
 
 
-def rejection(batch: pa.RecordBatch, row: int, column: pa.Field, reason: int, limit: int | None = None) -> RowRejection:
-    """Return the rejection of a row of `batch` for its value of `column`, with the values of the others."""
-    cause = _CAUSES[reason].format(kind=type_name(column.type), limit=limit)
+def rejection(batch: pa.RecordBatch, row: int, column: str, reason: int, kind: str, limit: int | None = None) -> RowRejection:
+    """Return the rejection of a row of `batch` for its value of `column`, which the type `kind` has not; with all its values."""
+    cause = _CAUSES[reason].format(kind=kind, limit=limit)
     return RowRejection(
         code="data.bad-value",
-        cause=f"column '{column.name}' {cause}",
+        cause=f"column '{column}' {cause}",
         row=_plain(batch, row),
         index=row,
-        detail={"column": column.name},
+        detail={"column": column},
     )
 
 
@@ -75,7 +75,7 @@ def rejections(
         field = fields[index]
         assert field is not None
         first.setdefault(row, (field, reason))
-    return tuple(rejection(batch, row, field, reason) for row, (field, reason) in sorted(first.items()))
+    return tuple(rejection(batch, row, field.name, reason, type_name(field.type)) for row, (field, reason) in sorted(first.items()))
 
 
 def without(rows: int, rejected: Sequence[RowRejection]) -> pa.Array:
@@ -91,5 +91,5 @@ def _plain(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
 def _value(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
-    except (OverflowError, ValueError, UnicodeDecodeError):  # Python's dates end with the year 9999
-        return str(scalar.cast(pa.int64()).as_py()) if pa.types.is_temporal(scalar.type) else None
+    except (OverflowError, ValueError):  # Python's dates end with the year 9999, its times with the microsecond
+        return scalar.cast(pa.string()).as_py() if pa.types.is_temporal(scalar.type) else None

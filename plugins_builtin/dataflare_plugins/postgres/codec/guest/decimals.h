@@ -2,7 +2,10 @@
 typedef struct { u64 low, high; } wide;
 
 static const u32 TENS[5] = {1, 10, 100, 1000, 10000};
-static wide POWERS[39];  // 10^n, filled in by begin()
+
+// Filled in by begin().
+static wide POWERS[39];  // 10^n
+static u8 NIBBLES[256];  // value of a hexadecimal digit, 16 of any other character; by table, for its branches would be guesses
 
 // a * by + add; the caller knows that it fits.
 static inline wide times(wide a, u32 by, u32 add) {
@@ -23,6 +26,7 @@ static inline wide negative(wide a) { return (wide){-a.low, ~a.high + (a.low == 
 EXPORT(begin) void begin(void) {
   POWERS[0] = (wide){1, 0};
   for (u32 i = 1; i < 39; i++) POWERS[i] = times(POWERS[i - 1], 10, 0);
+  for (u32 i = 0; i < 256; i++) NIBBLES[i] = (u8)(i >= '0' && i <= '9' ? i - '0' : (i | 32) >= 'a' && (i | 32) <= 'f' ? (i | 32) - 'a' + 10 : 16);
 }
 
 static inline u32 put_decimal(column *c, u32 row, wide magnitude, int minus) {

@@ -148,9 +148,7 @@ static u32 text_time(column *c, u32 row, const u8 *p, u32 n) {
   return put_time(c, row, us);
 }
 
-static inline u32 nibble(u8 c) {
-  return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : 16;
-}
+static inline u32 nibble(u8 c) { return NIBBLES[c]; }
 
 static u32 text_bytes(column *c, u32 row, const u8 *p, u32 n) {
   if (n < 2 || n % 2 || p[0] != '\\' || p[1] != 'x') return broken(47);
