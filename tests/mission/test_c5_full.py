@@ -148,7 +148,9 @@ ODD = {
 def test_types_that_arrow_has_not_go_from_table_to_table(every_postgres, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     db = every_postgres
-    db.execute("CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text); CREATE DOMAIN positive AS int CHECK (VALUE > 0)")
+    db.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text); CREATE DOMAIN positive AS int CHECK (VALUE > 0)"
+    )
     columns = ", ".join(f"{name} {kind}" for name, (kind, _) in ODD.items())
     with db.connect() as con:
         for table in ("src", "dst"):
