@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, RowRejection, Sql, config, option
+from dataflare_sdk import CODES, Batch, RowRejection, Sql, config, option
 from dataflare_sdk.row_stage import StageProcessor, need_column, only, refuse_duplicates, single
 from dataflare_sdk.schema import quote
 
@@ -65,11 +65,14 @@ class MappingProcessor(StageProcessor[MapConfig]):
         for name in self.config.rename:
             need_column(schema, name, f"rename.{name}")
         names = [c.name for c in self._layout(schema, dropped=False)]
-        refuse_duplicates(names, "rename", "Give the columns different names.")
+        refuse_duplicates([n for n in names if n not in self.config.set], "rename", "Give the columns different names.")
+        refuse_duplicates(names, "set", "Give the columns different names; upper and lower case are the same.")
         for i, name in enumerate(self.config.drop):
             need_column(pa.schema([pa.field(n, pa.null()) for n in names]), name, f"drop[{i}]")
         if not self._layout(schema):
-            refuse_duplicates(["nothing", "nothing"], "drop", "Keep at least one column.")
+            raise CODES["config.invalid"].error(
+                "no column is left", fix="Keep at least one.", path="drop" if self.config.drop else "select"
+            )
 
     def _layout(self, schema: pa.Schema, dropped: bool = True) -> list[_Column]:
         names_of: list[str] = schema.names

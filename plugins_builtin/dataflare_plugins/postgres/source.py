@@ -13,12 +13,16 @@ from dataflare_plugins.postgres.reading import full, incremental, ranges
 from dataflare_plugins.postgres.reading.horizon import horizon
 from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, chosen
 from dataflare_plugins.postgres.reading.snapshot import Snapshot
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, Source, StreamInfo, code, config, option
+from dataflare_plugins.postgres.replication.capture import Capture
+from dataflare_plugins.postgres.replication.options import CaptureOptions
+from dataflare_sdk import CODES, Duration, ExtractSpec, Offset, Partition, Reader, Size, Source, StreamInfo, code, config, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
 
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
+CHANGES_OF_A_QUERY = code("postgres.changes-of-a-query", 3, "A query has no changes to read.", "Read `table` or `tables`.")
+ONE_TABLE = code("postgres.one-table", 3, "Only changes are read of several tables at once.", "Give `table`, or `extract: {mode: cdc}`.")
 MISSING_COLUMN = code("workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHUNKS_OF_A_QUERY = code(
@@ -46,18 +50,39 @@ class PostgresConfig:
     horizon: Literal["none", "xmin"] = option(
         "`xmin`: incremental extraction goes by transactions and misses no row that commits late; it scans the table.", default="none"
     )
+    tables: list[str] | None = option(
+        "Several tables, each a stream of its own; with `mode: cdc` all from one log.",
+        default=None,
+        example=["public.orders", "public.items"],
+    )
+    slot: str | None = option("Replication slot of `mode: cdc`; by default one of this node's own is made.", default=None)
+    publication: str | None = option("Publication of `mode: cdc`; by default one is made.", default=None)
+    on_slot_lost: Literal["fail", "resnapshot"] = option(
+        "When the slot is gone, and with it changes nobody has read: stop, or empty the destination and copy the tables anew.",
+        default="fail",
+    )
+    max_slot_lag: Size | None = option("Stop when the slot holds back more of the log than this.", default=None, example="10GiB")
+    heartbeat: Duration | None = option(
+        "Write a message into the log this often, so that a capture moves on in a database nobody else writes to.",
+        default=None,
+        example="1m",
+    )
 
 
 class PostgresSource(Source[PostgresConfig]):
     """Reads by binary COPY; one connection per partition that is being read, closed with it."""
 
     Config = PostgresConfig
-    features = frozenset({"full", "incremental", "replayable", "resumable_snapshot", "parallel_partitions"})
+    features = frozenset(
+        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+    )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        if (config.table is None) == (config.query is None):
-            raise TABLE_OR_QUERY.error("give either `table` or `query`", path="table")
+        if sum(given is not None for given in (config.table, config.query, config.tables)) != 1:
+            raise TABLE_OR_QUERY.error("give one of `table`, `tables` and `query`", path="table")
+        self.many_streams = config.tables is not None
+        self._capture: Capture | None = None
         if config.query is not None:
             one_select(config.query)
         self._server = Server(config.url)
@@ -83,9 +108,11 @@ class PostgresSource(Source[PostgresConfig]):
             DataflareError: `workflow.missing-column`, `source.no-cursor`, and what `check` raises.
         """
         self._suits(extract)
+        if extract.mode == "cdc" and not self.ctx.offline:
+            return self._captured().discover(extract)
         declared = self._declared()
         if self.ctx.offline:
-            return [StreamInfo(self.ctx.node, declared)]
+            return [] if self.many_streams else [StreamInfo(self.ctx.node, declared)]
         relation = self._described()
         schema = declared or relation.schema
         self._has(relation, schema.names, "columns")
@@ -95,7 +122,25 @@ class PostgresSource(Source[PostgresConfig]):
         cursors = tuple(c.name for c in relation.columns)
         return [StreamInfo(self.ctx.node, schema, key=relation.key, cursors=cursors, pins=pins)]
 
+    def _captured(self) -> Capture:
+        if self._capture is None:
+            tables = self.config.tables or [str(self.config.table)]
+            self._capture = Capture(
+                self.ctx,
+                self._server,
+                tables,
+                many=self.many_streams,
+                slot=self.config.slot,
+                publication=self.config.publication,
+                options=CaptureOptions(self.config.on_slot_lost, self.config.max_slot_lag, self.config.heartbeat),
+            )
+        return self._capture
+
     def _suits(self, extract: ExtractSpec) -> None:
+        if extract.mode == "cdc" and self.config.query is not None:
+            raise CHANGES_OF_A_QUERY.error("a query has no changes", path="query")
+        if extract.mode != "cdc" and self.config.tables is not None:
+            raise ONE_TABLE.error(f"`tables` is for `mode: cdc`; `mode: {extract.mode}` reads one", path="tables")
         if self.config.query is not None and extract.options.get("consistency") == "chunks":
             raise CHUNKS_OF_A_QUERY.error("a query cannot be read in chunks", path="query")
         if self.config.horizon == "xmin" and extract.overlap:
@@ -133,6 +178,10 @@ class PostgresSource(Source[PostgresConfig]):
         return relation.column(extract.cursor)
 
     # -- parts -------------------------------------------------------------------------------------------
+
+    def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
+        """Return one partition for all tables whose changes are read; else those of the table."""
+        return self._captured().partitions(streams) if extract.mode == "cdc" else super().parts(streams, extract)
 
     def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
         """Return one partition, or with `partition: {by, into}` several of about equal size.
@@ -172,6 +221,8 @@ class PostgresSource(Source[PostgresConfig]):
         Raises:
             DataflareError: `source.changed`: the columns are others than when the run was planned.
         """
+        if extract.mode == "cdc":
+            return self._captured().open(partition, extract, offset, until)
         db = self._server.connect()
         try:
             reading = self._reading(db, partition, extract)
@@ -202,13 +253,32 @@ class PostgresSource(Source[PostgresConfig]):
             self._snapshot.join(reading.db)
         return full.instant(reading, partition.spec, offset)
 
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
+        """Return where the log ends now, of a stream of changes."""
+        return self._captured().position() if extract.mode == "cdc" else None
+
+    def ack(self, partition: Partition, offset: Offset) -> None:  # noqa: ARG002
+        """Confirm to the server what is durable everywhere."""
+        if self._capture is not None:
+            self._capture.ack(offset)
+
     def idle(self) -> None:
-        """Keep the shared moment's connection alive."""
+        """Keep the connections alive that nothing is read from."""
+        if self._capture is not None:
+            self._capture.idle()
         if self._snapshot is not None:
             self._snapshot.keep()
 
+    def cancel(self) -> None:
+        """Make a read that waits return."""
+        if self._capture is not None:
+            self._capture.cancel()
+
     def close(self) -> None:
-        """Let the shared moment go."""
+        """Close every connection."""
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
         if self._snapshot is not None:
             self._snapshot.close()
             self._snapshot = None

@@ -42,6 +42,7 @@ from dataflare_sdk import (
     TaskSpec,
 )
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
 READ_DEADLINE = 0.2
@@ -114,7 +115,7 @@ class SourceTask:
         return [(offset_key(self._node, p, len(parts)), p) for p in parts]
 
     def _owns(self, key: str) -> bool:
-        return key == self._node.id or key.startswith(f"{self._node.id}/")
+        return belongs(key, own_key(self._node))
 
     def _loop(self, receive: Receive) -> None:
         while True:
@@ -231,7 +232,7 @@ class SourceTask:
                 self._chain.emit(self._fused.last, "", batch)
         elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
-            self._handler.spend_good(self._node.id, batch.data.num_rows)
+        self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
             self._within = True
         else:
@@ -469,6 +470,7 @@ class SinkTask:
         else:
             self._handler.reject(node, refused, batch, counts)
             counts.rows_out += batch.data.num_rows - len(refused)
+        self._handler.passed(node, batch.data.num_rows)
         counts.seconds += time.perf_counter() - began
         counts.bytes += batch.data.nbytes
 
@@ -490,4 +492,13 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
 
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
     """Return the key of a partition's offset in checkpoints: the source's id when it has one partition."""
-    return node.id if count == 1 else f"{node.id}/{partition.id}"
+    return own_key(node) if count == 1 else f"{own_key(node)}/{partition.id}"
+
+
+def own_key(node: NodeSpec) -> str:
+    """Return the key of a source's offsets: its id. A window of a backfill has a key of its own.
+
+    The offset of the normal runs is handed on beside it from checkpoint to checkpoint, untouched.
+    """
+    stop = (node.settings.get("extract") or {}).get("stop")
+    return node.id if stop is None else f"window {node.id}"
