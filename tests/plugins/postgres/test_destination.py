@@ -159,6 +159,7 @@ def test_an_older_version_never_overwrites_a_newer_one(postgres, writer):
     w = writer(mode="upsert", key=("id",), pos_column="n")
     w.all([(1, "new", 10), (2, "x", 1)], final=False)
     w.all([(1, "old", 9), (2, "y", 2)], final=False)
+    assert postgres.psql("SELECT * FROM t ORDER BY id") == "1\tnew\t10\n2\ty\t2\n"
     w.all([(1, "same", 10)])
     assert postgres.psql("SELECT * FROM t ORDER BY id") == "1\tsame\t10\n2\ty\t2\n"
 
