@@ -267,7 +267,8 @@ class PostgresDestination(Destination[PostgresTarget]):
             db.execute(f"SET lock_timeout = {literal(LOCK_TIMEOUT)}".encode())
             db.execute("BEGIN")
             yield db
-            db.execute("COMMIT")
+            with self._server.refusals(REFUSED):  # constraints that are checked at the end
+                db.execute("COMMIT")
 
     def _executor(self, db: psycopg.Connection[Any]) -> Any:
         """Return what runs the checkpoint's plain SQL: its table lies beside the table that is written."""
