@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +124,7 @@ class Runtime:
         *,
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
+        collect: Sequence[str] = (),
     ) -> Validation:
         """Check a workflow and plan it; nothing is raised for what is wrong with the file.
 
@@ -132,10 +133,11 @@ class Runtime:
             strict: what cannot be known offline is an error.
             offline: touch nothing but local files.
             inputs: source id to Arrow data that stands in for it.
-            until: plan only what leads to this node.
+            until: plan only what leads to this node, or output of one (`paid.else`).
+            collect: nodes or outputs whose rows are wanted, with all their columns.
         """
         with self._built("validator", "workflow") as validator:
-            problems, plan = validator.validate(workflow, strict=strict, offline=offline, inputs=inputs, until=until)
+            problems, plan = validator.validate(workflow, strict=strict, offline=offline, inputs=inputs, until=until, collect=collect)
         try:
             for found in self.host.hook("check_workflow", workflow=workflow, plan=plan):
                 problems = [*problems, *found]
@@ -266,6 +268,7 @@ class _Run:
                 offline=False,
                 inputs=self.options.inputs,
                 until=self.options.limit[0] if self.options.limit else None,
+                collect=self.options.collect,
             )
             self.problems = list(found.problems)
             if found.plan is None:

@@ -161,7 +161,7 @@ class RunOptions:
     Attributes:
         once: stop at the position each source had when the run began.
         take_over: ignore another run's lock (its fence still stops it).
-        collect: ids of nodes whose rows are kept and handed out as Arrow.
+        collect: nodes and outputs (`paid.else`) whose rows are kept and handed out as Arrow.
         inputs: source id to Arrow data that stands in for it.
         limit: node id and number of rows, to stop early (`preview`).
         plan: a plan document to run instead of making one.

@@ -314,9 +314,16 @@ class FileDestination(Destination[C]):
             self._flush()
         nothing = not self._pieces and not self._record["pieces"]
         empty_file = self.layout.single and not self._record.get("length")
-        if final and nothing and (empty_file or (not self.layout.single and not self.layout.columns and not self._has_parts())):
-            assert self._writer is not None
-            self._writer.write(self._writer.schema.empty_table(), self._new_piece(), first=True)
+        if final and nothing and (empty_file or (not self.layout.single and not self._has_parts())):
+            self._write_nothing()
+
+    def _write_nothing(self) -> None:
+        """Write a piece without rows; without a row no folder holds the partition's columns, so the piece does."""
+        writer = self.writer_class(self._schema, self.layout.compression, **self._options())
+        try:
+            writer.write(self._schema.empty_table(), self._new_piece(), first=True)
+        finally:
+            writer.close()
 
     def _has_parts(self) -> bool:
         """Whether an appended folder holds parts already: an empty result then adds none."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from dataflare_plugins.files import inputs
+from dataflare_plugins.files import folders, inputs
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_sdk import CODES, DataflareError, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
 from dataflare_sdk import schema as schemas
@@ -47,13 +47,22 @@ class FileSource(ScanSource[C]):
             return [StreamInfo(self.ctx.node, declared, pins=known)]
         if not files and not (extract.mode == "incremental" and declared is not None):
             raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
-        schema, details = self.look(files, declared)
+        schema, details = self._looked(files, declared)
         seen = dict((offset or {}).get("seen", {})) if extract.mode == "incremental" else {}
         chosen = [f for f in files if seen.get(f.name) != [f.size, f.mtime]]
         pins = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
         if extract.mode == "incremental":
             pins["seen"] = seen
         return [StreamInfo(self.ctx.node, schema, pins=pins)]
+
+    def _looked(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Return what `look` does, with the columns that folder names carry."""
+        columns = folders.columns_of(files)
+        if declared is None:
+            schema, details = self.look(files, None)
+            return folders.joined(schema, columns), details
+        _, details = self.look(files, folders.without(declared, columns))
+        return declared, details
 
     def check(self) -> None:
         """Find at least one file.
@@ -100,7 +109,14 @@ class FileSource(ScanSource[C]):
     def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
         """Return one scan per file."""
         schema = self.scan_schema(partition, extract)
-        return [self.unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]
+        return [self._unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]
+
+    def _unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
+        held = folders.values_of(file)
+        if not any(name in held for name in schema.names):
+            return self.unit(file, pins, schema)
+        own = folders.without(schema, held)
+        return folders.with_values(self.unit(file, pins, own if len(own) else folders.NOTHING), file, schema)
 
     def finish(self, partition: Partition, extract: ExtractSpec) -> Callable[[Sequence[Unit]], Mapping[str, Any]] | None:
         """Of an incremental extraction, keep which files have been read, as they were."""
@@ -109,6 +125,18 @@ class FileSource(ScanSource[C]):
         known = {f["name"]: [f["size"], f["mtime"]] for f in partition.spec["files"]}
         before = dict(partition.spec.get("seen", {}))
         return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}}
+
+
+def check_columns(wanted: pa.Schema, files: Sequence[InputFile], own: Sequence[pa.Schema]) -> None:
+    """Refuse a file that lacks a column, and whose folder does not carry it either.
+
+    Raises:
+        DataflareError: `data.missing-column`.
+    """
+    for file, schema in zip(files, own, strict=True):
+        for name in wanted.names:
+            if name not in schema.names and name not in folders.values_of(file):
+                raise MISSING_COLUMN.error(f"the file '{file.name}' has no column '{name}'", file=file.name)
 
 
 def explain(error: Exception, file: InputFile) -> Exception:

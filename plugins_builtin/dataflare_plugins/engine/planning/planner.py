@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.planning.changes import ChangeFlow
-from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
+from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
 from dataflare_plugins.engine.planning.streams import expanded
@@ -53,6 +53,7 @@ SAME_TARGET = code(
 NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
+NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -74,6 +75,7 @@ class Planner:
         inputs: Mapping[str, pa.Schema] | None = None,
         until: str | None = None,
         changed: Mapping[str, Mapping[str, Any]] | None = None,
+        collect: Sequence[str] = (),
     ) -> None:
         """Begin a plan.
 
@@ -83,8 +85,9 @@ class Planner:
             offline: touch nothing but local files.
             offsets: source id to the offset it goes on from.
             inputs: source id to the schema of Arrow data that stands in for it.
-            until: plan only what leads to this node.
+            until: plan only what leads to this node, or output of one (`paid.else`).
             changed: source id to stream to the `SchemaChange` after which it is planned anew.
+            collect: nodes and outputs whose rows are wanted, with all their columns.
         """
         self.host = host
         self.workflow = workflow
@@ -96,8 +99,10 @@ class Planner:
         self._inputs = inputs or {}
         self.edges = edges_of(workflow)
         self.order = in_order(workflow, self.edges)
+        ids = {n.id for n in self.order}
+        self._wanted = {split_reference(name, ids) for name in (*collect, *([until] if until else ()))}
         if until is not None:
-            kept = ancestors(until, self.edges)
+            kept = ancestors(split_reference(until, ids)[0], self.edges)
             self.order = [n for n in self.order if n.id in kept]
             self.edges = tuple(e for e in self.edges if e.target in kept)
         self.built: dict[str, Any] = {}
@@ -110,7 +115,9 @@ class Planner:
     def plan(self) -> Plan | None:
         """Return the plan, or None when there are problems (see `problems`)."""
         try:
+            self._check_given()
             self._bind()
+            self._check_wanted()
             self._check_targets()
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
@@ -235,6 +242,27 @@ class Planner:
         self.problems += [NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path)) for reason in component.accepts(schema, write)]
         self._notes += [f"{node.id}: {text}" for text in component.notes(write)]
 
+    def _check_given(self) -> None:
+        """Refuse Arrow data for what is no source."""
+        sources = [n.id for n in self.order if n.kind == "source"]
+        self.problems += [
+            NO_SUCH_NODE.problem(f"there is no source '{name}' to hand rows to", fix=f"there are {', '.join(sources)}")
+            for name in self._inputs
+            if name not in sources
+        ]
+
+    def _check_wanted(self) -> None:
+        """Refuse to collect rows of what is not there."""
+        kinds = {n.id: n.kind for n in self.order}
+        for node, output in sorted(self._wanted):
+            outputs = self.schemas.get(node)
+            if node not in kinds or (kinds[node] == "destination" and output):
+                problem = NO_SUCH_NODE.problem(f"there is no node '{_dotted(node, output)}'", fix=f"there are {', '.join(kinds)}")
+                self.problems.append(problem)
+            elif outputs is not None and output not in outputs:
+                names = ", ".join(_dotted(node, o) for o in outputs)
+                self.problems.append(NO_SUCH_NODE.problem(f"'{_dotted(node, output)}' is no output of '{node}'", fix=f"it has {names}"))
+
     def _check_targets(self) -> None:
         """Refuse two destinations of one scope where no transaction keeps them apart."""
         seen: dict[str, str] = {}
@@ -306,13 +334,13 @@ class Planner:
             incoming = [e for e in self.edges if e.target == node.id]
             outputs = self.schemas.get(node.id, {})
             if node.kind == "source":
-                self._needed[node.id] = {o: frozenset(uses.get((node.id, o), schema.names)) for o, schema in outputs.items()}
+                self._needed[node.id] = {o: self._used(node.id, o, schema, uses) for o, schema in outputs.items()}
                 continue
             inputs = self.input_schemas(node.id) or {}
             wanted: Mapping[str, frozenset[str]] | None = None
             if node.kind == "processor":
-                read = {e.output for e in self.edges if e.source == node.id} or {""}
-                needed = {name: frozenset(uses.get((node.id, name), set(schema.names))) for name, schema in outputs.items() if name in read}
+                read = {e.output for e in self.edges if e.source == node.id} | {o for n, o in self._wanted if n == node.id} or {""}
+                needed = {name: self._used(node.id, name, schema, uses) for name, schema in outputs.items() if name in read}
                 self._needed[node.id] = needed
                 wanted = self.built[node.id].prune(needed)
             for edge in incoming:
@@ -321,6 +349,11 @@ class Planner:
                 present = set(self.schemas[edge.source][edge.output].names)
                 key = self.changes.keys.get((edge.source, edge.output)) or ()
                 uses.setdefault((edge.source, edge.output), set()).update({*columns, *key} & present)
+
+    def _used(self, node: str, output: str, schema: pa.Schema, uses: Mapping[tuple[str, str], set[str]]) -> frozenset[str]:
+        """Return the columns somebody reads of an output; who asked to see it sees all of them."""
+        wanted = (node, output) in self._wanted
+        return frozenset(schema.names if wanted else uses.get((node, output), schema.names))
 
     def _rebind(self) -> None:
         """Bind once more with the columns that are left."""
@@ -450,6 +483,10 @@ class Planner:
                 promise = "at_least_once"
             found[node.id] = promise
         return found
+
+
+def _dotted(node: str, output: str) -> str:
+    return f"{node}.{output}" if output else node
 
 
 def extract_of(node: Node) -> ExtractSpec:

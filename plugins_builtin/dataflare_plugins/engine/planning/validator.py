@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
+    DataflareError,
     Host,
     NoConfig,
     Plan,
@@ -45,6 +46,7 @@ class WorkflowValidator(Component[NoConfig]):
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
         changed: Mapping[str, Mapping[str, Any]] | None = None,
+        collect: Sequence[str] = (),
     ) -> tuple[list[Problem], Plan | None]:
         """Return every problem, and the plan when there is no error among them.
 
@@ -53,8 +55,9 @@ class WorkflowValidator(Component[NoConfig]):
             strict: what cannot be known is an error, not a note.
             offline: touch nothing but local files.
             inputs: source id to the Arrow data that stands in for it.
-            until: plan only what leads to this node.
+            until: plan only what leads to this node, or output of one (`paid.else`).
             changed: source id to stream to the `SchemaChange` after which it is planned anew.
+            collect: nodes or outputs whose rows are wanted, with all their columns.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
         planner = Planner(
@@ -65,15 +68,25 @@ class WorkflowValidator(Component[NoConfig]):
             inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
             changed=changed,
+            collect=collect,
         )
         plan = planner.plan()
-        problems = planner.problems
+        problems = [*self._state_store(workflow), *planner.problems]
         if strict:
             problems = [_hardened(p) for p in problems]
         if plan is not None:
             problems = problems + self._delivery(workflow, plan)
         failed = any(p.severity == "error" for p in problems)
         return problems, None if failed else plan
+
+    def _state_store(self, workflow: Workflow) -> list[Problem]:
+        """Refuse a store that nobody provides, before the run that would ask for it."""
+        assert self.ctx.host is not None
+        try:
+            self.ctx.host.describe("state_store", _store_name(workflow))
+        except DataflareError as error:
+            return [replace(p, **workflow.place("state", "store")) for p in error.problems]
+        return []
 
     def _delivery(self, workflow: Workflow, plan: Plan) -> list[Problem]:
         wanted = workflow.settings.get("delivery")
@@ -109,11 +122,14 @@ def state_path(workflow: Workflow) -> Path:
     return Path(workflow.base_dir) / str(state.get("path") or ".dataflare/state.db")
 
 
+def _store_name(workflow: Workflow) -> str:
+    return str((workflow.settings.get("state") or {}).get("store") or "sqlite")
+
+
 def open_state(host: Host, workflow: Workflow) -> Any:
     """Build the workflow's state store."""
-    state = workflow.settings.get("state") or {}
     around = Surroundings(node="state", base_dir=Path(workflow.base_dir))
-    return host.build("state_store", str(state.get("store") or "sqlite"), {"path": str(state_path(workflow))}, around)
+    return host.build("state_store", _store_name(workflow), {"path": str(state_path(workflow))}, around)
 
 
 def last_offsets(host: Host, workflow: Workflow) -> dict[str, Any]:

@@ -92,8 +92,7 @@ class Chain:
 
     def emit(self, node: str, output: str, batch: Batch) -> None:
         """Send a batch of one node's output to everybody who reads it."""
-        if not output:
-            self._env.collects(node, batch.data)
+        self._env.collects(node, batch.data, output)
         for edge in self._next.get((node, output), ()):
             if edge.target in self.operators:
                 self.process(edge.target, edge.input, batch)

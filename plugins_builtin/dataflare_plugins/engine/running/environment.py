@@ -36,7 +36,7 @@ class Environment:
         send: sends an event to the job supervisor.
         cancelled: True once tasks should end.
         inboxes: task id to its inbox.
-        collect: node ids whose rows are kept, with the batches kept so far.
+        collect: nodes and outputs (`paid.else`) whose rows are kept, with the batches kept so far.
         limit: (node, rows) after which reading may stop.
         arrow_inputs: source id to Arrow data that stands in for it.
         once: unbounded sources stop where they stood when the run began.
@@ -76,9 +76,9 @@ class Environment:
         )
         return self.host.build(node.kind, node.use, node.config, around)
 
-    def collects(self, node: str, data: pa.RecordBatch) -> None:
-        """Keep rows of a node that somebody wants to see."""
-        kept = self.collect.get(node)
+    def collects(self, node: str, data: pa.RecordBatch, output: str = "") -> None:
+        """Keep rows of a node, or of one of its outputs, that somebody wants to see."""
+        kept = self.collect.get(f"{node}.{output}" if output else node)
         if kept is not None:
             kept.append(data)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.planning.graph import split_reference
 from dataflare_plugins.engine.planning.lanes import as_streaming
 from dataflare_plugins.engine.planning.validator import open_state
 from dataflare_plugins.engine.running.bulk import StatementFailed
@@ -137,7 +138,7 @@ class LocalRun:
         """
         validator = self._host.build("validator", "workflow", {})
         try:
-            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes)
+            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes, collect=self._options.collect)
         finally:
             validator.close()
         if plan is None:
@@ -223,8 +224,9 @@ class WorkflowExecutor(Component[NoConfig]):
 
 
 def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
-    node = plan.node(name)
-    schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[""]
+    id, output = split_reference(name, {n.id for n in plan.nodes})
+    node = plan.node(id)
+    schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[output]
     return pa.Table.from_batches(batches, schema)
 
 
