@@ -82,7 +82,7 @@ class Twin:
 class SourceTwin(Twin):
     """Stands in for the system a source reads."""
 
-    def load(self, sql: str) -> None:
+    def load(self, sql: str) -> None:  # noqa: ARG002
         """Run the script `<workflow>.sql`: tables and first rows. Not called when there is no such file.
 
         Called once per twin that `loads`; twins that share one database load once, by the first.
