@@ -3,10 +3,14 @@
 `dataflare prove` never touches the systems of a workflow. It asks the class of every source and destination for a
 twin (`Source.scratch`, `Destination.scratch`), runs the workflow on the twins, kills it, and compares what the
 destination twins hold (`Destination.read_back`) with what an undisturbed run makes of the same sources.
+
+A proof goes in rounds. Every round makes all twins anew in a folder of its own; a server may be kept from round to
+round (`ScratchPlace.shared`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +22,11 @@ from dataflare.errors import code
 NO_LOADER = code(
     "prove.nothing-to-load", 3, "The twin of a source takes no SQL.", "Remove the .sql file beside the workflow, or the other source."
 )
+BAD_SCRIPT = code("prove.bad-script", 3, "The .sql file beside the workflow fails on the scratch database.", "Mend the statement named.")
 T = TypeVar("T")
+
+KINDS = frozenset({"insert", "update", "delete", "key"})
+"""What a writer may do: insert rows, update them, delete them, change their keys."""
 
 
 class Writer(Protocol):
@@ -35,30 +43,44 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class ScratchPlace:
-    """Where a twin is made.
+    """Where the twin of one node is made.
 
     Attributes:
         node: id of the node it stands in for.
-        folder: a folder for this twin alone; it exists, is empty, and is removed after the proof.
-        base_dir: folder that relative paths of the workflow file start from, to copy inputs from. Nothing is
-            ever written there.
+        folder: folder of this round, shared by its twins; removed after the proof.
+        base_dir: folder that relative paths of the workflow file start from, to copy inputs from. Nothing is ever
+            written there.
         seed: seed of whatever the twin makes up.
-        resources: what several twins share for the whole proof, see `shared`.
+        scripted: `<workflow>.sql` will be loaded: begin empty instead of copying what the workflow reads.
+        resources: what twins share for the whole proof, see `shared`.
+        root: folder of the whole proof.
     """
 
     node: str
     folder: Path
     base_dir: Path
     seed: int = 0
+    scripted: bool = False
     resources: dict[str, Any] = field(default_factory=dict)
+    root: Path | None = None
+
+    def path_for(self, original: str) -> Path:
+        """Return the path that stands in for a local path of the workflow, the same for the same one in this round.
+
+        Nodes that share a file (one commit scope) share its twin. The folder it lies in is made.
+        """
+        whole = (self.base_dir / original).absolute()
+        folder = self.folder / "files" / hashlib.sha256(str(whole).encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / whole.name
 
     def shared(self, name: str, make: Callable[[Path], T]) -> T:
-        """Return what several twins share (one server), made on first use in a folder of its own.
+        """Return what several twins share for the whole proof (one server), made on first use in a folder of its own.
 
         Whatever it is, its `close()` is called once, after all twins are closed.
         """
         if name not in self.resources:
-            folder = self.folder.parent / f"shared-{name}"
+            folder = (self.root or self.folder) / f"shared-{name}"
             folder.mkdir(parents=True, exist_ok=True)
             self.resources[name] = make(folder)
         made: T = self.resources[name]
@@ -82,34 +104,35 @@ class Twin:
 class SourceTwin(Twin):
     """Stands in for the system a source reads."""
 
-    def load(self, sql: str) -> None:  # noqa: ARG002
-        """Run the script `<workflow>.sql`: tables and first rows. Not called when there is no such file.
+    def database(self) -> str | None:
+        """Return the name of the database that `<workflow>.sql` is loaded into, None where it takes no SQL.
 
-        Called once per twin that `loads`; twins that share one database load once, by the first.
+        Twins of the same database are loaded once, by the first of them.
+        """
+        return None
+
+    def load(self, sql: str) -> None:  # noqa: ARG002
+        """Run a script: tables and first rows. Called before the first run, when there is a script and a `database`.
 
         Raises:
-            DataflareError: `prove.nothing-to-load` by default; `prove.bad-script` for a script that fails.
+            DataflareError: `prove.bad-script` for a script that fails.
         """
         raise NO_LOADER.error("it is no database")
 
-    def loads(self) -> str | None:
-        """Return the name of the database a script is loaded into, None where there is none."""
-        return None
+    def writer(self, extract: ExtractSpec, seed: int, kinds: frozenset[str]) -> Writer | None:  # noqa: ARG002
+        """Return a writer for the tables the node reads, None where nobody can write.
 
-    def writer(self, extract: ExtractSpec, seed: int) -> Writer | None:  # noqa: ARG002
-        """Return a writer for the tables the node reads, None where nobody writes.
+        Asked only for sources that go on (`incremental`, `cdc`). For `incremental` what it inserts and updates gets a
+        cursor value larger than all before. It is used from one thread, not the one that made the twin, and opens
+        connections of its own.
 
-        Only for sources that go on (`incremental`, `cdc`). For `cdc` it inserts, updates, deletes and changes keys;
-        for `incremental` it only inserts rows and updates them with a cursor value larger than all before, and
-        only inserts when `extract.options["insert_only"]` is true (the rows go to a destination that appends).
-        It uses connections of its own, and may be called from another thread or process than `load`.
+        Args:
+            extract: how the source is read: mode, cursor, key.
+            seed: of everything it does.
+            kinds: what it may do, of `KINDS`.
         """
         return None
 
 
 class DestinationTwin(Twin):
-    """Stands in for the system a destination writes; it is read with `Destination.read_back`."""
-
-    def renew(self) -> None:
-        """Empty it, as it was when it was made."""
-        raise NotImplementedError
+    """Stands in for the system a destination writes, empty at first; it is read with `Destination.read_back`."""
