@@ -151,9 +151,10 @@ class Job:
     def _begin(self, decision: Decision) -> None:
         logged, before = self._start.checkpoint, self._start.before
         if decision.replay and logged is not None and self._finish_prepared(decision, logged):
-            self._env.store.done(logged.epoch)
-            logged = replace(logged, done=True)
             decision = Decision(epoch=logged.epoch + 1)
+        if logged is not None and not logged.done and not decision.replay:
+            self._env.store.done(logged.epoch, finished={"status": "done"} if logged.final else None)
+            logged = replace(logged, done=True)
         self._next = decision.epoch
         base = before if decision.replay else logged
         self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
