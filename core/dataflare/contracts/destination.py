@@ -82,7 +82,8 @@ class Destination(Protocol):
 
     Attributes:
         features: of `transactional two_phase idempotent atomic_swap overwrite append upsert delete
-            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan. One with `delete`
+            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan;
+            `takes_all` never refuses a row. One with `delete`
             and `partial_update` takes batches with `changes` in mode upsert; for all others the engine writes
             changes down as rows.
     """

@@ -168,6 +168,8 @@ class RunOptions:
         strict: unknown types are errors, dead letters make the exit code 5.
         run_id: id the run is announced by; a resumed run keeps its own, and says so.
         events: file that every run event is appended to, one JSON object a line.
+        window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
+            window whose record says `done` is not run again.
     """
 
     once: bool = False
@@ -179,6 +181,7 @@ class RunOptions:
     strict: bool = False
     events: Path | None = None
     run_id: str = ""
+    window: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ class BlackholeDestination(Destination[NoConfig]):
     """Keeps nothing, so that nothing can be lost or doubled in it; it remembers its epoch while it is open."""
 
     Config = NoConfig
-    features = frozenset({"overwrite", "append", "upsert"})
+    features = frozenset({"overwrite", "append", "upsert", "delete", "partial_update", "takes_all"})
 
     @classmethod
     def scratch(cls, config: NoConfig, place: ScratchPlace) -> DestinationTwin:  # noqa: ARG003

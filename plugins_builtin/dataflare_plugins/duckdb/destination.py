@@ -147,7 +147,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         for field in target.schema:
             if field.name.lower() in held:
                 continue
-            if target.write.on_add == "fail":
+            if target.write.on_add == "fail" or (target.write.on_add == "ignore" and field.name == target.write.pos_column):
                 raise COLUMNS_DIFFER.error(f"the table '{self.config.table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {quote(field.name)} {duck_type(field.type)}")

@@ -58,6 +58,7 @@ class CsvSource(FileSource[CsvConfig]):
     """Columns go by the names of each file's own header."""
 
     Config = CsvConfig
+    unites = True
     endings = (".csv", ".tsv", ".txt")
 
     def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:

@@ -69,7 +69,7 @@ C = TypeVar("C", bound=FileTarget)
 class FileDestination(Destination[C]):
     """The protocol, for every format."""
 
-    features = frozenset({"two_phase", "overwrite", "append", "atomic_swap"})
+    features = frozenset({"two_phase", "overwrite", "append", "atomic_swap", "takes_all"})
     endings: ClassVar[tuple[str, ...]] = ()
     form: ClassVar[str] = "csv"
     writer_class: ClassVar[type[Writer]] = CsvWriter

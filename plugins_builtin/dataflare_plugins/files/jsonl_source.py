@@ -28,6 +28,7 @@ class JsonlSource(FileSource[FileConfig]):
     """A key that a line lacks is NULL; a blank line is none."""
 
     Config = FileConfig
+    unites = True
     endings = (".jsonl", ".ndjson", ".json")
 
     def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:

@@ -51,6 +51,8 @@ class FileSource(ScanSource[C]):
 
     features = frozenset({"full", "incremental", "replayable", "ordered"})
     endings: ClassVar[tuple[str, ...]] = ()
+    unites: ClassVar[bool] = False
+    """A file may lack columns that others have; they are NULL."""
 
     @classmethod
     def scratch(cls, config: C, place: ScratchPlace) -> SourceTwin | None:
@@ -63,18 +65,34 @@ class FileSource(ScanSource[C]):
         """Find the files and their columns; files that a finished incremental run has read are left out."""
         files = self._find()
         declared = self._declared()
+        before = dict(offset or {}) if extract.mode == "incremental" else {}
+        known = schemas.from_json(before["schema"]) if "schema" in before else declared
         if not files and self.ctx.offline:
-            known = {} if declared is None else {"files": [], "schema": schemas.to_json(declared)}
-            return [StreamInfo(self.ctx.node, declared, pins=known)]
-        if not files and not (extract.mode == "incremental" and declared is not None):
+            return [StreamInfo(self.ctx.node, known)]
+        if not files and not (extract.mode == "incremental" and known is not None):
             raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
-        schema, details = self._looked(files, declared)
-        seen = dict((offset or {}).get("seen", {})) if extract.mode == "incremental" else {}
+        seen = dict(before.get("seen", {}))
         chosen = [f for f in files if seen.get(f.name) != [f.size, f.mtime]]
-        pins = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
+        if declared is None and known is not None:
+            schema, details = self._grown(known, chosen)
+        else:
+            schema, details = self._looked(files, declared)
+        pins: dict[str, Any] = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
         if extract.mode == "incremental":
             pins["seen"] = seen
         return [StreamInfo(self.ctx.node, schema, pins=pins)]
+
+    def _grown(self, known: pa.Schema, files: Sequence[InputFile]) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Return the columns an earlier run found, with those that new files add: what is known is not guessed again."""
+        details: dict[str, Mapping[str, Any]] = {}
+        added: list[pa.Schema] = []
+        for file in files:
+            schema, more = self._looked([file], None)
+            details.update(more)
+            added.append(folders.without(schema, dict.fromkeys(known.names)))
+            if not self.unites:
+                check_columns(known, [file], [schema])
+        return pa.schema([*known, *(schemas.union(added) if added else ())]), details
 
     def _looked(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Return what `look` does, with the columns that folder names carry."""
@@ -84,6 +102,11 @@ class FileSource(ScanSource[C]):
             return folders.joined(schema, columns), details
         _, details = self.look(files, folders.without(declared, columns))
         return declared, details
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:  # noqa: ARG002
+        """Return one partition with the files; none are known of a stream that only an earlier run has seen."""
+        spec = {"files": [], "schema": schemas.to_json(stream.schema), **stream.pins}
+        return [Partition(id=stream.name, stream=stream.name, spec=spec)]
 
     def check(self) -> None:
         """Find at least one file.
@@ -145,7 +168,8 @@ class FileSource(ScanSource[C]):
             return None
         known = {f["name"]: [f["size"], f["mtime"]] for f in partition.spec["files"]}
         before = dict(partition.spec.get("seen", {}))
-        return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}}
+        schema = partition.spec["schema"]
+        return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}, "schema": schema}
 
 
 def check_columns(wanted: pa.Schema, files: Sequence[InputFile], own: Sequence[pa.Schema]) -> None:

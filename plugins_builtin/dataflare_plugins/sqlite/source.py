@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.sqlite import capture
+from dataflare_plugins.sqlite.cdc import ASKED, ChangeReader, followed
 from dataflare_plugins.sqlite.convert import Converter
-from dataflare_plugins.sqlite.destination import NOT_A_DATABASE
+from dataflare_plugins.sqlite.destination import BUSY, NOT_A_DATABASE
 from dataflare_plugins.sqlite.types import arrow_of, read_as
 from dataflare_sdk import (
     CODES,
@@ -22,6 +27,7 @@ from dataflare_sdk import (
     Origin,
     Partition,
     Pause,
+    RetriableError,
     RowRejection,
     ScratchPlace,
     Source,
@@ -38,6 +44,12 @@ from dataflare_sdk.schema import quote
 
 NO_TABLE = code("sqlite.no-table", 4, "The table does not exist in the file.", "Check `table`.")
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
+CDC_ONLY = code(
+    "sqlite.cdc-only",
+    3,
+    "A source of changes needs tables, and several tables need `mode: cdc`.",
+    "Change `extract.mode`, or give `table`.",
+)
 BAD_QUERY = code("sqlite.bad-query", 3, "SQLite refuses the query.", "Mend the query; it is SQLite's dialect.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHANGED = code(
@@ -55,6 +67,7 @@ class SqliteConfig:
 
     path: str = option("The database file.", example="shop.db")
     table: str | None = option("The table or view.", default=None, example="orders")
+    tables: list[str] | None = option("Several tables in one stream of changes, with `mode: cdc`.", default=None, example=["orders"])
     query: str | None = option("One SELECT, in SQLite's dialect, instead of a table.", default=None)
     columns: dict[str, str] | None = option("Columns to read, with DuckDB types; by default all, as they are declared.", default=None)
 
@@ -63,43 +76,63 @@ class SqliteSource(Source[SqliteConfig]):
     """Reads in one transaction: every row is of the same moment."""
 
     Config = SqliteConfig
-    features = frozenset({"full", "incremental", "replayable", "ordered"})
+    features = frozenset({"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"})
 
     def __init__(self, config: SqliteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        if (config.table is None) == (config.query is None):
-            raise TABLE_OR_QUERY.error("give either `table` or `query`", path="table")
+        if [config.table, config.query, config.tables].count(None) != 2:
+            raise TABLE_OR_QUERY.error("give one of `table`, `tables` and `query`", path="table")
+        self.many_streams = config.tables is not None
+        self._changes: ChangeReader | None = None
         if config.query is not None:
             one_select(config.query)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
 
     def check(self) -> None:
         """Open the file and find the table."""
-        with self._connect() as db:
-            self._names(db)
-        db.close()
-
-    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:  # noqa: ARG002
-        """Return the stream with its declared types; of a query, those of its first rows."""
-        if not self._path.exists() and self.ctx.offline:
-            return [StreamInfo(self.ctx.node, self._declared())]
         db = self._connect()
         try:
-            kinds = self._kinds(db)
-            key = self._key(db)
+            for table in self._tables():
+                self._table(db, table)
         finally:
             db.close()
+
+    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:  # noqa: ARG002
+        """Return the stream with its declared types; of a query, those of its first rows. Of changes, one per table."""
+        if (extract.mode == "cdc" and self.config.query is not None) or (extract.mode != "cdc" and self.many_streams):
+            raise CDC_ONLY.error("changes are read of tables, and of several only changes", path="query" if self.config.query else "tables")
+        if not self._path.exists() and self.ctx.offline:
+            return [StreamInfo(name, self._declared()) for name in self._streams()]
+        db = self._connect()
+        try:
+            return [self._discovered(db, extract, name, table) for name, table in self._streams().items()]
+        finally:
+            db.close()
+
+    def _discovered(self, db: sqlite3.Connection, extract: ExtractSpec, name: str, table: str | None) -> StreamInfo:
+        kinds = self._kinds(db, table)
         schema = self._declared() or pa.schema([(n, arrow_of(k)) for n, k in kinds.items()])
-        for name in schema.names:
-            if name not in kinds:
-                near = nearest(name, list(kinds))
+        for column in schema.names:
+            if column not in kinds:
+                near = nearest(column, list(kinds))
                 fix = f"did you mean '{near}'?" if near else None
-                raise CODES["workflow.missing-column"].error(f"there is no column '{name}'", fix=fix, path=f"columns.{name}")
+                raise CODES["workflow.missing-column"].error(f"there is no column '{column}'", fix=fix, path=f"columns.{column}")
         if extract.mode == "incremental" and extract.cursor not in kinds:
             raise NO_CURSOR.error(f"there is no column '{extract.cursor}'; there are {', '.join(kinds)}", path="cursor")
-        status = self._path.stat()
-        pins = {"schema": schemas.to_json(schema), "size": status.st_size, "mtime": status.st_mtime_ns, "names": list(kinds)}
-        return [StreamInfo(self.ctx.node, schema, key=key, cursors=tuple(kinds), pins=pins)]
+        key, pins = self._key(db, table), {"schema": schemas.to_json(schema), "names": list(kinds)}
+        if extract.mode == "cdc":
+            pins |= {"table": self._table(db, str(table)), "key": list(extract.key or key)}
+        else:
+            status = self._path.stat()
+            pins |= {"size": status.st_size, "mtime": status.st_mtime_ns}
+        return StreamInfo(name, schema, key=key, cursors=tuple(kinds), pins=pins)
+
+    def _streams(self) -> dict[str, str | None]:
+        """Return stream to table; the only stream bears the node's name."""
+        return {t: t for t in self.config.tables} if self.config.tables is not None else {self.ctx.node: self.config.table}
+
+    def _tables(self) -> list[str]:
+        return [t for t in self._streams().values() if t is not None]
 
     def _declared(self) -> pa.Schema | None:
         if self.config.columns is None:
@@ -132,32 +165,35 @@ class SqliteSource(Source[SqliteConfig]):
         db.text_factory = bytes
         return db
 
-    def _names(self, db: sqlite3.Connection) -> list[str]:
-        rows = db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
-        names = [r[0].decode() for r in rows]
-        table = self.config.table
-        if table is not None and table.lower() not in [n.lower() for n in names]:
-            near = nearest(table, names)
-            fix = f"did you mean '{near}'?" if near else f"there are {', '.join(names) or 'none'}"
-            raise NO_TABLE.error(f"there is no table '{table}' in '{self.config.path}'", fix=fix, path="table")
-        return names
+    def _table(self, db: sqlite3.Connection, table: str) -> str:
+        """Return a table's name as the database spells it."""
+        names = [r[0].decode() for r in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+        for name in names:
+            if name.lower() == table.lower():
+                return str(name)
+        names = [n for n in names if not n.startswith(capture.PREFIX)]
+        near = nearest(table, names)
+        fix = f"did you mean '{near}'?" if near else f"there are {', '.join(names) or 'none'}"
+        raise NO_TABLE.error(
+            f"there is no table '{table}' in '{self.config.path}'", fix=fix, path="tables" if self.many_streams else "table"
+        )
 
     def _relation(self) -> str:
         return quote(self.config.table) if self.config.table is not None else f"({self.config.query})"
 
-    def _kinds(self, db: sqlite3.Connection) -> dict[str, str]:
+    def _kinds(self, db: sqlite3.Connection, table: str | None) -> dict[str, str]:
         """Return column name to DuckDB type."""
-        if self.config.table is not None:
-            self._names(db)
-            rows = db.execute(f"PRAGMA table_info({quote(self.config.table)})").fetchall()
+        if table is not None:
+            self._table(db, table)
+            rows = db.execute(f"PRAGMA table_info({quote(table)})").fetchall()
             declared = {r[1].decode(): r[2].decode() for r in rows}
             if all(declared.values()):
                 return {n: read_as(k) for n, k in declared.items()}
-        return self._sampled(db)
+        return self._sampled(db, quote(table) if table is not None else self._relation())
 
-    def _sampled(self, db: sqlite3.Connection) -> dict[str, str]:
+    def _sampled(self, db: sqlite3.Connection, relation: str) -> dict[str, str]:
         try:
-            cursor = db.execute(f"SELECT * FROM {self._relation()} LIMIT {SAMPLE}")
+            cursor = db.execute(f"SELECT * FROM {relation} LIMIT {SAMPLE}")
         except sqlite3.Error as error:
             raise BAD_QUERY.error(f"SQLite refuses the query: {error}", path="query" if self.config.query else "table") from error
         rows = cursor.fetchall()
@@ -168,10 +204,10 @@ class SqliteSource(Source[SqliteConfig]):
             kinds[name] = "BIGINT" if found == {int} else "DOUBLE" if found and found <= {int, float} else "VARCHAR"
         return kinds
 
-    def _key(self, db: sqlite3.Connection) -> tuple[str, ...]:
-        if self.config.table is None:
+    def _key(self, db: sqlite3.Connection, table: str | None) -> tuple[str, ...]:
+        if table is None:
             return ()
-        rows = db.execute(f"PRAGMA table_info({quote(self.config.table)})").fetchall()
+        rows = db.execute(f"PRAGMA table_info({quote(table)})").fetchall()
         return tuple(r[1].decode() for r in sorted(rows, key=lambda r: r[5]) if r[5])
 
     def _row_id(self, db: sqlite3.Connection) -> str | None:
@@ -186,8 +222,17 @@ class SqliteSource(Source[SqliteConfig]):
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> _Reader:
-        """Read in one transaction after `offset`, to `until` if given."""
+    def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
+        """Return one partition; of changes one of all tables, because they are in one log."""
+        if extract.mode != "cdc":
+            return super().parts(streams, extract)
+        spec = {"streams": {s.name: dict(s.pins) for s in streams}}
+        return [Partition(self.ctx.node, self.ctx.node, spec)]
+
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Any:
+        """Read after `offset`, to `until` if given; a table in one transaction, changes from their log."""
+        if extract.mode == "cdc":
+            return self._follow(partition, extract, offset, until)
         pins = partition.spec
         if offset is not None and extract.mode == "full":
             status = self._path.stat()
@@ -198,6 +243,83 @@ class SqliteSource(Source[SqliteConfig]):
         reading = _Reading(self, names, pa.schema([schema.field(n) for n in names]), extract)
         rows = reading.incremental(offset, until) if extract.mode == "incremental" else reading.full(offset, until)
         return _Reader(rows, reading)
+
+    # -- changes -----------------------------------------------------------------------------------------
+
+    def _follow(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None) -> ChangeReader:
+        def used(stream: str) -> Sequence[str] | None:
+            if self.many_streams:
+                return None if extract.streams is None else extract.streams.get(stream)
+            return extract.columns or schemas.from_json(partition.spec["streams"][stream]["schema"]).names
+
+        self._changes = ChangeReader(
+            consumer=self._consumer(),
+            reading=self._connect,
+            writing=self._writing,
+            explained=self._explained,
+            columns=lambda db, table: self._declared() or pa.schema([(n, arrow_of(k)) for n, k in self._kinds(db, table).items()]),
+            ctx=self.ctx,
+            followed=followed(partition.spec, used),
+            offset=offset,
+            until=until,
+        )
+        return self._changes
+
+    def idle(self) -> None:
+        """Say how far the copies are behind while a full destination holds reading back."""
+        if self._changes is not None:
+            self._changes.tell_lag()
+
+    def _consumer(self) -> str:
+        run = self.ctx.run
+        return f"{run.workflow_id if run else ''}/{self.ctx.node}"
+
+    @contextmanager
+    def _writing(self, timeout: float = 30.0) -> Iterator[sqlite3.Connection]:
+        """Open the file for one write transaction: triggers and their log are in it."""
+        db = None
+        try:
+            db = sqlite3.connect(f"{self._path.as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None)
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            if db is not None:
+                db.close()
+
+    def _explained(self, error: sqlite3.Error) -> Exception:
+        if "locked" in str(error) or "busy" in str(error):
+            return BUSY.retriable(f"'{self.config.path}' is held by another process", path="path")
+        return capture.CANNOT_CAPTURE.error(f"'{self.config.path}' cannot be captured: {error}", path="path")
+
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
+        """Return the newest change; a table ends by itself."""
+        if extract.mode != "cdc":
+            return None
+        db = self._connect()
+        try:
+            return {"v": 1, "log": capture.position(db), "once": True}
+        finally:
+            db.close()
+
+    def ack(self, partition: Partition, offset: Offset) -> None:
+        """Remove from the log what every workflow that reads it has made durable."""
+        streams = partition.spec.get("streams")
+        if streams is None or "log" not in offset:
+            return
+        known = [s["table"] for n, s in streams.items() if n in offset.get("streams", ())]
+        with contextlib.suppress(RetriableError), self._writing(timeout=0.5) as db:  # a busy writer goes first; the next one prunes
+            capture.prune(db, self._consumer(), known, int(offset["log"]))
+        self._forget_requests(offset)
+
+    def _forget_requests(self, offset: Offset) -> None:
+        """Streams to be read anew are asked for until that is durable."""
+        asked = json.loads(self.ctx.state_get(ASKED) or b"[]")
+        left = [name for name in asked if name not in offset.get("asked", ())]
+        if left != asked:
+            self.ctx.state_put(ASKED, json.dumps(left).encode())
 
 
 class _Reader(IteratorReader):
@@ -248,10 +370,11 @@ class _Reading:
         seen = set((offset or {}).get("seen", ()))
         cursor_column = quote(str(self._extract.cursor))
         where = f"{cursor_column} IS NOT NULL" + ("" if at is None else f" AND {cursor_column} >= ?")
+        where += "" if self._extract.stop is None else f" AND {cursor_column} < ?"
         order = f"{cursor_column}{', ' + self._row_id if self._row_id else ''}"
         identity = self._identity()
         sql = f"SELECT {self._columns}, {cursor_column}, {identity} FROM {self._source._relation()} WHERE {where} ORDER BY {order}"
-        cursor = self._execute(sql, () if at is None else (at,))
+        cursor = self._execute(sql, [v for v in (at, self._extract.stop) if v is not None])
         width, row = len(self._schema), int((offset or {}).get("row", 0))
         while rows := cursor.fetchmany(self.wanted):
             fresh = []

@@ -16,6 +16,7 @@ from dataflare_plugins.engine.planning.changes import ChangeFlow
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, cached_streams, described
 from dataflare_plugins.engine.planning.streams import expanded
 from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_sdk import (
@@ -42,7 +43,7 @@ NOT_ACCEPTED = code(
     "workflow.not-accepted",
     3,
     "A destination cannot store these rows or write in this mode.",
-    "Change the column's type in a map, or the write mode.",
+    "Change the path, the write mode, or the column's type in a map.",
 )
 SAME_TARGET = code(
     "workflow.same-target",
@@ -54,6 +55,12 @@ NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
 NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
+NO_WINDOWS = code(
+    "workflow.no-windows",
+    3,
+    "A source cannot be read window by window, as a backfill does.",
+    "Backfill from a source with a cursor column, or read it with `mode: full` beside the others.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -175,6 +182,8 @@ class Planner:
             known = ", ".join(m for m in ("full", "incremental", "cdc") if m in component.features)
             message = f"'{node.use}' cannot be read by `mode: {extract.mode}`; it has {known}"
             raise NO_SUCH_MODE.error(message, path=".".join(str(p) for p in (*node.path, "extract", "mode")))
+        if extract.stop is not None and "windows" not in component.features:
+            raise NO_WINDOWS.error(f"'{node.use}' cannot be read window by window", path=".".join(str(p) for p in node.path))
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
             place = self.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
@@ -384,7 +393,7 @@ class Planner:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(self).by_destination(),
-            settings=json.loads(json.dumps(dict(self.workflow.settings), default=str)),
+            settings=_public(self.workflow.settings),
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._notes),
         )
@@ -447,6 +456,7 @@ class Planner:
             return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
         provided = self.host.describe("source", node.use)
         component, streams = self.built[node.id], self._streams[node.id]
+        settings[DISCOVERED] = described(list(streams.values()))
         used = {output: schema.names for output, schema in self.schemas[node.id].items()}
         if component.many_streams:
             settings["streams"] = used
@@ -506,22 +516,16 @@ def on_record(node: Node, workflow: Workflow) -> str:
     return str(own or general or "fail")
 
 
-def cached_streams(workflow: Workflow, source: str) -> dict[str, StreamInfo]:
-    """Return the streams that `dataflare discover` last saw of a source, by name."""
-    path = Path(workflow.base_dir) / ".dataflare" / "schemas.json"
-    found = {}
-    try:
-        for stream in json.loads(path.read_text(encoding="utf-8"))[source]:
-            if stream["columns"]:
-                schema = schemas.from_names({c["name"]: c["type"] for c in stream["columns"]})
-                found[stream["name"]] = StreamInfo(stream["name"], schema, tuple(stream["key"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found
-
-
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    if isinstance(plain.get("state"), dict):
+        plain["state"].pop("url", None)
+    return plain
 
 
 def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Environment:
             on_record=str(node.settings.get("on_record") or "fail"),
             state=self.store,
             cancelled=self.cancelled,
+            count=lambda name, value: self.monitor.count(node.id, name, value),
+            gauge=lambda name, value: self.monitor.gauge(node.id, name, value),
             path=(*node.settings.get("path", ()), "with"),
         )
         return self.host.build(node.kind, node.use, node.config, around)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import queue
 import threading
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from dataflare_plugins.engine.planning.graph import split_reference
 from dataflare_plugins.engine.planning.lanes import as_streaming
-from dataflare_plugins.engine.planning.validator import open_state
+from dataflare_plugins.engine.planning.schema_cache import keep_streams
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
@@ -36,6 +37,8 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
+from dataflare_sdk.state_sql import ALL
+from dataflare_sdk.state_store import open_state
 
 
 class LocalRun:
@@ -92,15 +95,21 @@ class LocalRun:
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
             start = recovery.start(store, self.plan, time.time_ns() // 1000, self._options.run_id)
             self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
+            if not start.resumed and window_done(store, self.plan.workflow, self._options.window):
+                return "done"
             if not start.resumed:
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._record(store, start)
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
-                store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                # A state store that is gone is no news beside what ended the run; often it is the same.
+                with contextlib.suppress(DataflareError):
+                    store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
                 raise
             if status != "done":
                 store.end_run(start.run_id, {"status": status})
+            elif not transient:
+                keep_streams(self.plan)
             return status
         finally:
             store.close()
@@ -111,6 +120,10 @@ class LocalRun:
         failures, reached = 0, 0
         while True:
             try:
+                if failures:
+                    if recovery.over(store, start):
+                        return "done"
+                    start = recovery.start(store, self.plan, start.started, start.run_id)
                 return self._attempt(store, lease, recovery, start)
             except StatementFailed as error:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
@@ -118,7 +131,7 @@ class LocalRun:
                 start = replace(start, plan=self.plan)
             except StreamsReshaped as turn:
                 self.plan = self._planned_anew(turn)
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._record(store, start)
                 self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
                 start = recovery.start(store, self.plan, start.started, start.run_id)
             except RetriableError as error:
@@ -128,7 +141,10 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
-                start = recovery.start(store, self.plan, start.started, start.run_id)
+
+    def _record(self, store: Any, start: Start) -> None:
+        window = {"window": dict(self._options.window)} if self._options.window else {}
+        store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
 
     def _planned_anew(self, turn: StreamsReshaped) -> Plan:
         """Bind everything to the new columns.
@@ -228,6 +244,11 @@ def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
     node = plan.node(id)
     schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[output]
     return pa.Table.from_batches(batches, schema)
+
+
+def window_done(store: Any, workflow: str, window: Mapping[str, Any]) -> bool:
+    """Whether a window of a backfill was run to its end; asked with the lock held."""
+    return bool(window) and any(r.get("window") == window and r["status"] == "done" for r in store.runs(workflow, ALL))
 
 
 def _code_of(error: BaseException) -> str:

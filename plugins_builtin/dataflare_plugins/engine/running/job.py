@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -31,19 +33,28 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
-from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
 
 declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
 
 
+PUBLISH_EVERY = 2.0
+"""Seconds between two notes of the sources' gauges in the state store."""
+
+
 @dataclass(slots=True)
 class Epoch:
-    """An epoch in the making: what the tasks reported when its barrier passed them."""
+    """An epoch in the making: what the tasks reported when its barrier passed them.
+
+    Attributes:
+        turns: it ends where streams have other columns from; one that was under way by then does not.
+    """
 
     number: int
     final: bool
     replay: bool
+    turns: bool
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -99,6 +110,7 @@ class Job:
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
+        self._published_at = 0.0
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -196,6 +208,7 @@ class Job:
 
     def _supervise(self) -> str:
         while not self._finished:
+            self._publish()
             if self._epoch is None:
                 self._cut_if_due()
             event = self._take(self._patience())
@@ -212,6 +225,16 @@ class Job:
                 if self._epoch.committed >= self._sinks:
                     self._complete()
         return "interrupted" if self._drained and self._draining() else "done"
+
+    def _publish(self) -> None:
+        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
+        now = time.monotonic()
+        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+            return
+        self._published_at = now
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        with contextlib.suppress(DataflareError):  # a look is not worth a run
+            self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
     def _patience(self) -> float:
         if self._epoch is not None:
@@ -248,7 +271,7 @@ class Job:
         return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
 
     def _trigger(self, *, final: bool, replay: bool = False) -> None:
-        self._epoch = Epoch(self._next, final, replay)
+        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay))
@@ -299,7 +322,7 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
-        finished = {"status": "done"} if epoch.final else None
+        finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
@@ -308,7 +331,7 @@ class Job:
             self._tell(self._sources, Ack(self._stop))
             self._finished = True
             return
-        if self._reshaped and not epoch.replay and not self._drained:
+        if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
         self._tell(self._sources, Ack(self._stop))
         if epoch.replay:

@@ -10,6 +10,7 @@ from dataflare_plugins.engine.running.arrow_input import ArrowInput
 from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -41,6 +42,7 @@ from dataflare_sdk import (
     TaskSpec,
 )
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
 READ_DEADLINE = 0.2
@@ -66,6 +68,7 @@ class SourceTask:
         self._within = False
         self._leaving = False
         self._once: dict[str, Any] = {}
+        self._fused: Fused | None = None
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -78,6 +81,7 @@ class SourceTask:
                 return
             self._chain = chain = Chain(self.spec, self._env, self._handler, begin.counts)
             chain.idle = self._source.idle
+            self._fused = fused(self.spec, self._env, self._source)
             chain.restore(begin.states)
             self._counts = self._env.monitor.counts(self._node.id, begin.counts.get(self._node.id))
             self._plan_reading(begin)
@@ -111,7 +115,7 @@ class SourceTask:
         return [(offset_key(self._node, p, len(parts)), p) for p in parts]
 
     def _owns(self, key: str) -> bool:
-        return key == self._node.id or key.startswith(f"{self._node.id}/")
+        return belongs(key, own_key(self._node))
 
     def _loop(self, receive: Receive) -> None:
         while True:
@@ -160,10 +164,18 @@ class SourceTask:
             key, part, until = self._todo[0]
             if until is None and self._env.once:
                 until = self._position(key, part)
-            self._reader = self._source.open(part, self._extract, self._offsets.get(key), until)
+            self._reader = self._opened(part, self._offsets.get(key), until)
         shares = self._env.shares
         began = time.perf_counter()
-        message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        try:
+            message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        except Exception:
+            if self._fused is None:
+                raise
+            # A row made the statement fail: go on without it, step by step, which finds the row.
+            self._fused = None
+            self._close_reader()
+            return
         self._counts.seconds += time.perf_counter() - began
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
@@ -171,6 +183,11 @@ class SourceTask:
             self._reshaped(message)
         elif message is not None:
             self._took(message)
+
+    def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
+        if self._fused is None:
+            return self._source.open(part, self._extract, offset, until)
+        return self._source.open_through(part, self._extract, offset, until, self._fused.through)
 
     def _position(self, key: str, part: Partition) -> Any:
         """Return where an unbounded stream stood when the run began."""
@@ -203,14 +220,19 @@ class SourceTask:
         failpoint("task.source.batch")
         key = self._todo[0][0]
         counts = self._counts
-        counts.rows_in += batch.data.num_rows + len(batch.rejected)
+        rows = batch.data.num_rows if batch.read is None else batch.read
+        counts.rows_in += rows + len(batch.rejected)
         counts.bytes += batch.data.nbytes
         if batch.rejected:
             self._handler.reject(self._node.id, batch.rejected, None, counts)
-        counts.rows_out += batch.data.num_rows
-        if batch.data.num_rows:
+        counts.rows_out += rows
+        if batch.read is not None and self._fused is not None:
+            self._fused.count(self._env.monitor.live, batch.read, batch.data.num_rows)
+            if batch.data.num_rows:
+                self._chain.emit(self._fused.last, "", batch)
+        elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
-            self._handler.spend_good(self._node.id, batch.data.num_rows)
+        self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
             self._within = True
         else:
@@ -448,6 +470,7 @@ class SinkTask:
         else:
             self._handler.reject(node, refused, batch, counts)
             counts.rows_out += batch.data.num_rows - len(refused)
+        self._handler.passed(node, batch.data.num_rows)
         counts.seconds += time.perf_counter() - began
         counts.bytes += batch.data.nbytes
 
@@ -469,4 +492,13 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
 
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
     """Return the key of a partition's offset in checkpoints: the source's id when it has one partition."""
-    return node.id if count == 1 else f"{node.id}/{partition.id}"
+    return own_key(node) if count == 1 else f"{own_key(node)}/{partition.id}"
+
+
+def own_key(node: NodeSpec) -> str:
+    """Return the key of a source's offsets: its id. A window of a backfill has a key of its own.
+
+    The offset of the normal runs is handed on beside it from checkpoint to checkpoint, untouched.
+    """
+    stop = (node.settings.get("extract") or {}).get("stop")
+    return node.id if stop is None else f"window {node.id}"
