@@ -23,6 +23,12 @@ NO_LOADER = code(
     "prove.nothing-to-load", 3, "The twin of a source takes no SQL.", "Remove the .sql file beside the workflow, or the other source."
 )
 BAD_SCRIPT = code("prove.bad-script", 3, "The .sql file beside the workflow fails on the scratch database.", "Mend the statement named.")
+NO_SCRIPT = code(
+    "prove.no-script",
+    3,
+    "A proof starts a server of its own for a source, and does not know its tables.",
+    "Write CREATE TABLE and first rows into a file beside the workflow, of the same name with the ending .sql.",
+)
 T = TypeVar("T")
 
 KINDS = frozenset({"insert", "update", "delete", "key"})

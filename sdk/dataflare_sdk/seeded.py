@@ -112,9 +112,13 @@ class TableWriter:
         return dict(zip(self._table.columns, found[0], strict=True)) if found else None
 
     def _insert(self, row: Mapping[str, Any]) -> int:
-        made = {**row, **self._new_values(row, share=0.7), **self._new_key(row), **self._new_cursor()}
-        marks = ", ".join([self._mark] * len(made))
-        self._run(f"INSERT INTO {self._table.name} ({', '.join(map(quote, made))}) VALUES ({marks})", list(made.values()))
+        made = {**self._new_values(row, share=0.7), **self._new_key(row), **self._new_cursor()}
+        items = ", ".join(self._mark if c in made else quote(c) for c in self._table.columns)
+        where, key = self._where(row)
+        names = ", ".join(map(quote, self._table.columns))
+        # What stays the same is copied by the database, which knows types the driver does not.
+        sql = f"INSERT INTO {self._table.name} ({names}) SELECT {items} FROM {self._table.name} WHERE {where}"
+        self._run(sql, [*(made[c] for c in self._table.columns if c in made), *key])
         return 1
 
     def _update(self, row: Mapping[str, Any]) -> int:

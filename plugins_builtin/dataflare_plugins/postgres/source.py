@@ -15,7 +15,22 @@ from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, c
 from dataflare_plugins.postgres.reading.snapshot import Snapshot
 from dataflare_plugins.postgres.replication.capture import Capture
 from dataflare_plugins.postgres.replication.options import CaptureOptions
-from dataflare_sdk import CODES, Duration, ExtractSpec, Offset, Partition, Reader, Size, Source, StreamInfo, code, config, option
+from dataflare_sdk import (
+    CODES,
+    Duration,
+    ExtractSpec,
+    Offset,
+    Partition,
+    Reader,
+    ScratchPlace,
+    Size,
+    Source,
+    SourceTwin,
+    StreamInfo,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
@@ -96,6 +111,13 @@ class PostgresSource(Source[PostgresConfig]):
             DataflareError: see `Server.connect`, `describe_table`, `describe_query`.
         """
         self._described()
+
+    @classmethod
+    def scratch(cls, config: PostgresConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a database of a scratch server, for the workflow's script."""
+        from dataflare_plugins.postgres.scratch.twins import source_twin
+
+        return source_twin(config, place)
 
     # -- what there is -----------------------------------------------------------------------------------
 

@@ -237,7 +237,8 @@ class Proof:
         spill = self._root / "spill"
         for name, wanted in expected.items():
             held = found[name]
-            made = compare(name, wanted.rows(), held.rows(), spill, exact=exact(self._runtime.host, world.workflow))
+            alike = exact(self._runtime.host, world.workflow)
+            made = compare(name, wanted.rows(), held.rows(), spill, exact=alike, where=held.where)
             self.tally.comparisons.append(made)
 
     def _small_epochs(self) -> None:

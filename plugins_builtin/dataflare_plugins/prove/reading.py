@@ -14,6 +14,9 @@ from dataflare_sdk import DataflareError, Host, NodeSpec, Plan, Surroundings, Wo
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.commands import Runtime
 
+DELETED_AT = "_deleted_at"
+"""The column by which every destination tells that a row was deleted, where deletes are soft."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -22,10 +25,12 @@ class Held:
     Attributes:
         schema: their columns.
         rows: reads them anew at every call.
+        where: which of them count: those that a soft delete left do not.
     """
 
     schema: pa.Schema
     rows: Callable[[], pa.RecordBatchReader]
+    where: str = "true"
 
 
 def held_by(runtime: Runtime, workflow: Workflow) -> dict[str, Held]:
@@ -68,16 +73,18 @@ def planned(runtime: Runtime, workflow: Workflow) -> Plan:
 
 def _held(host: Host, plan: Plan, node: NodeSpec) -> Held | None:
     schema = schemas.from_json(node.settings["inputs"][0]["schema"])
+    soft = node.settings.get("changes") == "apply" and (node.settings.get("write") or {}).get("deletes") == "soft"
+    asked = schema.append(pa.field(DELETED_AT, pa.timestamp("us", "UTC"))) if soft and DELETED_AT not in schema.names else schema
     around = Surroundings(node=node.id, base_dir=Path(plan.base_dir), staging_dir=Path(plan.base_dir) / ".dataflare" / "looking")
 
     def rows() -> Any:
         component = host.build("destination", node.use, node.config, around)
         try:
-            return component.read_back(schema)
+            return component.read_back(asked)
         finally:
             component.close()
 
-    return None if rows() is None else Held(schema, rows)
+    return None if rows() is None else Held(schema, rows, f"{DELETED_AT} IS NULL" if soft else "true")
 
 
 def exact(host: Host, workflow: Workflow) -> bool:
