@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_sdk import duck
-from dataflare_sdk.schema import quote
+from dataflare_sdk.canonical import canonical
 
 SHOWN = 10
 """Differences that are shown."""
@@ -54,7 +54,7 @@ def compare(
         exact: floats are equal to the last bit; else to nine digits, for sums whose order is not promised.
         where: condition on the rows found (those a soft delete left are not there).
     """
-    items = [_canonical(f, exact) for f in expected.schema]
+    items = [canonical(f, exact=exact) for f in expected.schema]
     made = Comparison(destination)
     with duck.connect(threads=1, memory=512 << 20, temp=spill) as db:
         made.expected = _kept(db, "expected", expected, items, "true")
@@ -64,15 +64,6 @@ def compare(
         made.lost = _less(db, "expected", "found", "lost", made)
         made.duplicated = _less(db, "found", "expected", "duplicated", made)
     return made
-
-
-def _canonical(column: pa.Field, exact: bool) -> str:
-    name = quote(column.name)
-    if pa.types.is_floating(column.type) and not exact:
-        return f"printf('%.9e', {name} + 0.0) AS {name}"
-    if pa.types.is_floating(column.type):
-        return f"{name} + 0.0 AS {name}"  # one zero
-    return f"to_json({name})::VARCHAR AS {name}" if pa.types.is_nested(column.type) else name
 
 
 def _kept(db: Any, name: str, rows: pa.RecordBatchReader, items: Sequence[str], where: str) -> int:
