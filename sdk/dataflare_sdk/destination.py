@@ -13,6 +13,7 @@ from dataflare.contracts import Opened, RowRejection, Target, WriteSpec
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.handover import Handover
 from dataflare_sdk.messages import Batch
+from dataflare_sdk.scratch import DestinationTwin, ScratchPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +101,35 @@ class Destination(Component[C], ABC):
     @abstractmethod
     def abort(self) -> None:
         """Drop what was written or prepared since the last commit."""
+
+    # -- looking back (prove, plan --diff) ---------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> DestinationTwin | None:  # noqa: ARG003
+        """Return a scratch system to write to instead of the one `config` names; None: there is none of this kind.
+
+        Raises:
+            DataflareError: what it needs is not installed (`plugin.missing-extra` and the like).
+        """
+        return None
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader | None:  # noqa: ARG002
+        """Return the committed rows the target holds now, in the columns and types of `schema`; None: it cannot tell.
+
+        Read only: not after `open`, no claim, no fence, nothing is made or locked longer than the read. A target
+        that is not there is empty. A column the target lacks is NULL; `_deleted_at` (where deletes are soft) is
+        given when `schema` asks for it. What the target stores in another type is cast back.
+
+        Args:
+            schema: columns and their types, as the workflow writes them.
+            keys: only rows whose values in these columns are among these rows; None: all. It may return more.
+        """
+        return None
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
+        """Return what a run would change of the target's shape before it writes, one statement or sentence each.
+
+        Read only, as `read_back`. `CREATE TABLE …`, `ALTER TABLE … ADD COLUMN …`, `widen … to …`; empty when the
+        target has the shape already. A run that would be refused for its shape is an error here too.
+        """
+        return ()

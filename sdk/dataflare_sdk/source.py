@@ -14,6 +14,7 @@ from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Re
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.handover import Handover
 from dataflare_sdk.scan import ScanUnit
+from dataflare_sdk.scratch import ScratchPlace, SourceTwin
 
 
 class Source(Component[C], ABC):
@@ -64,6 +65,15 @@ class Source(Component[C], ABC):
 
     def cancel(self) -> None:
         """Make a blocking read return soon."""
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> SourceTwin | None:  # noqa: ARG003
+        """Return a scratch system to read instead of the one `config` names; None: there is none of this kind.
+
+        Raises:
+            DataflareError: what it needs is not installed (`plugin.missing-extra` and the like).
+        """
+        return None
 
 
 class IteratorReader:

@@ -172,6 +172,8 @@ class RunOptions:
         events: file that every run event is appended to, one JSON object a line.
         window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
             window whose record says `done` is not run again.
+        rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
+            read and not changed, sources are told nothing.
     """
 
     once: bool = False
@@ -184,6 +186,7 @@ class RunOptions:
     events: Path | None = None
     run_id: str = ""
     window: Mapping[str, Any] = field(default_factory=dict)
+    rehearse: Path | None = None
 
 
 @dataclass(slots=True)

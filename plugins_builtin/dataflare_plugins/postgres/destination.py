@@ -16,7 +16,19 @@ from dataflare_plugins.postgres.writing.apply import Upsert, append
 from dataflare_plugins.postgres.writing.copy_in import REFUSED
 from dataflare_plugins.postgres.writing.fit import DELETED_AT, Layout, create, fit
 from dataflare_plugins.postgres.writing.intake import Intake
-from dataflare_sdk import Batch, Destination, Opened, RowRejection, Target, WriteSpec, code, config, option
+from dataflare_sdk import (
+    Batch,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk.checkpoints import TABLE, advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.handover import Handover
@@ -98,6 +110,19 @@ class PostgresDestination(Destination[PostgresTarget]):
         return f"'{self._table}' in {self._server.shown}"
 
     # -- opening -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: PostgresTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return an empty database of a scratch server."""
+        from dataflare_plugins.postgres.scratch.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows, read in one transaction."""
+        from dataflare_plugins.postgres import looking
+
+        return looking.rows(self._server, self._table, schema)
 
     def open(self, target: Target) -> Opened:
         """Claim the table: raise the fence in its checkpoint row, drop what another run staged, bring the columns together.

@@ -14,7 +14,22 @@ from dataflare_plugins.postgres.reading import full, incremental, ranges
 from dataflare_plugins.postgres.reading.horizon import horizon
 from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, chosen
 from dataflare_plugins.postgres.reading.snapshot import Snapshot
-from dataflare_sdk import CODES, Duration, ExtractSpec, Offset, Partition, Reader, Size, Source, StreamInfo, code, config, option
+from dataflare_sdk import (
+    CODES,
+    Duration,
+    ExtractSpec,
+    Offset,
+    Partition,
+    Reader,
+    ScratchPlace,
+    Size,
+    Source,
+    SourceTwin,
+    StreamInfo,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
@@ -125,6 +140,13 @@ class PostgresSource(Source[PostgresConfig]):
             self._capture.check()
         else:
             self._described()
+
+    @classmethod
+    def scratch(cls, config: PostgresConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a database of a scratch server, for the workflow's script."""
+        from dataflare_plugins.postgres.scratch.twins import source_twin
+
+        return source_twin(config, place)
 
     # -- what there is -----------------------------------------------------------------------------------
 

@@ -330,18 +330,23 @@ class Job:
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
         self._epoch = None
         if epoch.final:
-            self._tell(self._sources, Ack(self._stop))
+            self._acknowledge()
             self._finished = True
             return
         if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
-        self._tell(self._sources, Ack(self._stop))
+        self._acknowledge()
         if epoch.replay:
             self._replaying = None
             self._exhausted.clear()
             self._tell(self._sources, Continue())
         elif self._drained:
             self._finished = True
+
+    def _acknowledge(self) -> None:
+        """Tell the sources that the epoch is durable everywhere; of a rehearsal nothing is."""
+        if self._env.rehearse is None:
+            self._tell(self._sources, Ack(self._stop))
 
     # -- plumbing ----------------------------------------------------------------------------------------
 
