@@ -98,10 +98,8 @@ class RuntimeHost:
         if level is not None:
             log = self.logs.bind(run=event.run_id, workflow=self.workflow, phase=event.phase)
             # Each phase is a message of its own, or the log would take them for repeats.
-            getattr(log, level)(
-                f"{event.event} {event.phase}" if phase else event.event,
-                **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")},
-            )
+            message = f"{event.event} {event.phase}" if phase else event.event
+            getattr(log, level)(message, **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")})
 
     def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""
