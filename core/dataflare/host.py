@@ -176,6 +176,11 @@ class HostContext:
             suffix = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
             self._around.count(f"{name}{{{suffix}}}" if suffix else name, value)
 
+    def gauge(self, name: str, value: float) -> None:
+        """Say how large something of this node is now."""
+        if self._around.gauge is not None:
+            self._around.gauge(name, value)
+
     def clock(self) -> float:
         """Return the time, seconds since 1970 UTC."""
         return time.time()

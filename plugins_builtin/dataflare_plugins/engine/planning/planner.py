@@ -55,6 +55,12 @@ NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
 NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
+NO_WINDOWS = code(
+    "workflow.no-windows",
+    3,
+    "A source cannot be read window by window, as a backfill does.",
+    "Backfill from a source with a cursor column, or read it with `mode: full` beside the others.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -176,6 +182,8 @@ class Planner:
             known = ", ".join(m for m in ("full", "incremental", "cdc") if m in component.features)
             message = f"'{node.use}' cannot be read by `mode: {extract.mode}`; it has {known}"
             raise NO_SUCH_MODE.error(message, path=".".join(str(p) for p in (*node.path, "extract", "mode")))
+        if extract.stop is not None and "windows" not in component.features:
+            raise NO_WINDOWS.error(f"'{node.use}' cannot be read window by window", path=".".join(str(p) for p in node.path))
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
             place = self.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
@@ -385,7 +393,7 @@ class Planner:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(self).by_destination(),
-            settings=json.loads(json.dumps(dict(self.workflow.settings), default=str)),
+            settings=_public(self.workflow.settings),
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._notes),
         )
@@ -510,6 +518,14 @@ def on_record(node: Node, workflow: Workflow) -> str:
 
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    if isinstance(plain.get("state"), dict):
+        plain["state"].pop("url", None)
+    return plain
 
 
 def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:
