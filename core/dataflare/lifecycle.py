@@ -168,6 +168,12 @@ class Runtime:
         """
         return _Run(self, options or RunOptions(), on_start).go(source, params, profile)
 
+    def refused(self, error: DataflareError) -> RunReport:
+        """Return the report of a run that could not begin, as `run` would have returned it."""
+        run = _Run(self, RunOptions(), None)
+        run.fail(error)
+        return run.report()
+
     def authorize(self, action: str, resource: str) -> None:
         """Ask the security providers the configuration names.
 

@@ -49,7 +49,9 @@ def ids(folder: Path) -> list[int]:
 
 
 def cursor(folder: Path) -> Any:
-    done = subprocess.run([sys.executable, "-m", "dataflare", "state", "show", "w.json", "--json"], cwd=folder, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dataflare", "state", "show", "w.json", "--json"], cwd=folder, capture_output=True, check=True
+    )
     return json.loads(done.stdout)["streams"]["orders"]["offset"]
 
 

@@ -20,8 +20,16 @@ from dataflare_sdk.testing.suite import Suite, check
 
 FEATURES = frozenset(
     [
-        "full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "parallel_partitions", "emits_deletes",
-        "unbounded", "windows",
+        "full",
+        "incremental",
+        "cdc",
+        "replayable",
+        "resumable_snapshot",
+        "ordered",
+        "parallel_partitions",
+        "emits_deletes",
+        "unbounded",
+        "windows",
     ]
 )
 

@@ -104,7 +104,7 @@ class Table:
         guest.fill(self.address, 0, STRUCT)
         self._word(_OID, relation.oid)
         self._sets: list[ColumnSet] = []
-        self.max_rows = 0
+        self.max_rows = self._least = 0
         self._open()
 
     def _word(self, field: int, value: int) -> None:
@@ -124,6 +124,7 @@ class Table:
         for field, kind in _ARRAYS:
             self._word(field, self._guest.allocate(self._first_rows * kind.bit_width // 8))
         self._word(_COUNT, len(columns))
+        self._least = self.used
         self._room(self._first_rows)
 
     def _is_key(self, column: Column | None, attribute: Attribute) -> bool:
@@ -158,7 +159,10 @@ class Table:
 
     def grow(self, column: int, need: int) -> None:
         """Make room for values in the column whose struct is at this address."""
-        assert any(s.grow(column, need) for s in self._sets)
+        for columns in self._sets:
+            if columns.grow(column, need):
+                return
+        raise AssertionError(f"no column at {column}")
 
     def take(self, refused: list[tuple[int, int, int]]) -> tuple[ChangeBatch | None, ChangeBatch | None]:
         """Return the changes of whole transactions and those after them, and begin again."""
@@ -193,6 +197,8 @@ class Table:
     def shrink(self) -> None:
         """Give back the memory that an empty table has grown to."""
         assert not self.rows
+        if self.used == self._least:
+            return
         self._close()
         self._open()
 
