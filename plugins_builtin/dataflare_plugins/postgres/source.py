@@ -102,7 +102,7 @@ class PostgresSource(Source[PostgresConfig]):
 
     Config = PostgresConfig
     features = frozenset(
-        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
     )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
