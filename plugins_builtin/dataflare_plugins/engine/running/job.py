@@ -17,6 +17,7 @@ from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.handing import HandoverTask
 from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -216,6 +217,8 @@ class Job:
             event = self._take(self._patience())
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
+            elif isinstance(event, Abandoned):
+                return "interrupted"
             elif isinstance(event, Reshaped):
                 self._reshaped.setdefault(event.source, {})[event.output] = event.change
             elif isinstance(event, Passed) and self._epoch is not None:

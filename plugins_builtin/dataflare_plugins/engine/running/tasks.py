@@ -13,6 +13,7 @@ from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -46,6 +47,8 @@ from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
+PATIENCE = 3.0
+"""Seconds a source that is asked to stop may read on to the end of its transaction; then the epoch is given up."""
 READ_DEADLINE = 0.2
 """Seconds a source may take before it looks at its mail again."""
 
@@ -67,7 +70,7 @@ class SourceTask:
         self._sent_end = False
         self._owed: Trigger | None = None
         self._within = False
-        self._leaving = False
+        self._leaving: float | None = None
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
 
@@ -131,6 +134,9 @@ class SourceTask:
                 continue
             if self._env.cancelled():
                 raise Stopped
+            if self._within and self._leaving is not None and time.monotonic() - self._leaving > PATIENCE:
+                self._env.send(Abandoned(self.spec.id))
+                return
             if self._reading:
                 self._read_on()
 
@@ -148,7 +154,7 @@ class SourceTask:
                 if key in mail.offsets:
                     self._source.ack(part, mail.offsets[key])
         elif isinstance(mail, Drain):
-            self._leaving = True
+            self._leaving = time.monotonic()
             if not self._within:
                 self._stop_reading()
         elif isinstance(mail, Continue):
@@ -214,7 +220,7 @@ class SourceTask:
         owed, self._owed = self._owed, None
         if owed is not None:
             self._barrier(owed)
-        if self._leaving:
+        if self._leaving is not None:
             self._stop_reading()
 
     def _took(self, batch: Batch) -> None:
