@@ -102,7 +102,7 @@ class PostgresSource(Source[PostgresConfig]):
 
     Config = PostgresConfig
     features = frozenset(
-        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
     )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
@@ -240,7 +240,7 @@ class PostgresSource(Source[PostgresConfig]):
         if into < 2 or self.ctx.offline or extract.mode != "full":
             return [{}]
         by = wanted.get("by")
-        with self._server.connect() as db, self._server.explained():
+        with self._server.connect() as db, self._server.explained(ranges.NO_PARTITION_COLUMN):
             relation = self._relation(db)
             if by is not None:
                 return ranges.by_column(db, relation, str(by), into)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 
@@ -372,6 +373,25 @@ def test_what_the_file_says_wrongly(postgres, tmp_path, more, code, path, hint):
     problem = refusal(lambda: source(postgres, tmp_path, **more).discover(ExtractSpec(), None))
     assert (problem.code, problem.path) == (code, path)
     assert hint in str(problem.fix)
+
+
+@pytest.mark.parametrize("by", ["idd", "j"])
+def test_a_column_that_cuts_nothing(postgres, tmp_path, by):
+    postgres.execute("CREATE TABLE rows (id int, j json)")
+    made, extract = source(postgres, tmp_path), ExtractSpec(options={"partition": {"by": by, "into": 2}})
+    problem = refusal(lambda: made.partitions(made.discover(extract, None)[0], extract))
+    assert problem.code == "postgres.no-partition-column"
+
+
+def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
+    class Nowhere:
+        url = "postgresql://u@127.0.0.1:1/x"
+
+    made = source(Nowhere, tmp_path)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    problem = refusal(made.check)
+    assert problem.code == "postgres.missing-extra"
+    assert "dataflare[postgres]" in str(problem.fix)
 
 
 def test_a_password_is_in_no_text():

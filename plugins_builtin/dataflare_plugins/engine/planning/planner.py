@@ -61,6 +61,12 @@ NO_WINDOWS = code(
     "A source cannot be read window by window, as a backfill does.",
     "Backfill from a source with a cursor column, or read it with `mode: full` beside the others.",
 )
+OVERLAP_REPEATS = code(
+    "workflow.overlap-repeats",
+    3,
+    "A source that reads back for late commits gives a changed row again, and what follows cannot take it.",
+    "Write by upsert with the row's key, or leave `overlap` out.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -126,6 +132,7 @@ class Planner:
             self._bind()
             self._check_wanted()
             self._check_targets()
+            self._check_overlaps()
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
             self._prune()
@@ -187,6 +194,9 @@ class Planner:
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
             place = self.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
+        if extract.overlap and "overlap" not in component.features:
+            place = self.workflow.place(*node.path, "extract", "overlap")
+            self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot read back for late commits", fix="Remove `overlap`.", **place))
         streams = self._discovered(node, component, extract)
         if any(s.schema is None for s in streams.values()):
             self.problems.append(
@@ -271,6 +281,21 @@ class Planner:
             elif outputs is not None and output not in outputs:
                 names = ", ".join(_dotted(node, o) for o in outputs)
                 self.problems.append(NO_SUCH_NODE.problem(f"'{_dotted(node, output)}' is no output of '{node}'", fix=f"it has {names}"))
+
+    def _check_overlaps(self) -> None:
+        """Refuse what cannot take a row again: read back for late commits, a row that changed comes a second time."""
+        for source in self.order:
+            if source.kind != "source" or not extract_of(source).overlap:
+                continue
+            for node in self.order:
+                if node.id == source.id or source.id not in ancestors(node.id, self.edges) or node.id not in self.built:
+                    continue
+                appends = node.kind == "destination" and write_of(node).mode == "append"
+                gathers = node.kind == "processor" and "rowwise" not in self.built[node.id].features
+                if appends or gathers:
+                    what = "would be appended twice" if appends else "would be counted twice"
+                    message = f"'{source.id}' reads back for late commits (`overlap`): a row that changed {what} at '{node.id}'"
+                    self.problems.append(OVERLAP_REPEATS.problem(message, **self.workflow.place(*node.path)))
 
     def _check_targets(self) -> None:
         """Refuse two destinations of one scope where no transaction keeps them apart."""
