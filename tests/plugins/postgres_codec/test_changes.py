@@ -140,6 +140,40 @@ def test_many_tables_do_not_add_up() -> None:
     assert decoder._guest.used < 24 << 20
 
 
+def test_a_busy_table_gets_the_room_that_others_no_longer_need() -> None:
+    decoder, sizes = ChangeDecoder(form, max_bytes=4 << 20), []
+    for t in range(100):
+        stream = [
+            m.relation(t, COLUMNS, name=f"t{t}"),
+            m.begin(),
+            *[m.insert(t, m.values(m.big(i), b"x" * 200)) for i in range(2000)],
+            m.commit(),
+        ]
+        sizes += [e.data.num_rows for e in decoder.feed(stream) if isinstance(e, ChangeBatch) and e.relation.oid == t == 99]
+    sizes += [b.data.num_rows for b in decoder.drain() if b.relation.oid == 99]
+    assert sum(sizes) == 2000
+    assert max(sizes) > 500
+
+
+def test_a_table_without_a_key_has_none_that_could_change() -> None:
+    """REPLICA IDENTITY FULL marks every column as part of the identity; that is no key."""
+    decoder = ChangeDecoder(lambda relation: Form(form(relation).columns))
+    old, new = m.values(m.big(1), b"a"), m.values(m.big(2), b"b")
+    list(decoder.feed([m.relation(9, COLUMNS, b"f"), m.begin(), m.update(9, new, b"O" + old), m.commit()]))
+    (batch,) = decoder.drain()
+    assert ops(batch) == [("u", 2, "b")]
+
+
+def test_a_refused_change_after_the_last_commit_counts_from_it() -> None:
+    decoder = ChangeDecoder(form)
+    columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1)]
+    rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i == 3 else 0))) for i in range(5)]
+    list(decoder.feed([m.relation(9, columns), m.begin(1000), *rows[:2], m.commit(1000), m.begin(2000), *rows[2:]]))
+    whole, rest = decoder.drain()
+    assert (whole.data.column(0).to_pylist(), whole.rejected) == ([0, 1], ())
+    assert (rest.data.column(0).to_pylist(), [r.index for r in rest.rejected]) == ([2, 4], [1])
+
+
 def test_ddl_again_and_again_does_not_add_up() -> None:
     decoder, tops = ChangeDecoder(form), []
     for i in range(50):
