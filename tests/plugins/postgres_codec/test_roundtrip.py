@@ -220,6 +220,14 @@ def test_a_value_the_server_has_not_refuses_its_row(values: pa.Array, to: Column
     assert cause in found[1]
 
 
+def test_a_refused_row_of_a_later_piece_has_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflare_plugins.postgres.codec.encode._PIECE", 1000)
+    batch = pa.record_batch({"t": ["x" * 99] * 50 + ["\0"] + ["x" * 99] * 50})
+    made = CopyEncoder(batch.schema, [column("t", 25)]).encode(batch)
+    assert [r.index for r in made.rejected] == [50]
+    assert len(made.chunks) > 10
+
+
 def test_text_that_is_not_utf8_is_refused_both_ways() -> None:
     bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xc3("]).buffers())
     made = CopyEncoder(pa.schema([("x", pa.string())]), [column("x", 25)]).encode(pa.record_batch({"x": bad}))
