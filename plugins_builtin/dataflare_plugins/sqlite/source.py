@@ -24,7 +24,9 @@ from dataflare_sdk import (
     Offset,
     Partition,
     RetriableError,
+    ScratchPlace,
     Source,
+    SourceTwin,
     StreamInfo,
     code,
     config,
@@ -139,6 +141,13 @@ class SqliteSource(Source[SqliteConfig]):
             except Exception:
                 raise CODES["config.invalid"].error(f"'{kind}' is no type", path=f"columns.{name}") from None
         return pa.schema(fields)
+
+    @classmethod
+    def scratch(cls, config: SqliteConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a copy of the file, or an empty one for a script."""
+        from dataflare_plugins.sqlite.twins import source_twin
+
+        return source_twin(config, place)
 
     # -- looking -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.replication.capture import Capture
-from dataflare_sdk import Batch, ExtractSpec, Pause, SchemaChange
+from dataflare_plugins.postgres.replication.options import CaptureOptions
+from dataflare_sdk import Batch, ExtractSpec, Partition, Pause, SchemaChange
 from dataflare_sdk.changes import CREATE, DELETE, READ, TRUNCATE, UPDATE
 from dataflare_sdk.testing.context import FakeContext
 
@@ -95,11 +96,11 @@ class Engine:
         self.specs: dict[str, Any] | None = None
 
     def build(self) -> Capture:
-        more = {k: self.options[k] for k in ("slot", "publication") if k in self.options}
-        return Capture(self.ctx, Server(self.url), self.names, many=self.many, **more)
+        own = {k: v for k, v in self.options.items() if k not in ("streams", "key", "consistency")}
+        return Capture(self.ctx, Server(self.url), self.names, many=self.many, options=CaptureOptions(**own))
 
     def extract(self) -> ExtractSpec:
-        own = {k: v for k, v in self.options.items() if k not in ("slot", "publication", "streams", "key")}
+        own = {k: v for k, v in self.options.items() if k == "consistency"}
         return ExtractSpec(mode="cdc", options=own, streams=self.options.get("streams"), key=self.options.get("key", ()))
 
     def start(self, until: Any = None) -> None:
@@ -107,11 +108,9 @@ class Engine:
         self.stop()
         self.capture = self.build()
         streams = self.capture.discover(self.extract())
-        (partition,) = self.capture.partitions(streams)
+        (partition,) = self.capture.parts(streams)
         if self.specs is None:
             self.specs = dict(partition.spec)
-        from dataflare_sdk import Partition
-
         self.reader = self.capture.open(Partition(partition.id, partition.stream, self.specs), self.extract(), self.offset, until)
         self.loose = None
 
@@ -139,6 +138,11 @@ class Engine:
             self.specs = None
             self.start()
         return message
+
+    def steps(self, count: int, **how: Any) -> None:
+        """Read several times."""
+        for _ in range(count):
+            self.step(**how)
 
     def remember(self) -> None:
         self.history.append((copy.deepcopy(self.offset), self.tables.copy()))

@@ -181,14 +181,13 @@ def test_a_table_read_again_while_it_is_streamed(postgres, made, monkeypatch):
     engine = made(postgres, ["t"], {"t": ("id",)})
     engine.catch_up()
     rng = random.Random(1)
-    with Writers(postgres, mixed, seed=5) as writers:
+    with Writers(postgres, mixed, seed=5):
         engine.start()
         engine.step()
         for mark in list(engine.tables.rows["t"])[::3]:
             del engine.tables.rows["t"][mark]  # a destination that was damaged
         engine.tables.strict = False
         engine.ctx.state_put("resnapshot", b'["t"]')
-        read = engine.tables.ops.get("r", 0)
         for turn in range(60):
             engine.step(0.05, rows=100)
             if rng.random() < 0.3:

@@ -87,6 +87,8 @@ def test_a_keepalive_within_a_transaction_reaches_nothing() -> None:
     list(decoder.feed([m.begin(1000), m.keepalive(5000, 1)], 2000))
     assert not decoder.reached
     assert decoder.wal_end == 5000
+    list(decoder.feed([m.commit(1000)], 2000))
+    assert not decoder.reached
     assert decoder.wants_reply()
     assert not decoder.wants_reply()
 
@@ -108,6 +110,18 @@ def test_a_value_larger_than_the_buffers() -> None:
     batches = [e for e in events if isinstance(e, ChangeBatch)]
     assert [len(r["t"]) for b in batches for r in b.data.to_pylist()] == sizes
     assert decoder._guest.used < 64 << 20
+
+
+def test_a_refused_change_is_refused_once_where_its_row_is_decoded_twice() -> None:
+    """Its text finds no room after its date was refused: the rows before it are given, then it comes again."""
+    decoder = ChangeDecoder(form, max_bytes=1)
+    rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i % 3 == 2 else i), b"x" * 900)) for i in range(30)]
+    columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1), ("t", m.TEXT, -1)]
+    events = list(decoder.feed([m.relation(9, columns), m.begin(), *rows, m.commit()])) + decoder.drain()
+    batches = [e for e in events if isinstance(e, ChangeBatch)]
+    assert len(batches) > 5
+    assert [i for b in batches for i in b.data.column(0).to_pylist()] == [i for i in range(30) if i % 3 != 2]
+    assert [r.row["id"] for b in batches for r in b.rejected if r.row] == list(range(2, 30, 3))
 
 
 def test_many_tables_do_not_add_up() -> None:
@@ -170,3 +184,14 @@ def test_what_is_no_message_is_an_error(broken: list[bytes]) -> None:
     assert caught.value.code == "postgres.protocol"
     assert caught.value.exit_code == 4
     assert not decoder.drain()
+
+
+def test_a_change_of_which_every_value_is_refused() -> None:
+    """Both rows of an update that changes the key, and both rows before them, in as many columns as there can be."""
+    decoder = ChangeDecoder(form)
+    columns = [("id", m.BIGINT, -1), *((f"d{i}", m.DATE, -1) for i in range(1599))]
+    old, new = (m.values(m.big(i), *[m.whole(0x7FFFFFFF)] * 1599) for i in (1, 2))
+    list(decoder.feed([m.relation(9, columns, b"f"), m.begin(), *[m.update(9, new, b"O" + old)] * 3, m.commit()]))
+    (batch,) = decoder.drain()[-1:]
+    assert batch.data.num_rows == 0
+    assert batch.position == 1008

@@ -22,6 +22,7 @@ from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart
 from dataflare_plugins.engine.running.job import Job, StreamsReshaped
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
+from dataflare_plugins.engine.running.rehearsal import RehearsedState
 from dataflare_plugins.engine.running.transient import TransientState
 from dataflare_sdk import (
     CODES,
@@ -49,7 +50,8 @@ class LocalRun:
         self._workflow = workflow
         self._options = options
         # A statement hands no rows out on its way: what is to be seen needs the other lane.
-        collecting = bool(options.collect) and any(t.lane == "bulk" for t in plan.tasks)
+        seen = bool(options.collect) or options.rehearse is not None
+        collecting = seen and any(t.lane == "bulk" for t in plan.tasks)
         self.plan = as_streaming(plan, "rows of its nodes are collected") if collecting else plan
         self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
         self._drain = threading.Event()
@@ -88,8 +90,10 @@ class LocalRun:
             self._ended.set()
 
     def _run(self) -> str:
-        transient = self._options.limit is not None
-        store: Any = TransientState() if transient else open_state(self._host, self._workflow)
+        rehearsed = self._options.rehearse is not None
+        transient = rehearsed or self._options.limit is not None
+        store: Any = open_state(self._host, self._workflow) if rehearsed or not transient else TransientState()
+        store = RehearsedState(store) if rehearsed else store
         try:
             lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
@@ -192,6 +196,7 @@ class LocalRun:
             limit=self._options.limit,
             arrow_inputs=self._options.inputs,
             once=self._options.once,
+            rehearse=self._options.rehearse,
         )
         self._monitor.committed = {}
         handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731

@@ -14,6 +14,7 @@ from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.handing import HandoverTask
 from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
 from dataflare_plugins.engine.running.signals import (
     Ack,
@@ -143,7 +144,8 @@ class Job:
 
     def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
         if task.lane == "bulk":
-            return BulkTask(task, self._env, self._handler())
+            kind = HandoverTask if task.way == "handover" else BulkTask
+            return kind(task, self._env, self._handler())
         if task.id in self._sources:
             return SourceTask(task, self._env, self._handler())
         if task.id in self._sinks:
@@ -328,18 +330,23 @@ class Job:
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
         self._epoch = None
         if epoch.final:
-            self._tell(self._sources, Ack(self._stop))
+            self._acknowledge()
             self._finished = True
             return
         if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
-        self._tell(self._sources, Ack(self._stop))
+        self._acknowledge()
         if epoch.replay:
             self._replaying = None
             self._exhausted.clear()
             self._tell(self._sources, Continue())
         elif self._drained:
             self._finished = True
+
+    def _acknowledge(self) -> None:
+        """Tell the sources that the epoch is durable everywhere; of a rehearsal nothing is."""
+        if self._env.rehearse is None:
+            self._tell(self._sources, Ack(self._stop))
 
     # -- plumbing ----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
+from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -394,7 +395,8 @@ class SinkTask:
                 component.close()
 
     def _open(self, node: NodeSpec) -> Opened:
-        component = self._components[node.id] = self._env.build(node)
+        rehearse = self._env.rehearse
+        component = self._components[node.id] = self._env.build(node) if rehearse is None else RehearsedDestination(rehearse, node.id)
         opened: Opened = component.open(target_of(node, self._env))
         self._epochs[node.id] = opened.epoch
         return opened
