@@ -200,11 +200,11 @@ def test_the_lag_of_a_slot_is_guarded(engine, postgres, monkeypatch):
     engine.options["max_slot_lag"] = 1 << 20
     engine.start()
     engine.steps(2)
-    assert engine.ctx.metrics["slot_wal_bytes"] >= 0
+    assert engine.ctx.gauges["slot_wal_bytes"] >= 0
     postgres.execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
     with pytest.raises(DataflareError, match=r"postgres\.slot-lag"):
         engine.steps(20)
-    assert engine.ctx.metrics["slot_wal_bytes"] > 1 << 20
+    assert engine.ctx.gauges["slot_wal_bytes"] > 1 << 20
 
 
 def test_an_idle_table_does_not_hold_the_log(engine, postgres):

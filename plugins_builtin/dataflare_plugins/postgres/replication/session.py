@@ -70,7 +70,6 @@ class Session:
     _looked: float = 0.0
     _wished: float = 0.0
     _beat: float = 0.0
-    _gauges: dict[str, float] = field(default_factory=dict)
 
     def side(self) -> Any:
         """Return the connection for short questions."""
@@ -166,16 +165,11 @@ class Session:
             end = slots.now(self.side())
         slots.verify(state, self.slot, max(position, self.confirmed))
         assert state is not None
-        self.gauge("slot_wal_bytes", state.lag)
-        self.gauge("lag_bytes", max(0, end - position))
+        self.ctx.gauge("slot_wal_bytes", state.lag)
+        self.ctx.gauge("lag_bytes", max(0, end - position))
         limit = self.options.max_slot_lag
         if limit is not None and state.lag > limit:
             raise slots.SLOT_LAG.error(f"the replication slot '{self.slot}' holds back {state.lag} bytes, {limit} are allowed")
-
-    def gauge(self, name: str, value: float) -> None:
-        """Tell a number that goes up and down; the runtime adds what it is told, so it is told the difference."""
-        self.ctx.metric(name, value - self._gauges.get(name, 0.0))
-        self._gauges[name] = value
 
     def close(self) -> None:
         """Close everything. The slot stays."""
