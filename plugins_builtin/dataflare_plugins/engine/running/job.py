@@ -51,12 +51,14 @@ class Epoch:
 
     Attributes:
         turns: it ends where streams have other columns from; one that was under way by then does not.
+        last: the run was asked to stop, and all sources have; nothing comes after it.
     """
 
     number: int
     final: bool
     replay: bool
     turns: bool
+    last: bool = False
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -106,6 +108,7 @@ class Job:
         self._stop: dict[str, Any] = {}
         self._drained = False
         self._finished = False
+        self._complete_run = False
         self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
@@ -183,6 +186,7 @@ class Job:
             offsets=self._stop,
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
+            closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
             states=base.states if base is not None else {},
             counts=base.counts if base is not None else {},
         )
@@ -212,6 +216,7 @@ class Job:
     def _supervise(self) -> str:
         while not self._finished:
             self._publish()
+            self._drain_if_asked()
             if self._epoch is None:
                 self._cut_if_due()
             event = self._take(self._patience())
@@ -229,7 +234,7 @@ class Job:
                 self._epoch.committed.add(event.task)
                 if self._epoch.committed >= self._sinks:
                     self._complete()
-        return "interrupted" if self._drained and self._draining() else "done"
+        return "done" if self._complete_run or not self._drained else "interrupted"
 
     def _publish(self) -> None:
         """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
@@ -243,7 +248,9 @@ class Job:
 
     def _patience(self) -> float:
         if self._epoch is not None:
-            return 1.0
+            return 0.2
+        if self._rows is not None:
+            return 0.02  # rows have no clock
         return max(0.01, min(0.5, self._cut_at + self._every - time.monotonic()))
 
     def _cut_if_due(self) -> None:
@@ -253,16 +260,21 @@ class Job:
             if everything_read:
                 self._trigger(final=self._replaying.final, replay=True)
             return
-        if self._draining() and not self._drained:
-            self._drained = True
-            self._tell(self._sources - self._exhausted, Drain())
-            return
-        if self._reshaped and not self._drained:
+        if self._drained:
+            if everything_read:
+                self._trigger(final=False, last=True)
+        elif self._reshaped:
             self._trigger(final=False)
         elif everything_read:
-            self._trigger(final=not self._drained)
-        elif not self._drained and self._due():
+            self._trigger(final=True)
+        elif self._due():
             self._trigger(final=False)
+
+    def _drain_if_asked(self) -> None:
+        """Have the sources stop, also while an epoch is under way: it may wait for one of them to come to a place to stop at."""
+        if self._draining() and not self._drained and self._replaying is None:
+            self._drained = True
+            self._tell(self._sources - self._exhausted, Drain())
 
     def _due(self) -> bool:
         if time.monotonic() - self._cut_at >= self._every:
@@ -275,8 +287,8 @@ class Job:
         live = self._env.monitor.live
         return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
 
-    def _trigger(self, *, final: bool, replay: bool = False) -> None:
-        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay)
+    def _trigger(self, *, final: bool, replay: bool = False, last: bool = False) -> None:
+        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay, last=last)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay))
@@ -286,12 +298,13 @@ class Job:
         epoch = self._epoch
         assert epoch is not None
         failpoint("job.epoch.passed")
-        stop, ended, letters = dict(self._stop), set[str](), list[DeadLetter]()
+        stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
         states: dict[str, Any] = {}
         counts: dict[str, Mapping[str, float]] = {}
         for passed in epoch.passed.values():
             stop.update(passed.offsets)
             ended |= passed.ended
+            closed |= passed.closed
             states.update(passed.states)
             counts.update(passed.counts)
             letters += passed.letters
@@ -307,7 +320,7 @@ class Job:
                     counts=counts,
                     final=epoch.final,
                     run_started=self._start.started,
-                    extra={"ended": sorted(ended)},
+                    extra={"ended": sorted(ended), "closed": sorted(closed)},
                 ),
                 letters,
             )
@@ -334,7 +347,7 @@ class Job:
         self._epoch = None
         if epoch.final:
             self._acknowledge()
-            self._finished = True
+            self._finished = self._complete_run = True
             return
         if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
@@ -343,7 +356,7 @@ class Job:
             self._replaying = None
             self._exhausted.clear()
             self._tell(self._sources, Continue())
-        elif self._drained:
+        elif epoch.last:
             self._finished = True
 
     def _acknowledge(self) -> None:

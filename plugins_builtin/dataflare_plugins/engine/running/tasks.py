@@ -73,6 +73,7 @@ class SourceTask:
         self._leaving: float | None = None
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
+        self._told = False  # that everything is read
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -105,6 +106,7 @@ class SourceTask:
         self._extract: ExtractSpec = extract_of_spec(self._node)
         self._offsets = {k: v for k, v in begin.offsets.items() if self._owns(k)}
         self._ended = {k for k in begin.ended if self._owns(k)}
+        self._closed = begin.closed
         self._todo = []
         for key, part in self._partitions():
             until = None if begin.until is None else begin.until.get(key)
@@ -160,7 +162,7 @@ class SourceTask:
         elif isinstance(mail, Continue):
             self._replaying = False
             self._todo = [(key, part, None) for key, part in self._partitions() if key not in self._ended]
-            self._reading = True
+            self._reading, self._told = True, False
         return False
 
     def _read_on(self) -> None:
@@ -258,19 +260,22 @@ class SourceTask:
         """All partitions are read. A full extraction ends; an incremental one only pauses."""
         self._reading = False
         complete = self._extract.mode == "full" and all(k in self._ended for k, _ in self._partitions())
-        if complete:
+        if complete and (not self._replaying or self._node.id in self._closed):
             if not self._sent_end:
                 self._chain.flush()
                 self._chain.forward(End())
                 self._sent_end = True
         elif not self._replaying:
             self._chain.forward(Pause())
+        self._told = True
         self._env.send(Exhausted(self.spec.id))
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
             self._close_reader()
+        if not self._told:
+            self._told = True
             self._env.send(Exhausted(self.spec.id))
 
     def _barrier(self, trigger: Trigger) -> None:
@@ -287,6 +292,7 @@ class SourceTask:
                 letters=self._handler.take_letters(),
                 offsets=dict(self._offsets),
                 ended=frozenset(self._ended),
+                closed=frozenset((self._node.id,)) if self._sent_end else frozenset(),
             )
         )
 
