@@ -1,6 +1,6 @@
 """Kill a run again and again, then finish it, and compare what arrived with what should have.
 
-Usage: python tests/faults/kill.py --kills 200 --seed 7
+Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres]
 
 One trial is one workflow in a folder of its own: in the streaming lane with SQLite, DuckDB, Parquet and CSV
 destinations together, or in the bulk lane with a Parquet file and a DuckDB table. It is killed with SIGKILL a few
@@ -75,6 +75,8 @@ destinations:
 runtime: {{lane: streaming, batch: {{rows: 400}}}}
 state: {{checkpoint: {{every: 1h, rows: 2000}}}}
 """
+STATES = {"sqlite": "state: {", "postgres": "state: {store: postgres, url: '${env:STATE_URL}', "}
+"""How the workflow's line about state begins, by the store it names."""
 
 ODD = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note, i * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3"
 LAST = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) GROUP BY i % 100"
@@ -103,6 +105,7 @@ destinations:
     from: odd
     with: {path: out/whole.parquet}
 runtime: {lane: bulk}
+state: {path: .dataflare/state.db}
 """
 MADE = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note FROM range({ROWS}) t(i)"
 STREAMING, BULK = "streaming", "bulk"
@@ -160,17 +163,18 @@ def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def begin(folder: Path, lane: str) -> None:
-    """Write a trial's workflow and its input."""
+def begin(folder: Path, lane: str, state: str) -> None:
+    """Write a trial's workflow and its input; one database holds the state of all trials: each is a workflow of its own."""
     folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(WORKFLOW if lane == STREAMING else BULK_WORKFLOW)
+    text = WORKFLOW if lane == STREAMING else BULK_WORKFLOW
+    (folder / "faults.yaml").write_text(text.replace("name: faults", f"name: {folder.name}").replace("state: {", STATES[state]))
     if lane == BULK:
         duckdb.sql(f"COPY ({MADE}) TO '{folder}/made.csv'")
 
 
-def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
+def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, tally: Tally, state: str = "sqlite") -> None:
     """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
-    begin(folder, lane)
+    begin(folder, lane, state)
     for name in plan:
         # In bulk each statement passes a failpoint once, and there are two of them.
         env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3 if lane == STREAMING else 2)}"}
@@ -195,14 +199,13 @@ def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, t
 
 def finished(folder: Path) -> bool:
     """Ask the state store whether the last run reached its end."""
-    if not (folder / ".dataflare" / "state.db").exists():
-        return False
     from dataflare.lifecycle import Runtime
+    from dataflare_sdk.state_store import opened
 
     with Runtime(folder) as runtime:
-        store = runtime.host.build("state_store", "sqlite", {"path": str(folder / ".dataflare" / "state.db")})
-        checkpoint = store.load("faults")
-        store.close()
+        workflow = runtime.parse(folder / "faults.yaml")
+        with opened(runtime.host, workflow) as store:
+            checkpoint = store.load(workflow.name)
     return checkpoint is not None and checkpoint.final and checkpoint.done
 
 
@@ -247,8 +250,11 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
         tally.faults.append(f"{where}: {lost} lost, {extra} too many")
 
 
-def run(kills: int, seed: int, root: Path) -> Tally:
-    """Run trials until `kills` processes have been killed; every failpoint is armed at least once in each lane."""
+def run(kills: int, seed: int, root: Path, state: str = "sqlite") -> Tally:
+    """Run trials until `kills` processes have been killed; every failpoint is armed at least once in each lane.
+
+    With `state="postgres"` the environment variable STATE_URL names the database that keeps the state.
+    """
     rng = random.Random(seed)
     names = {lane: failpoints(lane) for lane in PASSED}
     waiting = {lane: rng.sample(found, len(found)) for lane, found in names.items()}
@@ -260,7 +266,7 @@ def run(kills: int, seed: int, root: Path) -> Tally:
         plan: list[str | None] = []
         for _ in range(rng.randint(1, 4)):
             plan.append(waiting[lane].pop() if waiting[lane] else rng.choice([None, rng.choice(names[lane])]))
-        trial(root / f"trial{number}", lane, plan, rng, tally)
+        trial(root / f"trial{number}", lane, plan, rng, tally, state)
     for name in {n for found in names.values() for n in found}:
         tally.hits.setdefault(name, 0)
     return tally
@@ -270,9 +276,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--state", choices=sorted(STATES), default="sqlite", help="state store; of postgres STATE_URL says where")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run(chosen.kills, chosen.seed, Path(folder))
+        tally = run(chosen.kills, chosen.seed, Path(folder), chosen.state)
     print(f"kills {tally.kills}  resumed {tally.resumed}  lost {tally.lost}  duplicated {tally.duplicated}  orphans {tally.orphans}")
     for name, hits in sorted(tally.hits.items()):
         print(f"  {hits:>7}  {name}")

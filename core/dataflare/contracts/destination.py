@@ -140,3 +140,15 @@ class Destination(Protocol):
     def close(self) -> None:
         """Release everything, on every path; uncommitted rows are not visible."""
         ...
+
+    def read_back(self, schema: Any, keys: Any = None) -> Any:
+        """Return the committed rows it holds in the columns of `schema`, as an Arrow reader; None: it cannot tell.
+
+        Read only and without `open`: no claim, nothing is made. What is not there is empty, what it stores in another
+        type is cast back. With `keys` (an Arrow table) only rows with these values are wanted; more may come.
+        """
+        ...
+
+    def ddl(self, schema: Any, write: WriteSpec) -> Sequence[str]:
+        """Return what a run would change of the target's shape before it writes, one statement each. Read only."""
+        ...

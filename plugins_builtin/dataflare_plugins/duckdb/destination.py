@@ -11,7 +11,23 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.duckdb.applying import DELETED_AT, REFUSED, Applier
-from dataflare_sdk import CODES, Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
+from dataflare_sdk import (
+    CODES,
+    Batch,
+    CopyTarget,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    duck,
+    option,
+)
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
@@ -60,6 +76,27 @@ class DuckdbDestination(Destination[DuckdbTarget]):
     def commit_scope(self) -> str:
         """Return the file."""
         return f"duckdb:{self._path}"
+
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: DuckdbTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return a file of the same name elsewhere."""
+        from dataflare_plugins.duckdb.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows; the file is open until the last of them is read."""
+        from dataflare_plugins.duckdb import looking
+
+        return looking.rows(self._path, self.config.table, schema, self._explained)
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Return the statements that would make or fit the table."""
+        from dataflare_plugins.duckdb import looking
+
+        return looking.ddl(self._path, self.config.table, schema, write, self._explained)
 
     # -- opening -----------------------------------------------------------------------------------------
 

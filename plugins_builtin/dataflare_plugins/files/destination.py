@@ -13,7 +13,22 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from dataflare_plugins.files.layout import layout
-from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
+from dataflare_sdk import (
+    Batch,
+    CopyTarget,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    option,
+    platform,
+)
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import check_fence
 from dataflare_sdk.formats import (
@@ -56,6 +71,7 @@ class FileDestination(Destination[C]):
 
     features = frozenset({"two_phase", "overwrite", "append", "atomic_swap", "takes_all"})
     endings: ClassVar[tuple[str, ...]] = ()
+    form: ClassVar[str] = "csv"
     writer_class: ClassVar[type[Writer]] = CsvWriter
 
     def __init__(self, config: C, ctx: Any) -> None:
@@ -107,6 +123,21 @@ class FileDestination(Destination[C]):
     def copies(self) -> bool:
         """Whether the bulk lane can write here: not into partitioned folders."""
         return not self.layout.columns and self.writer_class is not ArrowWriter
+
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> DestinationTwin:
+        """Return the same path elsewhere."""
+        from dataflare_plugins.files.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the rows of the file, or of every part in the folder."""
+        from dataflare_plugins.files import looking
+
+        return looking.rows(self.layout, self.form, self._options(), schema)
 
     # -- opening -----------------------------------------------------------------------------------------
 
@@ -551,6 +582,7 @@ class JsonlDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".jsonl", ".ndjson", ".json")
+    form = "jsonl"
     writer_class = JsonlWriter
 
 
@@ -559,6 +591,7 @@ class ParquetDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".parquet", ".pq")
+    form = "parquet"
     writer_class = ParquetWriter
 
     def _stores(self, kind: pa.DataType) -> bool:
@@ -570,4 +603,5 @@ class ArrowDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".arrow", ".feather", ".ipc")
+    form = "arrow"
     writer_class = ArrowWriter

@@ -92,7 +92,7 @@ def find(path: str, base: Path, endings: Sequence[str], staging: Path, *, offlin
     if is_url(path):
         return [] if offline else [_unpacked(_download(path, staging), path, staging)]
     found = []
-    for one in _local(path, base, endings):
+    for one in local(path, base, endings):
         try:
             name = str(one.relative_to(base)) if one.is_relative_to(base) else str(one)
             with one.open("rb"):
@@ -102,7 +102,8 @@ def find(path: str, base: Path, endings: Sequence[str], staging: Path, *, offlin
     return found
 
 
-def _local(path: str, base: Path, endings: Sequence[str]) -> list[Path]:
+def local(path: str, base: Path, endings: Sequence[str]) -> list[Path]:
+    """Return the local files a path means, packed or not, by name."""
     target = base / path
     if target.is_file():
         return [target]

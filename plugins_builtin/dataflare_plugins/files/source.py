@@ -11,7 +11,21 @@ import pyarrow as pa
 
 from dataflare_plugins.files import folders, inputs
 from dataflare_plugins.files.inputs import InputFile
-from dataflare_sdk import CODES, DataflareError, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
+from dataflare_sdk import (
+    CODES,
+    DataflareError,
+    ExtractSpec,
+    Offset,
+    Partition,
+    ScanUnit,
+    ScratchPlace,
+    SourceTwin,
+    StreamInfo,
+    code,
+    config,
+    duck,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import ScanSource, Unit
 
@@ -39,6 +53,13 @@ class FileSource(ScanSource[C]):
     endings: ClassVar[tuple[str, ...]] = ()
     unites: ClassVar[bool] = False
     """A file may lack columns that others have; they are NULL."""
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> SourceTwin | None:
+        """Return copies of the files; None for an http(s) address."""
+        from dataflare_plugins.files.twins import source_twin
+
+        return source_twin(config, place, cls.endings)
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
         """Find the files and their columns; files that a finished incremental run has read are left out."""

@@ -9,11 +9,27 @@ import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation, TableName, describe_query, describe_table
 from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.handover import FORMAT, CopyHandover
 from dataflare_plugins.postgres.reading import full, incremental, ranges
 from dataflare_plugins.postgres.reading.horizon import horizon
 from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, chosen
 from dataflare_plugins.postgres.reading.snapshot import Snapshot
-from dataflare_sdk import CODES, Duration, ExtractSpec, Offset, Partition, Reader, Size, Source, StreamInfo, code, config, option
+from dataflare_sdk import (
+    CODES,
+    Duration,
+    ExtractSpec,
+    Offset,
+    Partition,
+    Reader,
+    ScratchPlace,
+    Size,
+    Source,
+    SourceTwin,
+    StreamInfo,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
@@ -86,7 +102,7 @@ class PostgresSource(Source[PostgresConfig]):
 
     Config = PostgresConfig
     features = frozenset(
-        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
     )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
@@ -124,6 +140,13 @@ class PostgresSource(Source[PostgresConfig]):
             self._capture.check()
         else:
             self._described()
+
+    @classmethod
+    def scratch(cls, config: PostgresConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a database of a scratch server, for the workflow's script."""
+        from dataflare_plugins.postgres.scratch.twins import source_twin
+
+        return source_twin(config, place)
 
     # -- what there is -----------------------------------------------------------------------------------
 
@@ -217,7 +240,7 @@ class PostgresSource(Source[PostgresConfig]):
         if into < 2 or self.ctx.offline or extract.mode != "full":
             return [{}]
         by = wanted.get("by")
-        with self._server.connect() as db, self._server.explained():
+        with self._server.connect() as db, self._server.explained(ranges.NO_PARTITION_COLUMN):
             relation = self._relation(db)
             if by is not None:
                 return ranges.by_column(db, relation, str(by), into)
@@ -268,6 +291,25 @@ class PostgresSource(Source[PostgresConfig]):
             self._snapshot = self._snapshot or Snapshot(self._server)
             self._snapshot.join(reading.db)
         return full.instant(reading, partition.spec, offset)
+
+    def hands_over(self, extract: ExtractSpec) -> str | None:
+        """Hand over a table or query that is read as of one moment, with the columns it has."""
+        plain = extract.mode == "full" and extract.options.get("consistency") != "chunks" and self.config.columns is None
+        return FORMAT if plain and not self.many_streams else None
+
+    def hand_over(self, partition: Partition, extract: ExtractSpec) -> CopyHandover:
+        """Return a partition as the bytes of a COPY, on a connection of its own."""
+        db = self._server.connect()
+        try:
+            reading = self._reading(db, partition, extract)
+            if partition.spec["part"]:
+                self._snapshot = self._snapshot or Snapshot(self._server)
+                self._snapshot.join(db)
+            where = ranges.predicate(partition.spec["part"])
+            return CopyHandover(reading, f"SELECT {reading.select} FROM {reading.relation.sql} AS given WHERE {where}")
+        except BaseException:
+            db.close()
+            raise
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return where the server's log ends now, for changes; what is read whole ends by itself."""

@@ -13,7 +13,21 @@ import pyarrow as pa
 
 from dataflare_plugins.sqlite.applying import DELETED_AT, REFUSED, Applier
 from dataflare_plugins.sqlite.types import declared, ordered
-from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option
+from dataflare_sdk import (
+    CODES,
+    Batch,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
@@ -76,6 +90,27 @@ class SqliteDestination(Destination[SqliteTarget]):
     def commit_scope(self) -> str:
         """Return the file."""
         return f"sqlite:{self._path}"
+
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: SqliteTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return a file of the same name elsewhere."""
+        from dataflare_plugins.sqlite.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows; no lock is kept."""
+        from dataflare_plugins.sqlite import looking
+
+        return looking.rows(self._path, self.config.table, schema)
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Return the statements that would make or fit the table."""
+        from dataflare_plugins.sqlite import looking
+
+        return looking.ddl(self._path, self.config.table, schema, write)
 
     # -- opening -----------------------------------------------------------------------------------------
 

@@ -63,7 +63,9 @@ def columns_of(db: Any, table: str) -> list[Column]:
 
 def copy_out(db: Any, table: str, columns: list[Column], **options: int) -> tuple[bytes, list[Decoded]]:
     decoder, made, data = CopyDecoder(columns, **options), [], []
-    with db.cursor().copy(f"COPY (SELECT {', '.join(c.select for c in columns)} FROM {table} ORDER BY 1) TO STDOUT (FORMAT binary)") as copy:
+    with db.cursor().copy(
+        f"COPY (SELECT {', '.join(c.select for c in columns)} FROM {table} ORDER BY 1) TO STDOUT (FORMAT binary)"
+    ) as copy:
         for chunk in copy:
             data.append(bytes(chunk))
             made += decoder.feed([chunk])
@@ -117,7 +119,7 @@ def test_the_table_of_types(every: Any) -> None:
     assert {n: k for n, (k, text) in kinds.items() if not text} == {
         "id": "int64", "b": "bool", "i2": "int16", "i4": "int32", "o": "int64", "f4": "float", "f8": "double", "n": "decimal128(20, 5)",
         "n38": "decimal128(38, 10)", "n40": "string", "nx": "string", "t": "string", "v": "string", "c": "string", "nm": "string", "e": "string",
-        "j": "string", "jb": "string", "u": "string", "by": "binary", "x": "string", "d": "date32[day]", "ts": "timestamp[us]",
+        "j": "string", "jb": "string", "u": "string", "by": "binary", "d": "date32[day]", "ts": "timestamp[us]",
         "ts0": "timestamp[us, tz=UTC]", "tz": "timestamp[us, tz=UTC]", "ti": "time64[us]", "dm": "decimal128(10, 2)",
         "dms": "list<item: decimal128(10, 2)>", "ai": "list<item: int32>", "an": "list<item: decimal128(8, 2)>", "at": "list<item: string>",
         "av": "list<item: string>", "au": "list<item: string>", "ab": "list<item: binary>", "ad": "list<item: date32[day]>",
@@ -182,7 +184,9 @@ def test_what_arrow_has_not_refuses_its_row_alone(every_postgres: Database, kind
 
 def test_more_refused_rows_than_there_is_room_for(postgres: Database) -> None:
     with postgres.connect() as db:
-        db.execute("CREATE TABLE t AS SELECT g AS id, CASE WHEN g % 2 = 0 THEN 'infinity'::date ELSE '2020-01-01' END AS d FROM generate_series(1, 20000) g")
+        db.execute(
+            "CREATE TABLE t AS SELECT g AS id, CASE WHEN g % 2 = 0 THEN 'infinity'::date ELSE '2020-01-01' END AS d FROM generate_series(1, 20000) g"
+        )
         _, made = copy_out(db, "t", columns_of(db, "t"))
     assert [v for d in made for v in d.data.column(0).to_pylist()] == list(range(1, 20001, 2))
     assert [d.first + r.index + 1 for d in made for r in d.rejected if r.index is not None] == list(range(2, 20001, 2))

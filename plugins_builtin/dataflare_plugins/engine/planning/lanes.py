@@ -25,11 +25,31 @@ class TaskMaker:
 
     def tasks(self) -> tuple[TaskSpec, ...]:
         """Return the tasks, upstream first."""
+        handed = self._handover()
+        if handed is not None:
+            return (handed,)
         against = self.why_not_bulk()
         if against is None:
             return self._bulk_tasks()
         scopes = {n.id: self._planner.built[n.id].commit_scope() for n in self._planner.order if n.kind == "destination"}
         return streaming_tasks([(n.id, scopes.get(n.id)) for n in self._planner.order], self._edges, against)
+
+    def _handover(self) -> TaskSpec | None:
+        """Return the one task where a destination takes a source's own bytes: no step between, a whole extraction."""
+        from dataflare_plugins.engine.planning.planner import extract_of
+
+        settings, order = self._planner.workflow.settings, self._planner.order
+        lane = (settings.get("runtime") or {}).get("lane") or "auto"
+        if lane == "streaming" or (settings.get("state_given") and lane == "auto") or (settings.get("errors") or {}).get("budget"):
+            return None
+        if [n.kind for n in order] != ["source", "destination"]:
+            return None
+        source, destination = (self._planner.built.get(n.id) for n in order)
+        form = source.hands_over(extract_of(order[0])) if source is not None else None
+        if destination is None or form is None or not destination.takes_over(form, self._planner.write_of(order[1])):
+            return None
+        why = "the destination takes the source's own bytes"
+        return TaskSpec(id=f"copy-{order[1].id}", lane="bulk", nodes=tuple(n.id for n in order), why=why, way="handover")
 
     def why_not_bulk(self) -> str | None:
         """Return why the bulk lane cannot take this graph, or None when it can."""

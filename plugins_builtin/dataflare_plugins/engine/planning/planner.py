@@ -55,6 +55,18 @@ NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
 NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
+NO_WINDOWS = code(
+    "workflow.no-windows",
+    3,
+    "A source cannot be read window by window, as a backfill does.",
+    "Backfill from a source with a cursor column, or read it with `mode: full` beside the others.",
+)
+OVERLAP_REPEATS = code(
+    "workflow.overlap-repeats",
+    3,
+    "A source that reads back for late commits gives a changed row again, and what follows cannot take it.",
+    "Write by upsert with the row's key, or leave `overlap` out.",
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -120,6 +132,7 @@ class Planner:
             self._bind()
             self._check_wanted()
             self._check_targets()
+            self._check_overlaps()
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
             self._prune()
@@ -176,9 +189,14 @@ class Planner:
             known = ", ".join(m for m in ("full", "incremental", "cdc") if m in component.features)
             message = f"'{node.use}' cannot be read by `mode: {extract.mode}`; it has {known}"
             raise NO_SUCH_MODE.error(message, path=".".join(str(p) for p in (*node.path, "extract", "mode")))
+        if extract.stop is not None and "windows" not in component.features:
+            raise NO_WINDOWS.error(f"'{node.use}' cannot be read window by window", path=".".join(str(p) for p in node.path))
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
             place = self.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
+        if extract.overlap and "overlap" not in component.features:
+            place = self.workflow.place(*node.path, "extract", "overlap")
+            self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot read back for late commits", fix="Remove `overlap`.", **place))
         streams = self._discovered(node, component, extract)
         if any(s.schema is None for s in streams.values()):
             self.problems.append(
@@ -263,6 +281,21 @@ class Planner:
             elif outputs is not None and output not in outputs:
                 names = ", ".join(_dotted(node, o) for o in outputs)
                 self.problems.append(NO_SUCH_NODE.problem(f"'{_dotted(node, output)}' is no output of '{node}'", fix=f"it has {names}"))
+
+    def _check_overlaps(self) -> None:
+        """Refuse what cannot take a row again: read back for late commits, a row that changed comes a second time."""
+        for source in self.order:
+            if source.kind != "source" or not extract_of(source).overlap:
+                continue
+            for node in self.order:
+                if node.id == source.id or source.id not in ancestors(node.id, self.edges) or node.id not in self.built:
+                    continue
+                appends = node.kind == "destination" and write_of(node).mode == "append"
+                gathers = node.kind == "processor" and "rowwise" not in self.built[node.id].features
+                if appends or gathers:
+                    what = "would be appended twice" if appends else "would be counted twice"
+                    message = f"'{source.id}' reads back for late commits (`overlap`): a row that changed {what} at '{node.id}'"
+                    self.problems.append(OVERLAP_REPEATS.problem(message, **self.workflow.place(*node.path)))
 
     def _check_targets(self) -> None:
         """Refuse two destinations of one scope where no transaction keeps them apart."""
@@ -385,7 +418,7 @@ class Planner:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(self).by_destination(),
-            settings=json.loads(json.dumps(dict(self.workflow.settings), default=str)),
+            settings=_public(self.workflow.settings),
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._notes),
         )
@@ -510,6 +543,14 @@ def on_record(node: Node, workflow: Workflow) -> str:
 
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    if isinstance(plain.get("state"), dict):
+        plain["state"].pop("url", None)
+    return plain
 
 
 def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:

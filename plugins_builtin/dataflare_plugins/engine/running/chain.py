@@ -114,7 +114,7 @@ class Chain:
             outputs, _ = self._run(operator, batch, name)
         counts.seconds += time.perf_counter() - began
         self._hand_on(operator, outputs)
-        self._handler.spend_good(node, batch.data.num_rows)
+        self._handler.passed(node, batch.data.num_rows)
 
     def _run(self, operator: Operator, batch: Batch, name: str) -> tuple[list[tuple[str, Batch]], set[int]]:
         """Return what the component makes of a batch, and the indices of rows it gave up."""

@@ -11,6 +11,7 @@ from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
+from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
     Ack,
     Begin,
@@ -42,6 +43,7 @@ from dataflare_sdk import (
     TaskSpec,
 )
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
 READ_DEADLINE = 0.2
@@ -114,7 +116,7 @@ class SourceTask:
         return [(offset_key(self._node, p, len(parts)), p) for p in parts]
 
     def _owns(self, key: str) -> bool:
-        return key == self._node.id or key.startswith(f"{self._node.id}/")
+        return belongs(key, own_key(self._node))
 
     def _loop(self, receive: Receive) -> None:
         while True:
@@ -231,7 +233,7 @@ class SourceTask:
                 self._chain.emit(self._fused.last, "", batch)
         elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
-            self._handler.spend_good(self._node.id, batch.data.num_rows)
+        self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
             self._within = True
         else:
@@ -393,7 +395,8 @@ class SinkTask:
                 component.close()
 
     def _open(self, node: NodeSpec) -> Opened:
-        component = self._components[node.id] = self._env.build(node)
+        rehearse = self._env.rehearse
+        component = self._components[node.id] = self._env.build(node) if rehearse is None else RehearsedDestination(rehearse, node.id)
         opened: Opened = component.open(target_of(node, self._env))
         self._epochs[node.id] = opened.epoch
         return opened
@@ -469,6 +472,7 @@ class SinkTask:
         else:
             self._handler.reject(node, refused, batch, counts)
             counts.rows_out += batch.data.num_rows - len(refused)
+        self._handler.passed(node, batch.data.num_rows)
         counts.seconds += time.perf_counter() - began
         counts.bytes += batch.data.nbytes
 
@@ -490,4 +494,13 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
 
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
     """Return the key of a partition's offset in checkpoints: the source's id when it has one partition."""
-    return node.id if count == 1 else f"{node.id}/{partition.id}"
+    return own_key(node) if count == 1 else f"{own_key(node)}/{partition.id}"
+
+
+def own_key(node: NodeSpec) -> str:
+    """Return the key of a source's offsets: its id. A window of a backfill has a key of its own.
+
+    The offset of the normal runs is handed on beside it from checkpoint to checkpoint, untouched.
+    """
+    stop = (node.settings.get("extract") or {}).get("stop")
+    return node.id if stop is None else f"window {node.id}"

@@ -29,13 +29,14 @@ from dataflare_plugins.postgres.codec.memory import (
     Guest,
 )
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals
-from dataflare_plugins.postgres.codec.tables import Attribute, ChangeBatch, Form, Relation, Resolve, Table
+from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, ChangeBatch, Form, Relation, Resolve, Table, lsn_text
 from dataflare_sdk import DataflareError
 
 __all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
 
 _PIECE = 4 << 20
 _TABLES = 12_000  # three quarters of the guest's table
+_COLUMNS = 1664  # MAX_COLUMNS of the guest
 
 
 class NeedsTextError(Exception):
@@ -178,9 +179,7 @@ class ChangeDecoder:
     def _broken(self, payload: bytes | memoryview) -> DataflareError:
         head = bytes(payload[:26])
         kind, lsn = head[25:26].decode("latin-1"), int.from_bytes(head[1:9], "big")
-        return PROTOCOL.error(
-            f"a message {kind!r} at {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X} is not what it should be (at {self._guest.state.place})"
-        )
+        return PROTOCOL.error(f"a message {kind!r} at {lsn_text(lsn)} is not what it should be (at {self._guest.state.place})")
 
     def _make_room(self) -> Iterator[ChangeBatch]:
         """Let a table or one of its columns grow, or give away what is there."""
@@ -231,7 +230,7 @@ class ChangeDecoder:
             elif kind == b"M":
                 yield _logical_message(payload[26:])
             elif kind not in (b"Y", b"O"):
-                raise PROTOCOL.error(f"a message of type {kind!r} at {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X} is of another protocol")
+                raise PROTOCOL.error(f"a message of type {kind!r} at {lsn_text(lsn)} is of another protocol")
         except (struct.error, ValueError, IndexError) as error:
             raise self._broken(payload) from error
 
@@ -246,7 +245,7 @@ class ChangeDecoder:
             yield from self.drain()
         elif len(self._tables) >= _TABLES:
             raise PROTOCOL.error(f"a stream of more than {_TABLES} tables")
-        made = Table(self._guest, relation, form, text=self._text)
+        made = Table(self._guest, relation, form, text=self._text, rows=min(FIRST_ROWS, self._max_rows))
         self._guest.call("register_relation", made.address)
         self._tables[relation.oid] = self._by_address[made.address] = made
         if known is not None:
@@ -270,6 +269,8 @@ def _relation(data: bytes) -> Relation:
     name, at = _string(data, at)
     identity, count = struct.unpack_from(">cH", data, at)
     at += 3
+    if count > _COLUMNS:
+        raise ValueError(count)
     attributes = []
     for _ in range(count):
         flags = data[at]
@@ -284,4 +285,6 @@ def _logical_message(data: bytes) -> LogicalMessage:
     flags, lsn = struct.unpack_from(">BQ", data)
     prefix, at = _string(data, 9)
     (size,) = struct.unpack_from(">I", data, at)
+    if size != len(data) - at - 4:
+        raise ValueError(size)
     return LogicalMessage(prefix, data[at + 4 : at + 4 + size], lsn, bool(flags & 1))

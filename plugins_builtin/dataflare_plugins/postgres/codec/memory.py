@@ -109,9 +109,12 @@ class Guest:
 
     def close(self) -> None:
         """Give the memory back to the system; nothing of this guest may be used after."""
-        self._functions.clear()
-        self._store.close()
-        _ALIVE.discard(self)
+        if self in _ALIVE:
+            _ALIVE.discard(self)
+            self._functions.clear()
+            # What is used after this is an AttributeError then, not memory that is gone.
+            del self.state, self._base, self._exports, self._memory
+            self._store.close()
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes and `PADDING`, aligned to 64; what is in them is not known.
@@ -165,6 +168,10 @@ class Guest:
     def copy_to(self, target: int, address: int, size: int) -> None:
         """Copy `size` bytes out, to the address `target` of the process."""
         ctypes.memmove(target, self._base + address, size)
+
+    def view(self, address: int, size: int) -> memoryview:
+        """Return a view of bytes, good until the next `allocate`."""
+        return memoryview((ctypes.c_char * size).from_address(self._base + address)).cast("B")
 
     def words(self, address: int, count: int) -> ctypes.Array[ctypes.c_uint32]:
         """Return a view of 32-bit words, good until the next `allocate`."""

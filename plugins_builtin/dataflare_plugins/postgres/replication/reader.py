@@ -38,6 +38,7 @@ class CaptureReader:
         self._session = session
         self._place = place
         self._goal = Goal(until)
+        self._moment = place.high  # of the last chunk; single rows that are read again do not move the goal
         self._queue: deque[Message] = deque()
         self._copy: Generator[Message] | None = None
         self._stream: Stream | None = None
@@ -120,15 +121,24 @@ class CaptureReader:
         goal = self._goal
         if goal.lsn is None or not goal.copied(self._place):
             return False
-        goal.extend(self._place)
+        goal.extend(self._moment)
         if goal.streamed(self._place) and self._loose is None:
             return True
         stream = self._stream
         if stream is None:
             return False
-        if stream.reached:
+        if stream.reached and goal.lsn != stream.until:
+            self._further(stream)
+        elif stream.reached:
             self._stand(goal.lsn if goal.exact is not None else max(stream.boundary or 0, self._place.lsn, goal.lsn))
         return False
+
+    def _further(self, stream: Stream) -> None:
+        """Stream again from where it stands: the goal has moved on, and what came after the old one was passed over."""
+        if self._loose is not None:
+            self._stand(max(stream.boundary or 0, self._place.lsn))
+        stream.close()
+        self._stream = None
 
     def _stand(self, boundary: int) -> None:
         """Hand out that the stream stands at `boundary`, without rows: a checkpoint of it frees the log before it."""
@@ -181,6 +191,7 @@ class CaptureReader:
 
     def _copied(self, name: str, end: ChunkEnd) -> None:
         high = max(self._place.high, end.high)
+        self._moment = max(self._moment, end.high)
         self._place = replace(self._place, high=high, tables={**self._place.tables, name: end.progress})
 
     def _whole(self) -> Generator[Message]:
