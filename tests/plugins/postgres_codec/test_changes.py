@@ -195,3 +195,64 @@ def test_a_change_of_which_every_value_is_refused() -> None:
     (batch,) = decoder.drain()[-1:]
     assert batch.data.num_rows == 0
     assert batch.position == 1008
+
+
+def one(kind: int, value: bytes | str, typmod: int = -1) -> list[Any]:
+    """Decode one value, of a stream in text when it is text."""
+    decoder = ChangeDecoder(form, text=isinstance(value, str))
+    row = m.insert(9, m.values("1" if isinstance(value, str) else m.big(1), value))
+    list(decoder.feed([m.relation(9, [("id", m.BIGINT, -1), ("x", kind, typmod)]), m.begin(), row, m.commit()]))
+    (batch,) = decoder.drain()
+    batch.data.validate(full=True)
+    column = batch.data.column("x")
+    return (column.cast("int32") if kind == m.DATE else column.cast("int64") if kind in (1114, 1184) else column).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (m.DATE, "1970-01-01", 0),
+        (m.DATE, "2000-02-29", 11016),
+        (m.DATE, "0001-12-31 BC", -719163),
+        (m.DATE, "0044-03-15 BC", -735160),
+        (m.DATE, "0101-03-01 BC", -755993),
+        (m.DATE, "4713-01-01 BC", -2440550),
+        (m.DATE, "5874897-12-31", 2145042905),
+        (1114, "1969-12-31 23:59:59.5", -500_000),
+        (1114, "0001-12-31 23:59:59 BC", -62135596801000000),
+        (1184, "1970-01-01 05:30:00+05:30", 0),
+        (1184, "1969-12-31 16:00:00-08", 0),
+        (1184, "1970-01-01 00:00:30.000001+00:00:30", 1),
+        (21, "-32768", -32768),
+        (20, "-9223372036854775808", -(2**63)),
+        (26, "4294967295", 2**32 - 1),
+        (701, "-1.2345678901234567e-05", -1.2345678901234567e-05),
+        (m.BYTEA, "\\x00FFaa", b"\x00\xff\xaa"),
+        (m.TEXTS, '{a,"b,\\"\\\\",NULL,"NULL",""}', ["a", 'b,"\\', None, "NULL", ""]),
+        (m.INTS, "[-3:-2]={1,NULL}", [1, None]),
+        (m.INTS, "{}", []),
+    ],
+)
+def test_text_of_a_value(kind: int, text: str, value: Any) -> None:
+    assert one(kind, text) == [value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (m.DATE, "2000-13-01"), (m.DATE, "2000-01-01 AD"), (m.DATE, "200-01-01"), (m.DATE, ""),
+        (1114, "2000-01-01"), (1114, "2000-01-01 00:00:00+00"), (1184, "2000-01-01 00:00:00"), (1114, "2000-01-01 00:00:00."),
+        (21, "32768"), (21, "-32769"), (20, "9223372036854775808"), (20, "1e3"), (26, "-1"), (26, "4294967296"), (16, "true"), (16, ""),
+        (m.BYTEA, "\\000"), (m.BYTEA, "\\x0"), (m.BYTEA, "\\xgg"),
+        (m.INTS, "{1,}"), (m.INTS, "{1"), (m.INTS, "{1}x"), (m.INTS, "1"), (m.INTS, "{1 2}"), (m.TEXTS, '{"a'), (m.TEXTS, '{"a"b}'), (m.INTS, "[1:2]"),
+        (16, b""), (16, b"\1\1"), (21, b"\1"), (m.INTS, b""), (m.INTS, bytes(12) + b"x"),
+        (m.INTS, bytes.fromhex("0000000100000000000000170000000100000001") + b"\0\0\0\4" + b"\0\0\0\1" + b"x"),
+        (m.INTS, bytes.fromhex("0000000100000000000000170000000200000001") + b"\0\0\0\4" + b"\0\0\0\1"),
+        (m.INTS, bytes.fromhex("0000000100000000000000177fffffff00000001") + b"\0\0\0\4" + b"\0\0\0\1"),
+        (3802, b"\2{}"), (3802, b""), (2950, bytes(15)), (m.NUMERIC, bytes(7)), (m.NUMERIC, bytes(9)), (m.NUMERIC, b"\0\1" + bytes(6)),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_of_its_type_is_an_error(kind: int, value: bytes | str) -> None:
+    with pytest.raises(DataflareError) as caught:
+        one(kind, value)
+    assert caught.value.code == "postgres.protocol"
