@@ -9,6 +9,7 @@ import pytest
 from tests.plugins.postgres.capturing import oracle
 
 from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.replication import lsn
 from dataflare_plugins.postgres.replication import slot as slots
 from dataflare_sdk import DataflareError, RetriableError
 
@@ -285,3 +286,15 @@ def test_the_server_of_a_url_with_a_password_is_asked(engine, postgres):
     assert "correct-horse" not in Server(postgres.url).shown
     with pytest.raises(psycopg.Error):
         psycopg.connect(postgres.server.url(postgres.name, password="wrong"))
+
+
+def test_a_heartbeat_moves_the_log_on(engine, postgres):
+    engine.options["heartbeat"] = 0.01
+    engine.catch_up()
+    (before,) = postgres.execute("SELECT pg_current_wal_insert_lsn()::text")[0]
+    engine.start()
+    engine.steps(5)
+    (after,) = postgres.execute("SELECT pg_current_wal_insert_lsn()::text")[0]
+    assert lsn.parse(after) > lsn.parse(before)
+    engine.stop()
+    del engine.options["heartbeat"]

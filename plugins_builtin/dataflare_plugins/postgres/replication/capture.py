@@ -60,7 +60,7 @@ class Capture:
         Raises:
             DataflareError: what is missing, with what to run.
         """
-        with self._server.connect() as db:
+        with self._server.explained(), self._server.connect() as db:
             checks.server(db)
             self._verify(self._load(db), ())
 
@@ -72,7 +72,7 @@ class Capture:
         """
         if self._ctx.offline:
             return [StreamInfo(self._stream(name), None, key=extract.key) for name in self._names]
-        with self._server.connect() as db:
+        with self._server.explained(), self._server.connect() as db:
             checks.server(db)
             found = self._load(db)
         self._verify(found, extract.key)
@@ -103,8 +103,8 @@ class Capture:
         Raises:
             DataflareError: what is missing, with what to run; `postgres.slot-lost`, `postgres.slot-ahead`.
         """
-        session = self._prepare(partition.spec, extract)
         with self._server.explained():
+            session = self._prepare(partition.spec, extract)
             checks.server(session.side())
             if offset is None:
                 place, empty = self._begin(session), False
@@ -140,6 +140,8 @@ class Capture:
         """Make the slot, or take the one that is there; nothing of it was checkpointed."""
         made = self._publish(session, may=True)
         db = session.side()
+        # One that a process of ours was making when it was killed goes with it.
+        slots.free(db, session.slot, session.owner)
         state = slots.look(db, session.slot)
         if state is not None and state.lost and session.options.slot is None:
             slots.drop(db, session.slot)  # it holds nothing any more, and is nobody else's
@@ -147,7 +149,6 @@ class Capture:
         if state is None:
             return self._create(session)
         slots.verify(state, session.slot, state.confirmed)
-        slots.free(db, session.slot, session.owner)
         if made:
             # The log before the publication was made cannot be decoded with it; nothing before is needed.
             slots.advance(db, session.slot)
@@ -205,7 +206,7 @@ class Capture:
 
     def position(self) -> Offset:
         """Return where the log ends now: a goal to stop at."""
-        with self._server.connect() as db, self._server.explained():
+        with self._server.explained(), self._server.connect() as db:
             now = slots.now(db)
         return {"v": offsets.VERSION, "phase": "stream", "lsn": now}
 

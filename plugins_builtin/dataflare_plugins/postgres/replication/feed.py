@@ -11,6 +11,7 @@ from typing import Any
 
 from dataflare_plugins.postgres.connection import LOST, Server
 from dataflare_plugins.postgres.replication import lsn
+from dataflare_plugins.postgres.replication.slot import SLOT_ACTIVE
 from dataflare_sdk import code
 
 REFUSED = code(
@@ -60,12 +61,24 @@ class Feed:
         self.confirmed = 0  # where we begin may not be durable yet: a run begins anew at a place it has just come to
         self._told = 0.0
         options = [f"proto_version '{PROTOCOL}'", f"publication_names '{_quoted(publication)}'"]
-        if binary and connection.info.server_version >= 140000:
+        if binary:
             options.append("binary 'true'")
-        with self._server.explained(REFUSED):
-            connection.execute(_SESSION)
-            connection.execute(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn.show(start)} ({", ".join(options)})')
-        self.status()
+        try:
+            with self._server.explained(REFUSED):
+                connection.execute(_SESSION)
+                self._begin(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn.show(start)} ({", ".join(options)})')
+            self.status()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, statement: str) -> None:
+        from psycopg import errors
+
+        try:
+            self._connection.execute(statement)
+        except errors.ObjectInUse as error:
+            raise SLOT_ACTIVE.retriable(f"the replication slot was taken meanwhile: {error.diag.message_primary}", path="slot") from error
 
     def take(self, max_bytes: int, timeout: float) -> list[Any]:
         """Return the payloads that are there, up to about `max_bytes`; wait for the first one at most `timeout` seconds.

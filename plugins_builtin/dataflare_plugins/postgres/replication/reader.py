@@ -53,7 +53,15 @@ class CaptureReader:
     # -- the contract ----------------------------------------------------------------------------------------
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
-        """Return the next message, see `dataflare.contracts.Reader`."""
+        """Return the next message, see `dataflare.contracts.Reader`.
+
+        Raises:
+            RetriableError: `postgres.connection-lost` and what else is of the moment.
+        """
+        with self._session.server.explained():
+            return self._read(max_rows, max_bytes, deadline)
+
+    def _read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
         while True:
             message = self._waiting()
             if message is not None:

@@ -83,14 +83,18 @@ class Session:
             self._reading = self.server.connect(application_name=f"{self.owner[:54]}:copy")
         return self._reading
 
+    def binary(self) -> bool:
+        """Return whether the stream can be in binary: the server knows how, and no column travels as text."""
+        able = self.side().info.server_version >= 140000
+        return able and not any(t.text for t in self.captured.values())
+
     def start(self, lsn: int) -> Feed:
         """Begin to stream at `lsn`, taking the slot from whoever of our own still holds it."""
         self.stop()
         self.release()
         with self.server.explained():
             slots.free(self.side(), self.slot, self.owner)
-        binary = not any(t.text for t in self.captured.values())
-        self.feed = Feed(self.server, self.owner, self.slot, self.publication, lsn, binary=binary)
+        self.feed = Feed(self.server, self.owner, self.slot, self.publication, lsn, binary=self.binary())
         self.feed.confirm(self.confirmed)
         return self.feed
 

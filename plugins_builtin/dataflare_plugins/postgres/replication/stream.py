@@ -89,7 +89,7 @@ class Stream:
         self._skip = skip
         self._names = {(t.schema, t.name): t.stream for t in session.captured.values()}
         self._forms: dict[Relation, _Form] = {}
-        self._text = any(t.text for t in session.captured.values())
+        self._text = not session.binary()
         self._decoder = ChangeDecoder(self._resolve, text=self._text, max_rows=max_rows, max_bytes=max_bytes)
         self._since: float | None = None
         self._asked = 0.0
