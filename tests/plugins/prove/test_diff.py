@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from dataflare.lifecycle import Runtime
 from dataflare_plugins.commands.plan import plan as verb
 
-ROWS = st.dictionaries(st.integers(0, 12), st.tuples(st.one_of(st.none(), st.integers(-5, 5)), st.sampled_from(["a", "b", "ü", None])), max_size=9)
+ROWS = st.dictionaries(
+    st.integers(0, 12), st.tuples(st.one_of(st.none(), st.integers(-5, 5)), st.sampled_from(["a", "b", "ü", None])), max_size=9
+)
 
 
 def diff(file: Path) -> dict[str, Any]:
@@ -157,9 +159,7 @@ def test_incremental_counts_only_what_is_new(tmp_path: Path) -> None:
 def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
     source(tmp_path, {1: (1, "a"), 2: (2, "b")})
     file = tmp_path / "w.yaml"
-    file.write_text(
-        "sources: {t: {use: sqlite, with: {path: in.db, table: t}}}\ndestinations: {o: {use: stdout, with: {format: jsonl}}}\n"
-    )
+    file.write_text("sources: {t: {use: sqlite, with: {path: in.db, table: t}}}\ndestinations: {o: {use: stdout, with: {format: jsonl}}}\n")
     told = diff(file)["o"]
     assert told["unknown"] == 2
     assert "read back" in told["reason"]
