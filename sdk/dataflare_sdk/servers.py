@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 UNPRIVILEGED = "nobody"
 
@@ -24,7 +25,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def as_user() -> dict[str, object]:
+def as_user() -> dict[str, Any]:
     """Return the arguments for `subprocess` that make a program run as somebody who is not root."""
     if os.geteuid() != 0:
         return {}
@@ -49,7 +50,7 @@ def _die_with_parent() -> None:
 def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start a server in a folder it owns. It ends with the thread that started it."""
     with log.open("ab") as out:
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,

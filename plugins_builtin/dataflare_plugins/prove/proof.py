@@ -171,7 +171,7 @@ class Proof:
             self._haunted(world, kill)
             return
         spot = None if kill.failpoint is None else f"{kill.failpoint}:{kill.nth}"
-        run = self._nursery.start(self._order(world, failpoint=spot))
+        run = self._nursery.start(self._order(world, failpoint=spot, once=self.schedule.missed_before(kill)))
         if kill.failpoint is None:
             run.wait(kill.moment * max(self._usual, 0.05))
         elif run.wait(LONGEST if self._unbounded else PATIENCE) and run.died_at_failpoint:

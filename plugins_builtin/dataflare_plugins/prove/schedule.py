@@ -85,6 +85,10 @@ class Schedule:
             return Kill(name, self._random.randint(1, max(1, min(4, self._passed[name]))))
         return Kill(moment=moment, zombie=zombie)
 
+    def missed_before(self, kill: Kill) -> bool:
+        """Whether its failpoint could not be reached in an earlier round: the run is to go to its end this time."""
+        return kill.failpoint is not None and bool(self._missed[kill.failpoint])
+
     def killed(self, kill: Kill, *, at_failpoint: bool) -> None:
         """Note that a run died."""
         self.kills += 1

@@ -126,7 +126,7 @@ class PostgresServer:
         password.chmod(0o644)
         command = [str(self.binaries.folder / "initdb"), "-D", str(data), "-U", USER, "--encoding=UTF8", "--locale=C", "--no-sync"]
         command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}"]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **as_user())  # type: ignore[call-overload]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **as_user())
         assert done.returncode == 0, done.stderr
 
     def _answers(self) -> bool:
