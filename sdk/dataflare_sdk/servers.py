@@ -47,7 +47,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
-def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[Any]:
     """Start a server in a folder it owns. It ends with the thread that started it."""
     with log.open("ab") as out:
         return subprocess.Popen(

@@ -56,8 +56,22 @@ def check(workflow: Workflow) -> None:
                 f"'{node.id}' appends what a full extraction reads, while another source of the workflow goes on: every run adds it again",
                 **workflow.place(*node.path),
             )
+        if how == "append" and "cdc" in modes and not key_of_changes(workflow, node.id):
+            raise CANNOT_COMPARE.error(
+                f"'{node.id}' appends changes and nobody says by which key; give the source `extract: {{key: [...]}}`",
+                **workflow.place(*node.path),
+            )
         if how == "overwrite" and modes - {"full"}:
             raise CANNOT_COMPARE.error(f"'{node.id}' is overwritten with what is new only", **workflow.place(*node.path))
+
+
+def key_of_changes(workflow: Workflow, destination: str) -> tuple[str, ...]:
+    """Return the key of the changes that a destination appends, as the file says it; () when it does not."""
+    node = workflow.node(destination.partition(".")[0])
+    block = node.blocks.get("write") or {}
+    keys = [block.get("key") or ()] + [extract_of(workflow.node(s)).key for s in sorted(sources_of(workflow, node))]
+    found = next((k for k in keys if k), ())
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def kinds_for(workflow: Workflow, source: str) -> frozenset[str]:
