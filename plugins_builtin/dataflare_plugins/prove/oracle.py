@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dataflare_plugins.prove import streams
 from dataflare_plugins.prove.codes import CANNOT_COMPARE
 from dataflare_plugins.prove.world import extract_of
 from dataflare_sdk import Node, Workflow
@@ -93,7 +94,8 @@ def undisturbed(workflow: Workflow) -> Workflow:
     """Return the workflow that makes the same rows from the sources as they are, in one run from nothing."""
     if not goes_on(workflow):
         return workflow
-    return replace(workflow, nodes=tuple(_another_way(workflow, n) for n in workflow.nodes))
+    nodes = [_another_way(workflow, n) for n in workflow.nodes]
+    return replace(workflow, nodes=tuple(part for n in nodes for part in streams.split(n, nodes)))
 
 
 def _another_way(workflow: Workflow, node: Node) -> Node:

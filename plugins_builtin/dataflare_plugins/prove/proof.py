@@ -174,7 +174,7 @@ class Proof:
         run = self._nursery.start(self._order(world, failpoint=spot, once=self.schedule.missed_before(kill)))
         if kill.failpoint is None:
             run.wait(kill.moment * max(self._usual, 0.05))
-        elif run.wait(LONGEST if self._unbounded else PATIENCE) and run.died_at_failpoint:
+        elif run.wait(max(LONGEST, 4 * self._usual) if self._unbounded else PATIENCE) and run.died_at_failpoint:
             self.schedule.killed(kill, at_failpoint=True)
             return
         self.schedule.missed(kill)

@@ -79,7 +79,7 @@ class Schedule:
         first = next((n for n in self.waiting if n not in self._skipped), None)
         done, left = sum(self.hits.values()), self.wanted - self.kills
         if first is not None and (done <= self.kills - done or left <= len(self.waiting)):
-            return Kill(first, 1 if self._missed[first] else self._random.randint(1, max(1, min(3, self._passed[first]))))
+            return Kill(first, 1 if self._missed[first] else self._random.randint(1, max(1, min(2, self._passed[first]))))
         if self._passed and done < self.at_failpoints and done <= self.kills - done:
             name = self._random.choice(sorted(self._passed))
             return Kill(name, self._random.randint(1, max(1, min(4, self._passed[name]))))

@@ -18,8 +18,9 @@ from dataflare.contracts import Surroundings
 from dataflare.lifecycle import Runtime
 from dataflare_plugins.prove.comparing import compare
 from dataflare_plugins.prove.schedule import Kill, Schedule
+from dataflare_plugins.prove.streams import split
 from dataflare_plugins.sqlite.twins import SqliteTwin
-from dataflare_sdk import ExtractSpec
+from dataflare_sdk import ExtractSpec, Node
 from dataflare_sdk.scratch import KINDS
 
 # -- schedule ----------------------------------------------------------------------------------------------
@@ -97,6 +98,40 @@ def test_sums_may_differ_in_their_last_digits_only_where_order_is_free() -> None
     assert left != right
     assert not compare("d", reader(left), reader(right), Path("/nonexistent")).equal
     assert compare("d", reader(left), reader(right), Path("/nonexistent"), exact=False).equal
+
+
+CHANGES = pa.schema(
+    [("id", pa.int64()), ("s", pa.string()), ("_op", pa.string()), ("_pos", pa.int64()), ("_unchanged", pa.list_(pa.string()))]
+)
+HISTORY: list[tuple[Any, ...]] = [
+    (1, "old", "c", 1, None), (2, "gone", "c", 2, None), (None, None, "t", 3, None), (1, "a", "r", 4, None), (3, "c", "c", 5, None),
+    (1, None, "u", 6, ["s"]), (3, None, "d", 7, None), (4, "x", "c", 8, None), (4, None, "u", 9, None),
+]  # fmt: skip
+
+
+def folded(history: list[tuple[Any, ...]]) -> Any:
+    schema = pa.schema(list(CHANGES)[:2])
+    expected = pa.table([pa.array([1, 4]), pa.array(["a", None])], schema=schema)
+    changes = pa.Table.from_arrays([pa.array([r[i] for r in history], f.type) for i, f in enumerate(CHANGES)], schema=CHANGES)
+    return compare("d", expected.to_reader(), changes.to_reader(), Path("/nonexistent"), fold=["id"])
+
+
+def test_changes_are_compared_by_what_they_come_to() -> None:
+    assert folded(HISTORY).equal
+    assert (folded([*HISTORY, HISTORY[-1]]).lost, folded([*HISTORY, HISTORY[-1]]).duplicated) == (0, 1), "a change is there twice"
+    for lost in (3, 6, 7, 8):
+        assert not folded(HISTORY[:lost] + HISTORY[lost + 1 :]).equal, f"change {lost} is missing"
+
+
+def test_a_source_of_several_tables_is_read_one_by_one_for_the_oracle() -> None:
+    source = Node("shop", "source", "postgres", {"url": "u", "tables": ["public.a", "public.b"], "slot": "s"})
+    every = Node("all", "destination", "sqlite", {"path": "o.db", "table": "x_{stream}"}, ("shop",))
+    one = Node("one", "destination", "sqlite", {"path": "o.db", "table": "b"}, ("shop.b",))
+    made = [p for n in (source, every, one) for p in split(n, [source, every, one])]
+    assert [(n.id, n.config.get("table"), n.inputs) for n in made] == [
+        ("shop__a", "public.a", ()), ("shop__b", "public.b", ()), ("all.a", "x_a", ("shop__a",)), ("all.b", "x_b", ("shop__b",)), ("one", "b", ("shop__b",)),
+    ]  # fmt: skip
+    assert all("slot" not in n.config for n in made)
 
 
 # -- writers -----------------------------------------------------------------------------------------------
