@@ -4,7 +4,7 @@ BIN := .venv/bin
 KILLS ?= 200
 SEED ?= 7
 
-.PHONY: help demo test lint unit pythons kernel faults bench soak docs clean
+.PHONY: help demo test lint unit pythons kernel faults mutants bench soak docs clean
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -45,6 +45,9 @@ kernel: .venv/.made  ## the kernel alone, in a bare environment
 faults: .venv/.made  ## kill -9 again and again: make faults KILLS=200 SEED=7
 	$(BIN)/python tests/faults/kill.py --kills $(KILLS) --seed $(SEED)
 
+mutants: .venv/.made  ## break the runtime on purpose: a proof must catch each fault
+	$(BIN)/python -m tests.mutants
+
 bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check 'polars>=1.30' 'pandas>=2.2' 'dlt[duckdb,filesystem,parquet]>=1.10' pyarrow
@@ -53,6 +56,7 @@ bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills
 	$(BIN)/python -m pytest -m soak --timeout 7200
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 7
+	$(MAKE) mutants
 
 docs: .venv/.made  ## write the generated pages anew
 	$(BIN)/python docs/generate.py

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Mapping
 
 from dataflare_sdk import platform
 
@@ -19,6 +21,7 @@ _lock = threading.Lock()
 _passed: dict[str, int] = {}
 _armed: str | None = os.environ.get("DATAFLARE_FAILPOINT")
 _hits: str | None = os.environ.get("DATAFLARE_FAILPOINT_HITS")
+_pace: dict[str, float] = {}
 
 
 def declare(*names: str) -> None:
@@ -26,23 +29,26 @@ def declare(*names: str) -> None:
     NAMES.update(names)
 
 
-def arm(spec: str | None, hits: str | None = None) -> None:
+def arm(spec: str | None, hits: str | None = None, pace: Mapping[str, float] | None = None) -> None:
     """Arm this process as the two variables would; for one that was forked from a process that imported this.
 
     Args:
         spec: `name:nth`, or None: nothing is armed.
         hits: file to note every passing in, or None.
+        pace: failpoint to seconds that every passing takes: a run over little data then has several epochs too.
     """
-    global _armed, _hits
+    global _armed, _hits, _pace
     with _lock:
-        _armed, _hits = spec, hits
+        _armed, _hits, _pace = spec, hits, dict(pace or {})
         _passed.clear()
 
 
 def failpoint(name: str) -> None:
     """Pass a failpoint: count it, and kill the process if it is the armed one at its armed count."""
-    if _armed is None and _hits is None:
+    if _armed is None and _hits is None and not _pace:
         return
+    if name in _pace:
+        time.sleep(_pace[name])
     with _lock:
         _passed[name] = count = _passed.get(name, 0) + 1
         if _hits is not None:

@@ -47,10 +47,10 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
-def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[Any]:
     """Start a server in a folder it owns. It ends with the thread that started it."""
     with log.open("ab") as out:
-        process: Any = subprocess.Popen(
+        return subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -60,8 +60,6 @@ def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes
             start_new_session=True,
             **as_user(),
         )
-    started: subprocess.Popen[bytes] = process
-    return started
 
 
 def wait_until(ready: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:

@@ -124,6 +124,12 @@ class PostgresDestination(Destination[PostgresTarget]):
 
         return looking.rows(self._server, self._table, schema)
 
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Return the statements that would make or fit the table."""
+        from dataflare_plugins.postgres import looking
+
+        return looking.ddl(self._server, self._table, schema, write)
+
     def open(self, target: Target) -> Opened:
         """Claim the table: raise the fence in its checkpoint row, drop what another run staged, bring the columns together.
 

@@ -1,14 +1,16 @@
-"""Looking at a table without claiming it: its rows, as they are committed now."""
+"""Looking at a table without claiming it: its rows as they are committed now, and what a run would change of its shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import TableName, find
+from dataflare_plugins.postgres.codec.types import target
 from dataflare_plugins.postgres.connection import Server
-from dataflare_sdk import duck
+from dataflare_plugins.postgres.writing.fit import declaration, takes, wider
+from dataflare_sdk import WriteSpec, duck
 from dataflare_sdk.schema import duck_type, quote
 
 ROWS = 8_192
@@ -22,8 +24,29 @@ def rows(server: Server, table: TableName, schema: pa.Schema) -> pa.RecordBatchR
     return pa.RecordBatchReader.from_batches(schema, _batches(server, table, schema))
 
 
+def ddl(server: Server, table: TableName, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+    """Return the statements that would make the table or fit it to the rows, as a run would run them."""
+    with server.connect() as db:
+        found = find(db, table)
+    if found is None:
+        key = write.key if write.mode in ("upsert", "overwrite") else ()
+        return [f"CREATE TABLE {table.sql} ({declaration(schema, key)})"]
+    made = []
+    for each in schema:
+        if each.name in found.computed:
+            continue
+        if each.name not in found.names:
+            if write.on_add == "evolve":
+                made.append(f"ALTER TABLE {found.sql} ADD COLUMN {quote(each.name)} {target(each.name, each.type).sql}")
+            continue
+        wide = None if takes(found.column(each.name), each.type) else wider(found.column(each.name), each.type)
+        if wide is not None:
+            made.append(f"ALTER TABLE {found.sql} ALTER COLUMN {quote(each.name)} TYPE {wide.sql}")
+    return made
+
+
 def _batches(server: Server, table: TableName, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with server.connect() as db, duck.connect(threads=1) as cast:
+    with server.connect() as db, db.transaction(), duck.connect(threads=1) as cast:
         found = find(db, table)
         if found is None:
             return

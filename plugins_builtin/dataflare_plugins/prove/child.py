@@ -34,6 +34,7 @@ class Order:
         take_over: ignore the lock of another run.
         failpoint: `name:nth` where it dies.
         hits: file to note passed failpoints in.
+        pace: seconds that every batch takes more.
     """
 
     workflow: Workflow
@@ -44,12 +45,13 @@ class Order:
     take_over: bool = False
     failpoint: str | None = None
     hits: str | None = None
+    pace: float = 0.0
 
 
 def run(order: Order) -> None:
     """Run the workflow; leave the document of the run behind if it lives to its end."""
     _quiet(order.log)
-    failpoints.arm(order.failpoint, order.hits)
+    failpoints.arm(order.failpoint, order.hits, {"task.source.batch": order.pace} if order.pace else None)
     with Runtime(order.home, {"log.level": "error"}) as runtime:
         report = runtime.run(order.workflow, RunOptions(once=order.once, take_over=order.take_over))
     _leave(Path(order.report), report.document)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dataflare_sdk import duck
 from dataflare_sdk.canonical import canonical
+from dataflare_sdk.schema import literal, quote
 
 SHOWN = 10
 """Differences that are shown."""
@@ -42,7 +43,14 @@ class Comparison:
 
 
 def compare(
-    destination: str, expected: pa.RecordBatchReader, found: pa.RecordBatchReader, spill: Path, *, exact: bool = True, where: str = "true"
+    destination: str,
+    expected: pa.RecordBatchReader,
+    found: pa.RecordBatchReader,
+    spill: Path,
+    *,
+    exact: bool = True,
+    where: str = "true",
+    fold: Sequence[str] = (),
 ) -> Comparison:
     """Compare two streams of rows of one schema.
 
@@ -53,16 +61,21 @@ def compare(
         spill: folder for what does not fit into memory.
         exact: floats are equal to the last bit; else to nine digits, for sums whose order is not promised.
         where: condition on the rows found (those a soft delete left are not there).
+        fold: the rows found are changes by this key: what they come to is compared, and a change that is there
+            twice is one too many.
     """
     items = [canonical(f, exact=exact) for f in expected.schema]
     made = Comparison(destination)
     with duck.connect(threads=1, memory=512 << 20, temp=spill) as db:
         made.expected = _kept(db, "expected", expected, items, "true")
-        made.found = _kept(db, "found", found, items, where)
+        if fold:
+            made.found, made.duplicated = _folded(db, found, items, expected.schema.names, fold)
+        else:
+            made.found = _kept(db, "found", found, items, where)
         if _fingerprint(db, "expected") == _fingerprint(db, "found"):
             return made
         made.lost = _less(db, "expected", "found", "lost", made)
-        made.duplicated = _less(db, "found", "expected", "duplicated", made)
+        made.duplicated += _less(db, "found", "expected", "duplicated", made)
     return made
 
 
@@ -71,6 +84,24 @@ def _kept(db: Any, name: str, rows: pa.RecordBatchReader, items: Sequence[str], 
     db.execute(f"CREATE TABLE {name} AS SELECT {', '.join(items)} FROM incoming WHERE {where}")
     db.unregister("incoming")
     return int(db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
+
+
+def _folded(db: Any, changes: pa.RecordBatchReader, items: Sequence[str], names: Sequence[str], key: Sequence[str]) -> tuple[int, int]:
+    """Keep what changes come to as the rows found; return their number, and how many changes are there too often."""
+    db.register("incoming", changes)
+    db.execute("CREATE TABLE changes AS SELECT * FROM incoming")
+    db.unregister("incoming")
+    by = ", ".join(map(quote, key))
+    sent = "_op <> 'd' AND NOT list_contains(coalesce(_unchanged, []), {name})"
+    columns = ", ".join(
+        quote(n) if n in key else f"last({quote(n)} ORDER BY _pos) FILTER (WHERE {sent.format(name=literal(n))}) AS {quote(n)}"
+        for n in names
+    )
+    since = "_op <> 't' AND _pos > coalesce((SELECT max(_pos) FROM changes WHERE _op = 't'), -1)"
+    state = f"SELECT {columns} FROM changes WHERE {since} GROUP BY {by} HAVING last(_op ORDER BY _pos) <> 'd'"
+    db.execute(f"CREATE TABLE found AS SELECT {', '.join(items)} FROM ({state})")
+    twice = db.execute(f"SELECT sum(n - 1) FROM (SELECT count(*) AS n FROM changes GROUP BY {by}, _pos, _op)").fetchall()[0][0]
+    return int(db.execute("SELECT count(*) FROM found").fetchall()[0][0]), int(twice or 0)
 
 
 def _fingerprint(db: Any, name: str) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dataflare_plugins.prove import streams
 from dataflare_plugins.prove.codes import CANNOT_COMPARE
 from dataflare_plugins.prove.world import extract_of
 from dataflare_sdk import Node, Workflow
@@ -56,8 +57,22 @@ def check(workflow: Workflow) -> None:
                 f"'{node.id}' appends what a full extraction reads, while another source of the workflow goes on: every run adds it again",
                 **workflow.place(*node.path),
             )
+        if how == "append" and "cdc" in modes and not key_of_changes(workflow, node.id):
+            raise CANNOT_COMPARE.error(
+                f"'{node.id}' appends changes and nobody says by which key; give the source `extract: {{key: [...]}}`",
+                **workflow.place(*node.path),
+            )
         if how == "overwrite" and modes - {"full"}:
             raise CANNOT_COMPARE.error(f"'{node.id}' is overwritten with what is new only", **workflow.place(*node.path))
+
+
+def key_of_changes(workflow: Workflow, destination: str) -> tuple[str, ...]:
+    """Return the key of the changes that a destination appends, as the file says it; () when it does not."""
+    node = workflow.node(destination.partition(".")[0])
+    block = node.blocks.get("write") or {}
+    keys = [block.get("key") or ()] + [extract_of(workflow.node(s)).key for s in sorted(sources_of(workflow, node))]
+    found = next((k for k in keys if k), ())
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def kinds_for(workflow: Workflow, source: str) -> frozenset[str]:
@@ -79,7 +94,8 @@ def undisturbed(workflow: Workflow) -> Workflow:
     """Return the workflow that makes the same rows from the sources as they are, in one run from nothing."""
     if not goes_on(workflow):
         return workflow
-    return replace(workflow, nodes=tuple(_another_way(workflow, n) for n in workflow.nodes))
+    nodes = [_another_way(workflow, n) for n in workflow.nodes]
+    return replace(workflow, nodes=tuple(part for n in nodes for part in streams.split(n, nodes)))
 
 
 def _another_way(workflow: Workflow, node: Node) -> Node:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dataflare_plugins.prove.child import Order
 from dataflare_plugins.prove.codes import RUN_FAILED
 from dataflare_plugins.prove.comparing import Comparison, compare
 from dataflare_plugins.prove.nursery import PATIENCE, Nursery, Run
-from dataflare_plugins.prove.reading import Held, exact, held_by, kept
+from dataflare_plugins.prove.reading import Held, exact, held_by, kept, planned
 from dataflare_plugins.prove.schedule import Kill, Schedule
 from dataflare_plugins.prove.world import Premises, World, extract_of
 from dataflare_plugins.prove.writers import Writers
@@ -27,6 +27,8 @@ IN_A_ROUND = 15
 """Kills after which destinations are compared and everything begins anew, where runs go on from each other."""
 IN_A_RUN = 4
 """Kills of one run of a full extraction, at most, before it may end."""
+BATCHES, PACE = 40, 0.01
+"""How many batches a run over the rows of the twins has, and seconds each of them takes at least."""
 LONGEST = 4.0
 """Seconds after which a run that goes on for ever is killed although it did not come to its failpoint."""
 
@@ -60,6 +62,8 @@ class Proof:
         seed: of everything that is drawn.
         script: text of `<workflow>.sql`, or None.
         tell: called with a sentence now and then.
+        modules: more modules for the process that runs are forked from (the test suite's mutants).
+        stop_early: end at the first round that lost or doubled something.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Proof:
         seed: int,
         script: str | None,
         tell: Callable[[str], None] = lambda _text: None,
+        modules: Sequence[str] = (),
+        stop_early: bool = False,
     ) -> None:
         oracle.check(workflow)
         self._runtime = runtime
@@ -82,10 +88,12 @@ class Proof:
         self._premises = Premises(runtime.host, workflow, root, seed, script)
         self._goes_on = oracle.goes_on(workflow)
         self._unbounded = any(extract_of(n).mode == "cdc" for n in workflow.of("source"))
-        modules = {runtime.host.factory(n.kind, n.use).__module__ for n in workflow.nodes}
-        self._nursery = Nursery(root / "runs", sorted(modules))
+        self._stop_early = stop_early
+        used = {runtime.host.factory(n.kind, n.use).__module__ for n in workflow.nodes}
+        self._nursery = Nursery(root / "runs", [*sorted(used), *modules])
         self._worlds = 0
         self._usual = 1.0
+        self._pace = 0.0
         self.tally = Tally()
         self.schedule = Schedule({}, kills, seed, zombies=False)
         self._expected: dict[str, Held] = {}
@@ -136,6 +144,8 @@ class Proof:
             self._tell(f"{self.schedule.kills} of {self.schedule.wanted} kills, {self.lost} lost, {self.duplicated} duplicated")
             if self.schedule.kills == before and not self.schedule.waiting:
                 break  # nothing is left that could be killed
+            if self._stop_early and (self.lost or self.duplicated):
+                break
 
     # -- one round ---------------------------------------------------------------------------------------
 
@@ -161,10 +171,10 @@ class Proof:
             self._haunted(world, kill)
             return
         spot = None if kill.failpoint is None else f"{kill.failpoint}:{kill.nth}"
-        run = self._nursery.start(self._order(world, failpoint=spot))
+        run = self._nursery.start(self._order(world, failpoint=spot, once=self.schedule.missed_before(kill)))
         if kill.failpoint is None:
             run.wait(kill.moment * max(self._usual, 0.05))
-        elif run.wait(LONGEST if self._unbounded else PATIENCE) and run.died_at_failpoint:
+        elif run.wait(max(LONGEST, 4 * self._usual) if self._unbounded else PATIENCE) and run.died_at_failpoint:
             self.schedule.killed(kill, at_failpoint=True)
             return
         self.schedule.missed(kill)
@@ -175,12 +185,17 @@ class Proof:
 
     def _haunted(self, world: World, kill: Kill) -> None:
         """Stop a run, let another take over, wake the first up: it must not write any more."""
+        before = world.fence()
         zombie = self._nursery.start(self._order(world))
         zombie.wait(kill.moment * max(self._usual, 0.05))
         if not zombie.alive:
             self._ended(zombie)
             return
         zombie.stop()
+        if not self._under_way(world, before):
+            if zombie.kill():  # what begins later is a run of its own, and what is over has no heir
+                self.schedule.killed(kill, at_failpoint=False)
+            return
         heir = self._nursery.start(self._order(world, take_over=True, once=True))
         heir.wait(2.0)
         zombie.wake()
@@ -190,6 +205,13 @@ class Proof:
         if zombie.kill() or zombie.document is None or zombie.document["status"] != "done":
             self.schedule.killed(kill, at_failpoint=False)
         self._ended(heir)
+
+    def _under_way(self, world: World, before: int) -> bool:
+        """Whether a stopped run has taken the lock and is not over; one stopped while it writes that down is not asked."""
+        try:
+            return world.fence() > before and not world.finished()
+        except DataflareError:
+            return False
 
     def _ended(self, run: Run) -> None:
         """Check a run that came to its end by itself.
@@ -218,7 +240,7 @@ class Proof:
         return Writers(world, self._seed + self._worlds) if self._goes_on else Writers(None, self._seed)
 
     def _order(self, world: World, **more: Any) -> Order:
-        return Order(world.workflow, str(self._premises.original.base_dir), "", "", **more)
+        return Order(world.workflow, str(self._premises.original.base_dir), "", "", pace=self._pace, **more)
 
     def _finish(self, order: Order) -> dict[str, Any]:
         document = self._nursery.finish(order)
@@ -238,14 +260,26 @@ class Proof:
         for name, wanted in expected.items():
             held = found[name]
             alike = exact(self._runtime.host, world.workflow)
-            made = compare(name, wanted.rows(), held.rows(), spill, exact=alike, where=held.where)
+            fold = oracle.key_of_changes(world.workflow, name) if held.appended else ()
+            made = compare(name, wanted.rows(), held.rows(), spill, exact=alike, where=held.where, fold=fold)
             self.tally.comparisons.append(made)
 
     def _small_epochs(self) -> None:
-        """Let a run have several epochs, unless the workflow says how many: a proof's tables are small."""
+        """Let a run have several epochs, unless the workflow says how many: a proof's tables are small.
+
+        A checkpoint of its own would take a workflow out of the bulk lane; there it stays as it is.
+        """
         settings = self._premises.original.settings
-        if self._goes_on and not (settings.get("state") or {}).get("checkpoint"):
-            self._premises.settings["state"] = {"store": "sqlite", "checkpoint": {"every": 0.25}}
+        with self._world() as world:
+            if all(t.lane == "bulk" for t in planned(self._runtime, world.workflow).tasks):
+                return
+            rows = self._finish(self._order(world, once=True))["rows"]["read"]
+        self._pace = PACE
+        runtime = settings.get("runtime") or {}
+        if not runtime.get("batch"):
+            self._premises.settings["runtime"] = {**runtime, "batch": {"rows": max(1, rows // BATCHES)}}
+        if not (settings.get("state") or {}).get("checkpoint"):
+            self._premises.settings["state"] = {"store": "sqlite", "checkpoint": {"every": 0.25 if self._goes_on else 0.05}}
 
     @property
     def lost(self) -> int:
@@ -274,6 +308,7 @@ class Proof:
             "rounds": self.tally.rounds,
             "runs": self.tally.runs,
             "resumed": self.tally.resumed,
+            "written": self.tally.written,
             "differences": json.loads(json.dumps([d for c in comparisons for d in c.differences][:10], default=str)),
         }
 

@@ -26,11 +26,13 @@ class Held:
         schema: their columns.
         rows: reads them anew at every call.
         where: which of them count: those that a soft delete left do not.
+        appended: they are changes, written down as rows.
     """
 
     schema: pa.Schema
     rows: Callable[[], pa.RecordBatchReader]
     where: str = "true"
+    appended: bool = False
 
 
 def held_by(runtime: Runtime, workflow: Workflow) -> dict[str, Held]:
@@ -84,7 +86,9 @@ def _held(host: Host, plan: Plan, node: NodeSpec) -> Held | None:
         finally:
             component.close()
 
-    return None if rows() is None else Held(schema, rows, f"{DELETED_AT} IS NULL" if soft else "true")
+    return (
+        None if rows() is None else Held(schema, rows, f"{DELETED_AT} IS NULL" if soft else "true", node.settings.get("changes") == "rows")
+    )
 
 
 def exact(host: Host, workflow: Workflow) -> bool:

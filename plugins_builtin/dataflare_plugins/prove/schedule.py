@@ -37,6 +37,8 @@ class Schedule:
 
     TRIES = 4
     """Rounds in which a failpoint may fail to be reached before it is given up."""
+    ZOMBIES = 0.15
+    """Share of the moments at which a run is stopped and woken up later, instead of killed."""
 
     def __init__(self, passed: Mapping[str, int], kills: int, seed: int, *, zombies: bool) -> None:
         self._passed = dict(passed)
@@ -47,12 +49,16 @@ class Schedule:
         self.wanted = max(kills, len(self._passed))
         self.at_failpoints = max(kills // 2, len(self._passed)) if self._passed else 0
         self.hits: dict[str, int] = dict.fromkeys(self._passed, 0)
+        # What is passed once (a snapshot's beginning) is killed before it is over; the others at any stage.
+        often = [n for n, count in passed.items() if count > 1]
+        self._random.shuffle(often)
+        self._order = [n for n, count in passed.items() if count == 1] + often
         self.kills = 0
 
     @property
     def waiting(self) -> list[str]:
-        """Failpoints nobody has died at, in the order they are passed, without those given up."""
-        return [n for n, hits in self.hits.items() if not hits and self._missed[n] < self.TRIES]
+        """Failpoints nobody has died at, in the order they are tried, without those given up."""
+        return [n for n in self._order if not self.hits[n] and self._missed[n] < self.TRIES]
 
     def done(self) -> bool:
         """Whether there were enough kills and every failpoint has had its own."""
@@ -68,16 +74,20 @@ class Schedule:
 
     def next(self) -> Kill:
         """Return the next kill."""
-        zombie = self._zombies and self._random.random() < 0.15
+        zombie = self._zombies and self._random.random() < self.ZOMBIES
         moment = self._random.uniform(0.02, 1.0)
         first = next((n for n in self.waiting if n not in self._skipped), None)
         done, left = sum(self.hits.values()), self.wanted - self.kills
         if first is not None and (done <= self.kills - done or left <= len(self.waiting)):
-            return Kill(first, 1)
+            return Kill(first, 1 if self._missed[first] else self._random.randint(1, max(1, min(2, self._passed[first]))))
         if self._passed and done < self.at_failpoints and done <= self.kills - done:
             name = self._random.choice(sorted(self._passed))
             return Kill(name, self._random.randint(1, max(1, min(4, self._passed[name]))))
         return Kill(moment=moment, zombie=zombie)
+
+    def missed_before(self, kill: Kill) -> bool:
+        """Whether its failpoint could not be reached in an earlier round: the run is to go to its end this time."""
+        return kill.failpoint is not None and bool(self._missed[kill.failpoint])
 
     def killed(self, kill: Kill, *, at_failpoint: bool) -> None:
         """Note that a run died."""
@@ -87,6 +97,6 @@ class Schedule:
 
     def missed(self, kill: Kill) -> None:
         """Note that a run never came to its failpoint."""
-        if kill.failpoint is not None and kill.nth == 1 and kill.failpoint not in self._skipped:
+        if kill.failpoint is not None and kill.failpoint not in self._skipped:
             self._skipped.add(kill.failpoint)
             self._missed[kill.failpoint] += 1

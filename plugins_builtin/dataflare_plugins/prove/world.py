@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -151,15 +151,23 @@ class World:
 
     def finished(self) -> bool:
         """Whether the newest run has come to its end, whatever became of its process: the next begins anew."""
+        newest = self._look(lambda store: store.load(self.workflow.name), None)
+        return bool(newest is not None and newest.final and newest.done)
+
+    def fence(self) -> int:
+        """Return the newest fence: it is raised when a run has taken the lock, before it does anything."""
+        return int(self._look(lambda store: store.fence(self.workflow.name), 0))
+
+    def _look(self, ask: Callable[[Any], Any], otherwise: Any) -> Any:
+        """Look into the state store without taking anything of it."""
         path = self.base / ".dataflare" / "state.db"
         if not path.exists():
-            return False
+            return otherwise
         store = self._premises.host.build("state_store", "sqlite", {"path": str(path)})
         try:
-            newest = store.load(self.workflow.name)
+            return ask(store)
         finally:
             store.close()
-        return bool(newest is not None and newest.final and newest.done)
 
     def close(self) -> None:
         """Close every twin."""

@@ -1,0 +1,1 @@
+"""Deliberate faults that `dataflare prove` must catch: `make mutants`."""
