@@ -175,7 +175,10 @@ class Job:
             logged = replace(logged, done=True)
         self._next = decision.epoch
         base = before if decision.replay else logged
-        self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
+        if decision.replay and logged is not None:
+            self._stop = dict(logged.start)  # also of a run's first epoch, which may go on from where another run ended
+        else:
+            self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
         if base is not None:
             self._env.monitor.committed = dict(base.counts)
         if logged is not None and logged.final and not decision.replay:
