@@ -6,7 +6,7 @@ is known of the row before: its key at least, everything else NULL when the sour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -42,6 +42,7 @@ class Changes:
             change; the value in `data` is then NULL and means nothing. Columns that were all sent are missing.
         settled: False while a stream catches up with a snapshot: a change may then concern a row that is not
             there any more, or a state the destination is already past.
+        row: index of each row in the batch a step was given; the engine's own, None elsewhere.
     """
 
     op: pa.Array
@@ -51,6 +52,7 @@ class Changes:
     before: pa.RecordBatch | None = None
     unchanged: Mapping[str, pa.Array] = field(default_factory=dict)
     settled: bool = True
+    row: pa.Array | None = None
 
     @classmethod
     def of(cls, rows: int, op: int, pos: int, *, settled: bool = True) -> Changes:
@@ -73,6 +75,27 @@ class Changes:
             commit_ts=act(self.commit_ts),
             before=None if self.before is None else whole(self.before),
             unchanged={name: act(flags) for name, flags in self.unchanged.items()},
+            row=None if self.row is None else act(self.row),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Changes]) -> Changes:
+        """Return the changes of several batches of the same columns, one after the other; without rows before."""
+        names = list(dict.fromkeys(n for p in parts for n in p.unchanged))
+
+        def flags(name: str) -> pa.Array:
+            sent = [p.unchanged.get(name) for p in parts]
+            return pa.concat_arrays([pa.repeat(pa.scalar(False), len(p.op)) if f is None else f for p, f in zip(parts, sent, strict=True)])
+
+        rows = [p.row for p in parts]
+        return cls(
+            pa.concat_arrays([p.op for p in parts]),
+            pa.concat_arrays([p.pos for p in parts]),
+            pa.concat_arrays([p.txid for p in parts]),
+            pa.concat_arrays([p.commit_ts for p in parts]),
+            unchanged={n: flags(n) for n in names},
+            settled=all(p.settled for p in parts),
+            row=None if any(r is None for r in rows) else pa.concat_arrays(rows),
         )
 
     def take(self, indices: pa.Array) -> Changes:

@@ -7,7 +7,7 @@ as the last change left it, or that it is gone. All databases apply the same thr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,21 +52,25 @@ class Folded:
     _connection: Any
     _schema: pa.Schema
     _key: tuple[str, ...]
-    _items: tuple[str, ...]
+    _items: Mapping[str, str]
 
     def deletes(self) -> pa.RecordBatchReader:
         """Return the keys of rows that are gone: the key columns only."""
-        keys = ", ".join(quote(k) for k in self._key)
-        return self._read(f"SELECT {keys} FROM folded WHERE {OP} = {DELETE}")
+        return self._read(f"SELECT {self._columns(self._key)} FROM folded WHERE {OP} = {DELETE}")
 
     def rows(self) -> pa.RecordBatchReader:
         """Return the rows that are there now and known whole: the columns of the schema."""
-        return self._read(f"SELECT {', '.join(self._items)} FROM folded WHERE {OP} <> {DELETE} AND NOT {UNCHANGED}")
+        return self._read(f"SELECT {self._columns(self._schema.names)} FROM folded WHERE {OP} <> {DELETE} AND NOT {UNCHANGED}")
 
     def partial(self) -> pa.RecordBatchReader:
-        """Return the rows of which some columns are not known: the schema's columns, a `flag` per partial column, `_df_settled`."""
+        """Return the rows not known whole: the columns of the schema, a `flag` per partial column, `_df_settled`."""
         flags = "".join(f", {quote(flag(i))}" for i in self.partial_columns)
-        return self._read(f"SELECT {', '.join(self._items)}{flags}, {SETTLED} FROM folded WHERE {OP} <> {DELETE} AND {UNCHANGED}")
+        return self._read(
+            f"SELECT {self._columns(self._schema.names)}{flags}, {SETTLED} FROM folded WHERE {OP} <> {DELETE} AND {UNCHANGED}"
+        )
+
+    def _columns(self, names: Iterable[str]) -> str:
+        return ", ".join(f"{self._items.get(n, quote(n))} AS {quote(n)}" for n in names)
 
     def _read(self, sql: str) -> pa.RecordBatchReader:
         return self._connection.sql(sql).to_arrow_reader(FETCH_ROWS)
@@ -200,13 +204,21 @@ class Staging:
         return pa.RecordBatchReader.from_batches(self._stored, self.batches())
 
     @contextlib.contextmanager
-    def folded(self, memory: int, items: Sequence[str] | None = None) -> Iterator[Folded]:
+    def plain(self, memory: int, items: Mapping[str, str] | None = None) -> Iterator[pa.RecordBatchReader]:
+        """Give what is staged as the database takes it, unfolded, in the order it came; arguments as of `folded`."""
+        columns = ", ".join(f"{(items or {}).get(n, quote(n))} AS {quote(n)}" for n in self.schema.names)
+        with duck.connect(memory=memory, threads=1, temp=self._folder / "spill") as connection:
+            connection.register("staged", self.reader())
+            yield connection.sql(f"SELECT {columns} FROM staged").to_arrow_reader(FETCH_ROWS)
+
+    @contextlib.contextmanager
+    def folded(self, memory: int, items: Mapping[str, str] | None = None) -> Iterator[Folded]:
         """Fold what is staged to one entry per key.
 
         Args:
             memory: bytes the fold may use before it spills.
-            items: for each column of the schema the SQL (DuckDB's) that gives its value as the database takes it,
-                each ending in `AS name`; by default the columns as they are.
+            items: column to the SQL (DuckDB's) that gives its value as the database takes it; by default the columns
+                as they are.
         """
         with duck.connect(memory=memory, threads=1, temp=self._folder / "spill") as connection:
             connection.register("staged", self.reader())
@@ -218,7 +230,7 @@ class Staging:
                 connection,
                 self.schema,
                 self.key,
-                tuple(items or [quote(n) for n in self.schema.names]),
+                items or {},
             )
 
     def _fold(self) -> str:

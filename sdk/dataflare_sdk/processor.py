@@ -19,9 +19,14 @@ class Processor(Component[C], ABC):
 
     Life: built, `output_schemas` (plan time) → `prune` → `output_schemas` again with the narrowed inputs →
     `process`… → `flush` → `close`. A processor rebuilt from a plan gets `prune` and `output_schemas` too.
+
+    Attributes:
+        changes: `rowwise` when it takes changes as they are: each row by itself, deletions pass it unseen (the engine
+            sees to that). `refuse`: what it makes of a row depends on other rows.
     """
 
     inputs: ClassVar[tuple[int, int | None]] = (1, 1)
+    changes: ClassVar[str] = "refuse"
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the outputs: just the main one."""
@@ -48,6 +53,13 @@ class Processor(Component[C], ABC):
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] | None:
         """Return output → column → the (input, column) pairs it is made from; None: unknown."""
         return None
+
+    def kept(self) -> Mapping[str, str]:
+        """Return output column to the input column that it is, untouched; asked of those that take changes.
+
+        Changes pass by key: a deletion carries only columns that are kept.
+        """
+        return {}
 
     def notes(self) -> Sequence[str]:
         """Return what `validate` should tell the person (non-deterministic functions …)."""

@@ -31,6 +31,10 @@ class Source(Component[C], ABC):
         """Return one partition that carries the stream's pins."""
         return [Partition(id=stream.name, stream=stream.name, spec=dict(stream.pins))]
 
+    def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
+        """Return the partitions of all streams; override it to read them together, from one log."""
+        return [p for stream in streams for p in self.partitions(stream, extract)]
+
     @abstractmethod
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read a partition after `offset`, and to `until` exactly if given."""

@@ -37,11 +37,12 @@ class RestartPolicy:
 class Inbox(Protocol):
     """What a task reads: one ordered queue per input, each bounded in bytes. No credit, no message."""
 
-    def put(self, input: str, message: Message, size: int) -> bool:
+    def put(self, input: str, message: Message, size: int, timeout: float | None = None) -> bool | None:
         """Append to an input; wait while its credits are out. A message larger than all credits passes alone.
 
         Returns:
-            False when the inbox was closed: nobody will read it.
+            True: it is there. False: the inbox was closed, nobody will read it. None: `timeout` seconds passed, it is
+            not there.
         """
         ...
 

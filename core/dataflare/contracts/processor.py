@@ -18,10 +18,12 @@ class Processor(Protocol):
         features: of `rowwise` (each output row depends on one input row), `whole_input` (answers at End),
             `keyed`, `nondeterministic`, `sql` (offers `relation`).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
+        changes: `rowwise` or `refuse`: whether change batches may pass it.
     """
 
     features: frozenset[str]
     inputs: tuple[int, int | None]
+    changes: str
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of its outputs; the first is the main one unless it has none."""
@@ -34,6 +36,10 @@ class Processor(Protocol):
             DataflareError: an expression does not bind, a column is missing; with `path` relative to the
                 node's `with:` block.
         """
+        ...
+
+    def kept(self) -> Mapping[str, str]:
+        """Return output column to the input column that it is, untouched."""
         ...
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:

@@ -118,6 +118,10 @@ class Source(Protocol):
         """Split a stream; at least one partition, also for an empty stream."""
         ...
 
+    def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
+        """Return the partitions of all streams; a source that reads them together, from one log, gives one."""
+        ...
+
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read a partition after `offset` (None: from its beginning), and to `until` exactly if given."""
         ...

@@ -27,11 +27,15 @@ class LocalInbox:
         self._writable = threading.Condition(self._lock)
         self._closed = False
 
-    def put(self, input: str, message: Message, size: int) -> bool:
-        """Append to an input, waiting for credit; False once the inbox is closed."""
+    def put(self, input: str, message: Message, size: int, timeout: float | None = None) -> bool | None:
+        """Append to an input, waiting for credit; False once the inbox is closed, None when `timeout` passed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             while not self._closed and self._held[input] and self._held[input] + size > self._capacity[input]:
-                self._writable.wait()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                self._writable.wait(left)
             if self._closed:
                 return False
             self._queues[input].append((message, size))

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.duckdb.applying import DELETED_AT, REFUSED, Applier
 from dataflare_sdk import CODES, Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fold import Staging
 from dataflare_sdk.schema import duck_type, literal, quote
-from dataflare_sdk.upsert import split_null_keys
+from dataflare_sdk.upsert import NULL_KEY
 
 BUSY = code("duckdb.busy", 4, "Another process holds the DuckDB file.", "Close it there; the run tries again by itself.")
 NOT_A_DATABASE = code("duckdb.not-a-database", 4, "The file is no DuckDB database.", "Check `path`.")
 COLUMNS_DIFFER = code(
     "duckdb.columns-differ", 1, "The table has other columns than the rows.", "Set `schema`, or change the columns in a map."
 )
-REFUSED = code("data.refused", 1, "The database refuses a row.", "Mend the row, or the constraint of the table.")
+STAGED = 32 << 20
+"""Bytes of an epoch kept in memory before they go to a file."""
 declare("duckdb.staged", "duckdb.commit.begun", "duckdb.commit.applied", "duckdb.commit.done")
 
 
@@ -36,13 +40,12 @@ class DuckdbDestination(Destination[DuckdbTarget]):
     """The file is opened only to claim it and to commit; between that others may read it."""
 
     Config = DuckdbTarget
-    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add", "spills"})
+    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add", "delete", "partial_update", "spills"})
 
     def __init__(self, config: DuckdbTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
         self._target: Target | None = None
-        self._writer: Any = None
         self._files: list[Path] = []
 
     def check(self) -> None:
@@ -68,6 +71,16 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             path.unlink()
+        write = target.write
+        self._staged = Staging(
+            Path(self.ctx.staging_dir),
+            target.schema,
+            write.key if write.mode == "upsert" else (),
+            changes=target.changes,
+            memory=min(STAGED, self.ctx.memory // 4),
+            order=write.pos_column,
+        )
+        self._staged.sweep()
         with self._transaction() as db:
             opened = claim(_executor(db), target, f"'{self.config.path}'")
             if target.write.mode == "overwrite":
@@ -100,10 +113,14 @@ class DuckdbDestination(Destination[DuckdbTarget]):
                 raise COLUMNS_DIFFER.error(f"the table '{self.config.table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {quote(field.name)} {duck_type(field.type)}")
+        if target.changes and target.write.deletes == "soft" and DELETED_AT not in held:
+            db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {DELETED_AT} TIMESTAMPTZ")
 
     def _create(self, db: Any, table: str, key: Sequence[str]) -> None:
         assert self._target is not None
         columns = [f"{quote(f.name)} {duck_type(f.type)}" for f in self._target.schema]
+        if self._target.changes and self._target.write.deletes == "soft":
+            columns.append(f"{DELETED_AT} TIMESTAMPTZ")
         if key:
             columns.append(f"PRIMARY KEY ({', '.join(quote(k) for k in key)})")
         db.execute(f"CREATE TABLE {quote(table)} ({', '.join(columns)})")
@@ -112,26 +129,17 @@ class DuckdbDestination(Destination[DuckdbTarget]):
 
     def write(self, batch: Batch) -> Sequence[RowRejection]:
         """Stage a batch; of an upsert, rows without a key are refused."""
-        assert self._target is not None
-        data, rejected = batch.data, list[RowRejection]()
-        if self._target.write.mode == "upsert":
-            data, rejected = split_null_keys(data, self._target.write.key)
-        if self._writer is None:
-            path = self._piece()
-            self._writer = pa.ipc.new_file(str(path), self._target.schema)
-        with atomic.explained(self._folder):
-            self._writer.write_batch(data)
-        return rejected
+        return self._staged.add(batch)
 
-    def _piece(self, ending: str = "arrow") -> Path:
-        path = self._folder / f"piece-{len(self._files):06}.{ending}"
+    def _piece(self) -> Path:
+        path = self._folder / f"piece-{len(self._files):06}.parquet"
         self._files.append(path)
         return path
 
     def copy(self) -> CopyTarget | None:
         """Let the bulk lane write a Parquet file that the commit reads."""
         assert self._target is not None
-        path = self._piece("parquet")
+        path = self._piece()
         statement = "COPY ({query}) TO " + literal(str(path)) + " (FORMAT parquet)"
         return CopyTarget((statement,), paths=(str(path),))
 
@@ -139,15 +147,24 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         """Let the bulk lane write here."""
         return True
 
-    def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
-        """Close what is staged; the truth is in the database after COMMIT."""
-        self._close_writer()
-        failpoint("duckdb.staged")
+    def copied(self, rows: int) -> None:  # noqa: ARG002
+        """Refuse what a batch would be refused for; the streaming lane then finds the rows.
 
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        Raises:
+            DataflareError: `data.null-key`.
+        """
+        assert self._target is not None
+        if self._target.write.mode == "upsert":
+            missing = " OR ".join(f"{quote(k)} IS NULL" for k in self._target.write.key)
+            files = ", ".join(literal(str(p)) for p in self._files)
+            with duck.session() as db:
+                count = db.execute(f"SELECT count(*) FROM read_parquet([{files}]) WHERE {missing}").fetchall()[0][0]
+            if count:
+                raise NULL_KEY.error(f"{count} rows have no key ({', '.join(self._target.write.key)})")
+
+    def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
+        """Nothing is promised: the truth is in the database after COMMIT."""
+        failpoint("duckdb.staged")
 
     # -- committing --------------------------------------------------------------------------------------
 
@@ -171,66 +188,32 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         if mode == "overwrite":
             if not self._columns(db, self._staging):
                 self._create(db, self._staging, ())
-            self._insert(db, self._staging, ())
+            self._applier(db, self._staging).append()
             if final:
                 db.execute(f"DROP TABLE IF EXISTS {quote(table)}")
                 db.execute(f"ALTER TABLE {quote(self._staging)} RENAME TO {quote(table)}")
+        elif mode == "append":
+            self._applier(db, table).append()
         else:
-            self._insert(db, table, self._target.write.key if mode == "upsert" else ())
+            self._applier(db, table).upsert()
 
-    def _insert(self, db: Any, table: str, key: Sequence[str]) -> None:
+    def _applier(self, db: Any, table: str) -> Applier:
         assert self._target is not None
-        if not self._files:
-            return
-        held = {n.lower() for n in self._columns(db, table)}
-        names = [n for n in self._target.schema.names if n.lower() in held]
-        columns = ", ".join(quote(n) for n in names)
-        source = self._staged(db)
-        if key:
-            keys = ", ".join(quote(k) for k in key)
-            numbered = f'SELECT *, row_number() OVER () AS "row in order" FROM {source}'
-            last = f'SELECT {columns} FROM ({numbered}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" DESC) = 1'
-            # A row that changes is deleted and put anew: DuckDB's own upsert needs an index, a given table may have none.
-            test = " AND ".join(f"{quote(table)}.{quote(k)} = s.{quote(k)}" for k in key)
-            db.execute(f"CREATE OR REPLACE TEMP TABLE _dataflare_folded AS {last}")
-            rest = [n for n in names if n not in key]
-            if rest:
-                sets = ", ".join(f"{quote(n)} = s.{quote(n)}" for n in rest)
-                db.execute(f"UPDATE {quote(table)} SET {sets} FROM _dataflare_folded s WHERE {test}")
-            source = f"(SELECT * FROM _dataflare_folded s WHERE NOT EXISTS (SELECT 1 FROM {quote(table)} WHERE {test}))"
-        try:
-            db.execute(f"INSERT INTO {quote(table)} ({columns}) SELECT {columns} FROM {source}")
-        except Exception as error:
-            if "Constraint" in type(error).__name__:
-                raise REFUSED.error(f"the table '{table}' refuses a row: {str(error).splitlines()[0]}") from error
-            raise
-
-    def _staged(self, db: Any) -> str:
-        """Return a relation of what is staged."""
-        assert self._target is not None
-        parquet = [p for p in self._files if p.suffix == ".parquet"]
-        if parquet:
-            return f"read_parquet([{', '.join(literal(str(p)) for p in parquet)}])"
-        db.register("_dataflare_staged", pa.RecordBatchReader.from_batches(self._target.schema, self._batches()))
-        return "_dataflare_staged"
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for path in self._files:
-            with pa.OSFile(str(path)) as file:
-                reader = pa.ipc.open_file(file)
-                for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
+        now = datetime.datetime.fromtimestamp(self.ctx.clock(), datetime.UTC).isoformat(sep=" ", timespec="microseconds")
+        held = list(self._columns(db, table))
+        return Applier(db, table, self._staged, self._files, self._target.write, held=held, now=now, memory=self.ctx.memory)
 
     def abort(self) -> None:
         """Drop what is staged."""
-        self._close_writer()
+        self._staged.clear()
         for path in self._files:
             path.unlink(missing_ok=True)
         self._files = []
 
     def close(self) -> None:
         """Drop what is staged: a transactional destination keeps nothing of a crash."""
-        self.abort()
+        if self._target is not None:
+            self.abort()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:

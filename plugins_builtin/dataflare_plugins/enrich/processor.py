@@ -69,6 +69,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
 
     Config = EnrichConfig
     features = frozenset({"rowwise", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: EnrichConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -134,6 +135,10 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         wanted = needed.get("", frozenset())
         self._select = {n: o for n, o in self.config.select.items() if n in wanted}
         return {self._name: wanted & frozenset(self._input.names) | frozenset(self.config.on)}
+
+    def kept(self) -> Mapping[str, str]:
+        """The input's columns are handed on."""
+        return {n: n for n in self._schema.names if n in self._input.names and n not in self._select}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """The input's columns are its own; a new one depends on the keys it was found by."""

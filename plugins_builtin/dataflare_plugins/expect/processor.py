@@ -27,6 +27,7 @@ class ExpectProcessor(StageProcessor[ExpectConfig]):
 
     Config = ExpectConfig
     features = frozenset({"rowwise", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: ExpectConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -42,6 +43,10 @@ class ExpectProcessor(StageProcessor[ExpectConfig]):
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
         """Read what is used downstream and what the rules read."""
         return {self._name: frozenset[str]().union(*needed.values(), *self.bound.reads.values())}
+
+    def kept(self) -> Mapping[str, str]:
+        """Every column is the input's."""
+        return {n: n for n in self._schema.names}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""

@@ -23,6 +23,7 @@ class FilterProcessor(StageProcessor[FilterConfig]):
 
     Config = FilterConfig
     features = frozenset({"rowwise", "filters", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: FilterConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -44,6 +45,10 @@ class FilterProcessor(StageProcessor[FilterConfig]):
         """Read what is used downstream and what the condition reads."""
         self._read = frozenset(needed)
         return {self._name: frozenset[str]().union(*needed.values(), self.bound.reads["where"])}
+
+    def kept(self) -> Mapping[str, str]:
+        """Every column is the input's."""
+        return {n: n for n in self._schema.names}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""

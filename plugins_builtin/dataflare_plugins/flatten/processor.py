@@ -26,6 +26,7 @@ class FlattenProcessor(Processor[FlattenConfig]):
 
     Config = FlattenConfig
     features = frozenset({"rowwise", "one_to_one", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: FlattenConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -49,6 +50,10 @@ class FlattenProcessor(Processor[FlattenConfig]):
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
         """Read what is used downstream, and the struct."""
         return {self._name: needed.get("", frozenset()) & frozenset(self._input.names) | {self.config.column}}
+
+    def kept(self) -> Mapping[str, str]:
+        """Columns beside the struct are the input's."""
+        return {n: n for n in self._schema.names if n in self._input.names and n != self.config.column}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """A field comes from the struct, every other column from itself."""

@@ -36,6 +36,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
 
     Config = MapConfig
     features = frozenset({"rowwise", "one_to_one", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: MapConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -97,6 +98,10 @@ class MappingProcessor(StageProcessor[MapConfig]):
             if column.source is None:
                 read |= self.bound.reads[column.name]
         return {self._name: frozenset(read)}
+
+    def kept(self) -> Mapping[str, str]:
+        """Columns that are not computed are the input's, renamed or not."""
+        return {c.name: c.source for c in self._columns if c.source is not None}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Return what each column is made from."""

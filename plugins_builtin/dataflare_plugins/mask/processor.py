@@ -30,6 +30,7 @@ class MaskProcessor(StageProcessor[MaskConfig]):
 
     Config = MaskConfig
     features = frozenset({"rowwise", "one_to_one", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: MaskConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -62,6 +63,10 @@ class MaskProcessor(StageProcessor[MaskConfig]):
         """Read what is used downstream."""
         self._pruned = True
         return {self._name: needed.get("", frozenset())}
+
+    def kept(self) -> Mapping[str, str]:
+        """Columns that are not masked are the input's."""
+        return {n: n for n in self._schema.names if n not in self.config.columns}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column comes from the input's of the same name."""

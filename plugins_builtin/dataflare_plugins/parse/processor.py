@@ -36,6 +36,7 @@ class ParseProcessor(StageProcessor[ParseConfig]):
 
     Config = ParseConfig
     features = frozenset({"rowwise", "one_to_one", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: ParseConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -88,6 +89,10 @@ class ParseProcessor(StageProcessor[ParseConfig]):
         """Read what is used downstream, and the text."""
         self._needed = needed.get("", frozenset())
         return {self._name: self._needed & frozenset(self._input.names) | {self.config.column}}
+
+    def kept(self) -> Mapping[str, str]:
+        """Columns that are not read out of the text are the input's."""
+        return {n: n for n in self._schema.names if n not in self.config.into}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """New columns come from the text, every other one from itself."""

@@ -24,6 +24,7 @@ class RouteProcessor(StageProcessor[RouteConfig]):
 
     Config = RouteConfig
     features = frozenset({"rowwise", "sql"})
+    changes = "rowwise"
 
     def __init__(self, config: RouteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -45,6 +46,10 @@ class RouteProcessor(StageProcessor[RouteConfig]):
         """Read what is used downstream and what the conditions read."""
         self._read = frozenset(needed)
         return {self._name: frozenset[str]().union(*needed.values(), *self.bound.reads.values())}
+
+    def kept(self) -> Mapping[str, str]:
+        """Every column is the input's."""
+        return {n: n for n in self._schema.names}
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """Every column is the input's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.sqlite.types import declared, stored
-from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
+from dataflare_plugins.sqlite.applying import DELETED_AT, REFUSED, Applier
+from dataflare_plugins.sqlite.types import declared
+from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fold import Staging
 from dataflare_sdk.schema import quote
-from dataflare_sdk.upsert import split_null_keys
 
 NOT_A_DATABASE = code("sqlite.not-a-database", 4, "The file is no SQLite database.", "Check `path`.")
 BUSY = code("sqlite.busy", 4, "Another process holds the SQLite file.", "Wait until it is done; the run tries again by itself.")
@@ -25,7 +27,6 @@ COLUMNS_DIFFER = code(
 NO_UNIQUE_KEY = code(
     "sqlite.no-unique-key", 4, "The table has no unique index over the key of an upsert.", "Create one, or let the table be made anew."
 )
-REFUSED = code("data.refused", 1, "The database refuses a row.", "Mend the row, or the constraint of the table.")
 TIMEOUT = 30.0
 STAGED = 32 << 20
 """Bytes of an epoch kept in memory before they go to a file."""
@@ -44,12 +45,11 @@ class SqliteDestination(Destination[SqliteTarget]):
     """Rows and checkpoint row in one transaction."""
 
     Config = SqliteTarget
-    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add"})
+    features = frozenset({"transactional", "overwrite", "append", "upsert", "atomic_swap", "ddl_add", "delete", "partial_update"})
 
     def __init__(self, config: SqliteTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
-        self._staged: list[pa.RecordBatch] = []
         self._target: Target | None = None
         self._opened = Opened()
 
@@ -80,6 +80,16 @@ class SqliteDestination(Destination[SqliteTarget]):
     def open(self, target: Target) -> Opened:
         """Claim the table: raise the fence in its checkpoint row; drop what another run had staged."""
         self._target = target
+        write = target.write
+        self._staged = Staging(
+            Path(self.ctx.staging_dir),
+            target.schema,
+            write.key if write.mode == "upsert" else (),
+            changes=target.changes,
+            memory=min(STAGED, self.ctx.memory // 4),
+            order=write.pos_column,
+        )
+        self._staged.sweep()
         atomic.make_folder(self._path.parent)
         with self._transaction() as db:
             self._opened = claim(_executor(db), target, f"'{self.config.path}'")
@@ -108,12 +118,16 @@ class SqliteDestination(Destination[SqliteTarget]):
                 raise COLUMNS_DIFFER.error(f"the table '{table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(table)} ADD COLUMN {quote(field.name)} {declared(field.type)}")
+        if target.changes and target.write.deletes == "soft" and DELETED_AT not in held:
+            db.execute(f"ALTER TABLE {quote(table)} ADD COLUMN {DELETED_AT} TIMESTAMP")
         if target.write.mode == "upsert" and not self._has_unique(db, table, key):
             raise NO_UNIQUE_KEY.error(f"the table '{table}' has no unique index over ({', '.join(key)})", path="table")
 
     def _create(self, db: sqlite3.Connection, table: str, key: Sequence[str]) -> None:
         assert self._target is not None
         columns = [f"{quote(f.name)} {declared(f.type)}" for f in self._target.schema]
+        if self._target.changes and self._target.write.deletes == "soft":
+            columns.append(f"{DELETED_AT} TIMESTAMP")
         if key:
             columns.append(f"PRIMARY KEY ({', '.join(quote(k) for k in key)})")
         db.execute(f"CREATE TABLE {quote(table)} ({', '.join(columns)})")
@@ -134,16 +148,10 @@ class SqliteDestination(Destination[SqliteTarget]):
 
     def write(self, batch: Batch) -> Sequence[RowRejection]:
         """Stage a batch; of an upsert, rows without a key are refused."""
-        assert self._target is not None
-        data, rejected = batch.data, list[RowRejection]()
-        if self._target.write.mode == "upsert":
-            data, rejected = split_null_keys(data, self._target.write.key)
-        big = self._too_big(data)
+        big = self._too_big(batch.data)
         if big is not None:
             raise REFUSED.error(f"a value of '{big}' is larger than an integer of SQLite")
-        self._staged.append(data)
-        self._spill()
-        return rejected
+        return self._staged.add(batch)
 
     def _too_big(self, data: pa.RecordBatch) -> str | None:
         from dataflare_sdk.compute import pc
@@ -152,20 +160,6 @@ class SqliteDestination(Destination[SqliteTarget]):
             if field.type == pa.uint64() and pc.any(pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))).as_py():
                 return str(field.name)
         return None
-
-    def _spill(self) -> None:
-        """Keep what is staged small in memory: beyond a bound it goes to a file."""
-        if sum(b.nbytes for b in self._staged) > min(STAGED, self.ctx.memory // 4):
-            folder = Path(self.ctx.staging_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            number = len(list(folder.glob("epoch-*.arrow")))
-            with pa.ipc.new_file(str(folder / f"epoch-{number:06}.arrow"), self._staged[0].schema) as file:
-                for batch in self._staged:
-                    file.write_batch(batch)
-            self._staged = []
-
-    def _spilled(self) -> list[Path]:
-        return sorted(Path(self.ctx.staging_dir).glob("epoch-*.arrow"))
 
     def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
         """Nothing is promised: the truth is in the database after COMMIT."""
@@ -192,63 +186,28 @@ class SqliteDestination(Destination[SqliteTarget]):
         mode, table = self._target.write.mode, self.config.table
         if mode == "overwrite":
             self._ensure_staging(db)
-            self._insert(db, self._staging)
+            self._applier(db, self._staging).append()
             if final:
                 db.execute(f"DROP TABLE IF EXISTS {quote(table)}")
                 db.execute(f"ALTER TABLE {quote(self._staging)} RENAME TO {quote(table)}")
+        elif mode == "append":
+            self._applier(db, table).append()
         else:
-            self._insert(db, table, self._target.write.key if mode == "upsert" else ())
+            self._applier(db, table).upsert()
+
+    def _applier(self, db: sqlite3.Connection, table: str) -> Applier:
+        assert self._target is not None
+        moment = datetime.datetime.fromtimestamp(self.ctx.clock(), datetime.UTC).isoformat(sep=" ", timespec="microseconds")
+        return Applier(db, table, self._staged, self._target.write, moment, self.ctx.memory)
 
     def _ensure_staging(self, db: sqlite3.Connection) -> None:
         found = db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (self._staging,)).fetchone()
         if found is None:
             self._create(db, self._staging, ())
 
-    def _insert(self, db: sqlite3.Connection, table: str, key: Sequence[str] = ()) -> None:
-        assert self._target is not None
-        held = {r[1].lower() for r in db.execute(f"PRAGMA table_info({quote(table)})")}
-        names = [n for n in self._target.schema.names if n.lower() in held]
-        columns = ", ".join(quote(n) for n in names)
-        sql = f"INSERT INTO {quote(table)} ({columns}) VALUES ({', '.join('?' * len(names))})"
-        if key:
-            rest = [n for n in names if n not in key]
-            sets = ", ".join(f"{quote(n)} = excluded.{quote(n)}" for n in rest)
-            sql += f" ON CONFLICT ({', '.join(quote(k) for k in key)}) DO " + (f"UPDATE SET {sets}" if sets else "NOTHING")
-        try:
-            for rows in self._rows(names, key):
-                db.executemany(sql, rows)
-        except (sqlite3.IntegrityError, OverflowError) as error:
-            raise REFUSED.error(f"the table '{table}' refuses a row: {error}") from error
-
-    def _rows(self, names: Sequence[str], key: Sequence[str]) -> Iterator[Iterator[tuple[Any, ...]]]:
-        """Yield the staged rows as SQLite takes them; of an upsert only the last of each key."""
-        assert self._target is not None
-        schema = self._target.schema
-        items = ", ".join(f"{stored(n, schema.field(n).type)} AS {quote(n)}" for n in names)
-        order = ""
-        if key:
-            keys = ", ".join(quote(k) for k in key)
-            order = f' QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "row in order" DESC) = 1'
-        with duck.connect(memory=self.ctx.memory, threads=1, temp=Path(self.ctx.staging_dir) / "spill") as connection:
-            connection.register("staged", pa.RecordBatchReader.from_batches(schema, self._batches()))
-            source = 'SELECT *, row_number() OVER () AS "row in order" FROM staged' if key else "SELECT * FROM staged"
-            reader = connection.sql(f"SELECT {items} FROM ({source}){order}").to_arrow_reader(16_384)
-            for batch in reader:
-                yield iter(zip(*(c.to_pylist() for c in batch.columns), strict=True))
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for path in self._spilled():
-            with pa.OSFile(str(path)) as file:
-                reader = pa.ipc.open_file(file)
-                for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
-        yield from list(self._staged)
-
     def abort(self) -> None:
         """Drop what is staged."""
-        self._staged = []
-        for path in self._spilled():
-            path.unlink()
+        self._staged.clear()
 
     def close(self) -> None:
         """Drop what is staged: a transactional destination keeps nothing of a crash."""

@@ -111,6 +111,17 @@ class Extract:
     key: list[str] | str = option("Columns that identify a row.", default_factory=list)
     overlap: Duration | None = option("How far to read back for late commits.", default=None)
     consistency: Literal["instant", "chunks"] | None = option("One snapshot, or one per chunk.", default=None)
+    on_unchanged: Literal["fail", "dead_letter"] | None = option(
+        "A change leaves out a column that a step needs whole (a large value that did not change).", default=None
+    )
+
+
+@config
+class PartitionBlock:
+    """How a source is read in parts, side by side."""
+
+    by: str | None = option("Column whose ranges are the parts; by default the key.", default=None, example="order_id")
+    into: int = option("How many parts.", minimum=1, maximum=256, example=8)
 
 
 @config
@@ -139,6 +150,7 @@ class SourceBlock:
     use: str = option("Name of the connector.")
     with_: dict[str, Any] = option("The connector's own keys.", default_factory=dict)
     extract: Extract | None = option("How it is read.", default=None)
+    partition: PartitionBlock | None = option("How it is read in parts.", default=None)
     errors: NodeErrors | None = option("Policy for bad rows of this node.", default=None)
 
 
@@ -199,5 +211,5 @@ NOT_YET: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 """Keys of the format whose feature is not built yet: refused by name, never silently ignored."""
 
-NODE_NOT_YET = ("partition", "limits")
+NODE_NOT_YET = ("limits",)
 """The same, of a node."""

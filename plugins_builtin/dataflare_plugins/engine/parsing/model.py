@@ -138,10 +138,10 @@ class ModelMaker:
             extract = _plain(block.extract) or {}
             extract["key"] = list(_listed(extract.get("key")))
             mode = extract.get("mode", "full")
-            if mode == "cdc":
-                self._add(NOT_YET_CODE, "`extract.mode: cdc` is not built yet", (*path, "extract", "mode"))
             if mode == "incremental" and not extract.get("cursor") and _bare(block.use) not in FILE_SOURCES:
                 self._add(NEEDS_CURSOR, f"'{name}' is read incrementally and has no cursor", (*path, "extract"))
+            if block.partition is not None:
+                extract["partition"] = _plain(block.partition)
             blocks = {"extract": extract, **_given(block, "errors")}
             made.append(Node(name, "source", block.use, block.with_, (), blocks, path))
         return made
@@ -238,8 +238,6 @@ class ModelMaker:
             self._add(UNKNOWN_NODE, f"there is no node '{name}'", path, fix)
         elif ids[name].kind == "destination":
             self._add(UNKNOWN_NODE, f"'{name}' is a destination; nothing can be read from it", path)
-        elif name != reference and ids[name].kind == "source":
-            self._add(NOT_YET_CODE, f"`from: {reference}`: a source of several streams is not built yet", path)
 
     def _check_cycles(self, nodes: Sequence[Node]) -> None:
         ids = {n.id for n in nodes}
@@ -264,20 +262,23 @@ class ModelMaker:
         for node in nodes:
             if node.kind == "destination":
                 write = dict(node.blocks.get("write") or {})
-                mode = write.get("mode") or self._default_mode(node, nodes)
+                modes = self._modes(node, nodes)
+                mode = write.get("mode") or ("upsert" if "cdc" in modes else "append" if "incremental" in modes else "overwrite")
                 write["mode"] = "upsert" if mode == "update" else mode
                 write.setdefault("key", [])
-                if write["mode"] == "upsert" and not write["key"]:
+                # Changes bring their key with them: the planner takes it from the source.
+                if write["mode"] == "upsert" and not write["key"] and "cdc" not in modes:
                     self._add(NEEDS_KEY, f"'{node.id}' is written by upsert and has no key", (*node.path, "write"))
                 node = replace(node, blocks={**node.blocks, "write": write})
             made.append(node)
         return made
 
-    def _default_mode(self, node: Node, nodes: Sequence[Node]) -> str:
+    def _modes(self, node: Node, nodes: Sequence[Node]) -> set[str]:
+        """Return how the sources upstream of a node are read."""
         ids = {n.id: n for n in nodes}
         seen: set[str] = set()
         waiting = list(node.inputs)
-        modes = set()
+        modes = set[str]()
         while waiting:
             reference = waiting.pop()
             name = reference if reference in ids else reference.partition(".")[0]
@@ -286,7 +287,7 @@ class ModelMaker:
             seen.add(name)
             modes.add((ids[name].blocks.get("extract") or {}).get("mode", "full") if ids[name].kind == "source" else "full")
             waiting += ids[name].inputs
-        return "upsert" if "cdc" in modes else "append" if "incremental" in modes else "overwrite"
+        return modes
 
     # -- problems ----------------------------------------------------------------------------------------
 

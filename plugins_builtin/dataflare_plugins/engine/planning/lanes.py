@@ -71,8 +71,7 @@ class TaskMaker:
         return None if component.copies() else f"{node.use} takes batches here"
 
     def _source_against_bulk(self, node: Node, component: Any, extract: ExtractSpec) -> str | None:
-        stream = self._planner._streams[node.id][0]
-        for part in component.partitions(stream, extract):
+        for part in component.parts(list(self._planner._streams[node.id].values()), extract):
             if component.scan(Partition(part.id, part.stream, part.spec), extract) is None:
                 return f"{node.use} has no SQL scan"
         return None

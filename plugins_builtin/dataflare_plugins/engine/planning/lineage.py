@@ -23,8 +23,9 @@ class LineageMap:
         found: dict[str, Sequence[Mapping[str, str]]] = {}
         for node in self._planner.order:
             if node.kind == "source":
-                names = self._planner.schemas[node.id][""].names
-                self._known[node.id, ""] = {n: frozenset({(node.id, n)}) for n in names}
+                for output, schema in self._planner.schemas[node.id].items():
+                    source = f"{node.id}.{output}" if output else node.id
+                    self._known[node.id, output] = {n: frozenset({(source, n)}) for n in schema.names}
             elif node.kind == "processor":
                 self._follow(node.id)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.places import parse_path
+from dataflare_plugins.engine.planning.changes import ChangeFlow
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.planning.streams import expanded
 from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_sdk import (
     DataflareError,
@@ -48,6 +50,9 @@ SAME_TARGET = code(
     "Two destinations write the same file.",
     "Unite them with `from: [a, b]` on one destination, or write two files.",
 )
+NO_SUCH_MODE = code(
+    "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
+)
 UNKNOWN_SCHEMA = code(
     "workflow.unknown-schema",
     3,
@@ -68,11 +73,25 @@ class Planner:
         offsets: Mapping[str, Any] | None = None,
         inputs: Mapping[str, pa.Schema] | None = None,
         until: str | None = None,
+        changed: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        """Begin a plan.
+
+        Args:
+            host: the runtime.
+            workflow: the model.
+            offline: touch nothing but local files.
+            offsets: source id to the offset it goes on from.
+            inputs: source id to the schema of Arrow data that stands in for it.
+            until: plan only what leads to this node.
+            changed: source id to stream to the `SchemaChange` after which it is planned anew.
+        """
         self.host = host
         self.workflow = workflow
         self.problems: list[Problem] = []
         self._offline = offline
+        self._changed = changed or {}
+        self.changes = ChangeFlow(self)
         self._offsets = offsets or {}
         self._inputs = inputs or {}
         self.edges = edges_of(workflow)
@@ -83,7 +102,7 @@ class Planner:
             self.edges = tuple(e for e in self.edges if e.target in kept)
         self.built: dict[str, Any] = {}
         self.schemas: dict[str, dict[str, pa.Schema]] = {}
-        self._streams: dict[str, Sequence[StreamInfo]] = {}
+        self._streams: dict[str, dict[str, StreamInfo]] = {}
         self._notes: list[str] = []
         self._needed: dict[str, dict[str, frozenset[str]]] = {}
         self._offered: dict[str, dict[str, pa.Schema]] = {}
@@ -106,15 +125,26 @@ class Planner:
 
     def _bind(self) -> None:
         for node in self.order:
+            if node.kind == "source":
+                self._bound(node, self._bind_source)
+        several = {n: list(streams) for n, streams in self._streams.items() if self.built[n].many_streams}
+        if several:
             try:
-                self._bind_node(node)
+                self.order, self.edges = expanded(self.order, self.edges, several)
             except DataflareError as error:
-                self.problems += self._placed(error, node)
+                self.problems += [replace(p, **self.workflow.place(*parse_path(p.path))) for p in error.problems]
+                self.order = [n for n in self.order if n.kind == "source"]
+        for node in self.order:
+            if node.kind != "source":
+                self._bound(node, self._bind_node)
+
+    def _bound(self, node: Node, bind: Callable[[Node], None]) -> None:
+        try:
+            bind(node)
+        except DataflareError as error:
+            self.problems += self._placed(error, node)
 
     def _bind_node(self, node: Node) -> None:
-        if node.kind == "source":
-            self._bind_source(node)
-            return
         component = self._build(node)
         inputs = self.input_schemas(node.id)
         if inputs is None:
@@ -123,6 +153,7 @@ class Planner:
             self._check_inputs(node, component)
             self._offered[node.id] = inputs
             self.schemas[node.id] = dict(component.output_schemas(inputs))
+            self.changes.through(node, component, self.schemas[node.id])
             self._notes += [f"{node.id}: {text}" for text in component.notes()]
         else:
             self._check_destination(node, component, next(iter(inputs.values())))
@@ -132,20 +163,46 @@ class Planner:
             self.schemas[node.id] = {"": schemas.normalise(self._inputs[node.id])}
             return
         component = self._build(node)
-        streams = component.discover(extract_of(node), self._offsets.get(node.id))
-        self._streams[node.id] = streams
-        schema = streams[0].schema if streams and streams[0].schema is not None else cached_schema(self.workflow, node.id)
-        if schema is not None:
-            self.schemas[node.id] = {"": schema}
-            self._streams[node.id] = [replace(streams[0], schema=schema)] if streams else [StreamInfo(node.id, schema)]
-            return
-        self.problems.append(
-            UNKNOWN_SCHEMA.problem(
-                f"the columns of '{node.id}' are not known offline",
-                severity="note",
-                **self.workflow.place(*node.path),
+        extract = extract_of(node)
+        if extract.mode not in component.features:
+            known = ", ".join(m for m in ("full", "incremental", "cdc") if m in component.features)
+            message = f"'{node.use}' cannot be read by `mode: {extract.mode}`; it has {known}"
+            raise NO_SUCH_MODE.error(message, path=".".join(str(p) for p in (*node.path, "extract", "mode")))
+        if extract.options.get("partition") and "parallel_partitions" not in component.features:
+            place = self.workflow.place(*node.path, "partition")
+            self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
+        streams = self._discovered(node, component, extract)
+        if any(s.schema is None for s in streams.values()):
+            self.problems.append(
+                UNKNOWN_SCHEMA.problem(
+                    f"the columns of '{node.id}' are not known offline",
+                    severity="note",
+                    **self.workflow.place(*node.path),
+                )
             )
-        )
+            return
+        self._streams[node.id] = streams
+        self.schemas[node.id] = {output: s.schema for output, s in streams.items()}
+        if extract.mode == "cdc":
+            for output, stream in streams.items():
+                self.changes.source(node, output, extract.key or stream.key)
+
+    def _discovered(self, node: Node, component: Any, extract: ExtractSpec) -> dict[str, StreamInfo]:
+        """Return output to stream; what is not known now is taken from what `discover` last saw."""
+        found = component.discover(extract, self._offsets.get(node.id))
+        cached = cached_streams(self.workflow, node.id) if any(s.schema is None for s in found) or not found else {}
+        if component.many_streams:
+            streams = {s.name: s for s in found or cached.values()}
+        else:
+            streams = {"": found[0] if found else StreamInfo(node.id, None)}
+        for output, stream in streams.items():
+            known = cached.get(stream.name) or (next(iter(cached.values()), None) if not component.many_streams else None)
+            if stream.schema is None and known is not None:
+                streams[output] = replace(stream, schema=known.schema, key=stream.key or known.key)
+            change = self._changed.get(node.id, {}).get(output)
+            if change is not None:
+                streams[output] = replace(streams[output], schema=change.schema, key=tuple(change.key) or stream.key)
+        return streams
 
     def _build(self, node: Node) -> Any:
         around = Surroundings(
@@ -168,7 +225,7 @@ class Planner:
             raise INPUT_COUNT.error(f"'{node.id}' takes {wanted} inputs and has {count}")
 
     def _check_destination(self, node: Node, component: Any, schema: pa.Schema) -> None:
-        write = write_of(node)
+        write = self.write_of(node)
         path = self.workflow.place(*node.path, "write")
         for name in (*write.key, *([write.pos_column] if write.pos_column else [])):
             if name not in schema.names:
@@ -207,8 +264,17 @@ class Planner:
                 raise UNKNOWN_OUTPUT.error(f"'{edge.input}' is no output of '{edge.source}'", fix=f"it has {', '.join(names)}")
             found[edge.input] = outputs[edge.output]
         if len(incoming) > 1 and self.takes_union(node):
-            return {incoming[0].input: schemas.union(found.values())}
+            found = {incoming[0].input: schemas.union(found.values())}
+        target = next(n for n in self.order if n.id == node)
+        if target.kind == "destination":
+            return {name: self.changes.as_rows(target, write_of(target), schema) for name, schema in found.items()}
         return found
+
+    def write_of(self, node: Node) -> WriteSpec:
+        """Return how a destination is written; changes bring their key."""
+        write = write_of(node)
+        key = self.changes.written(node, self.built[node.id], write)
+        return write if key is None else replace(write, key=key)
 
     def takes_union(self, node: str) -> bool:
         """Return True when several inputs of a node are one input in union."""
@@ -240,7 +306,7 @@ class Planner:
             incoming = [e for e in self.edges if e.target == node.id]
             outputs = self.schemas.get(node.id, {})
             if node.kind == "source":
-                self._needed[node.id] = {"": frozenset(uses.get((node.id, ""), set(outputs[""].names)))}
+                self._needed[node.id] = {o: frozenset(uses.get((node.id, o), schema.names)) for o, schema in outputs.items()}
                 continue
             inputs = self.input_schemas(node.id) or {}
             wanted: Mapping[str, frozenset[str]] | None = None
@@ -253,25 +319,29 @@ class Planner:
                 name = edge.input if edge.input in inputs else incoming[0].input
                 columns = inputs[name].names if wanted is None or name not in wanted else wanted[name]
                 present = set(self.schemas[edge.source][edge.output].names)
-                uses.setdefault((edge.source, edge.output), set()).update(set(columns) & present)
+                key = self.changes.keys.get((edge.source, edge.output)) or ()
+                uses.setdefault((edge.source, edge.output), set()).update({*columns, *key} & present)
 
     def _rebind(self) -> None:
         """Bind once more with the columns that are left."""
         for node in self.order:
             if node.kind == "source":
-                schema = self.schemas[node.id][""]
-                kept = self._needed[node.id][""]
-                # A source that nothing is needed of (count(*)) still has to carry its rows.
-                names = [n for n in schema.names if n in kept] or schema.names[:1]
-                self.schemas[node.id] = {"": pa.schema([schema.field(n) for n in names])}
+                for output, schema in self.schemas[node.id].items():
+                    kept = self._needed[node.id][output]
+                    # A source that nothing is needed of (count(*)) still has to carry its rows.
+                    names = [n for n in schema.names if n in kept] or schema.names[:1]
+                    self.schemas[node.id][output] = pa.schema([schema.field(n) for n in names])
             elif node.kind == "processor":
                 self.schemas[node.id] = dict(self.built[node.id].output_schemas(self.input_schemas(node.id) or {}))
+                self.changes.through(node, self.built[node.id], self.schemas[node.id])
 
     # -- down on paper -----------------------------------------------------------------------------------
 
     def _write_down(self) -> Plan:
         nodes = tuple(self._node_spec(node) for node in self.order)
-        identity = json.dumps([_identity(n) for n in nodes] + [asdict(e) for e in self.edges], sort_keys=True, default=str)
+        # The columns of a stream of changes may change while it runs: they are no part of what a run is.
+        evolves = any((n.settings.get("extract") or {}).get("mode") == "cdc" for n in nodes)
+        identity = json.dumps([_identity(n, evolves=evolves) for n in nodes] + [asdict(e) for e in self.edges], sort_keys=True, default=str)
         tasks = TaskMaker(self).tasks()
         return Plan(
             workflow=self.workflow.name,
@@ -299,8 +369,10 @@ class Planner:
         if node.kind == "processor":
             settings["offered"] = _named(self._offered[node.id])
             settings["needed"] = {k: sorted(v) for k, v in self._needed[node.id].items()}
+            self._note_changes(node, settings)
         else:
             settings["scope"] = self.built[node.id].commit_scope()
+            self._note_write(node, settings)
         return NodeSpec(
             id=node.id,
             kind=node.kind,
@@ -313,17 +385,44 @@ class Planner:
             schemas={k: schemas.to_json(v) for k, v in self.schemas.get(node.id, {}).items()},
         )
 
+    def _note_changes(self, node: Node, settings: dict[str, Any]) -> None:
+        """Write down what a step needs to know to pass changes on."""
+        if self.changes.arriving(node.id) is None:
+            return
+        component = self.built[node.id]
+        upstream = ancestors(node.id, self.edges)
+        policies = [n.blocks["extract"].get("on_unchanged") for n in self.order if n.kind == "source" and n.id in upstream]
+        settings["changes"] = {
+            "kept": dict(component.kept()),
+            "made_of": {o: {c: sorted({p for _, p in ps}) for c, ps in cs.items()} for o, cs in (component.lineage() or {}).items()},
+            "on_unchanged": next((p for p in policies if p), "fail"),
+        }
+
+    def _note_write(self, node: Node, settings: dict[str, Any]) -> None:
+        """Write down how a destination takes changes: applied by key, or as rows with columns of their own."""
+        if self.changes.arriving(node.id) is None:
+            return
+        write = self.write_of(node)
+        settings["changes"] = "apply" if write.mode == "upsert" else "rows"
+        settings["write"] = {**(settings.get("write") or {}), "key": list(write.key)}
+
     def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
-        schema = self.schemas[node.id][""]
         if node.id in self._inputs:
+            schema = self.schemas[node.id][""]
             whole = {"id": node.id, "stream": node.id, "spec": {}}
             shown = {"": schemas.to_json(schema)}
             return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
         provided = self.host.describe("source", node.use)
-        settings["columns"] = schema.names
-        extract = replace(extract_of(node), columns=tuple(schema.names))
-        stream = self._streams[node.id][0]
-        parts = self.built[node.id].partitions(stream, extract)
+        component, streams = self.built[node.id], self._streams[node.id]
+        used = {output: schema.names for output, schema in self.schemas[node.id].items()}
+        if component.many_streams:
+            settings["streams"] = used
+        else:
+            settings["columns"] = used[""]
+        extract = extract_from(
+            node.blocks.get("extract") or {}, node.config.get("columns"), settings.get("columns"), settings.get("streams")
+        )
+        parts = component.parts(list(streams.values()), extract)
         return NodeSpec(
             id=node.id,
             kind="source",
@@ -333,9 +432,9 @@ class Planner:
             hash=provided.hash,
             config=dict(node.config),
             settings=settings,
-            schemas={"": schemas.to_json(schema)},
+            schemas={output: schemas.to_json(schema) for output, schema in self.schemas[node.id].items()},
             partitions=tuple({"id": p.id, "stream": p.stream, "spec": dict(p.spec)} for p in parts),
-            pins=dict(stream.pins),
+            pins=dict(next(iter(streams.values())).pins),
         )
 
     def guarantee(self) -> dict[str, str]:
@@ -344,7 +443,7 @@ class Planner:
         for node in self.order:
             if node.kind != "destination":
                 continue
-            promise = self.built[node.id].guarantee(write_of(node))
+            promise = self.built[node.id].guarantee(self.write_of(node))
             upstream = ancestors(node.id, self.edges)
             sources = [n for n in self.order if n.id in upstream and n.kind == "source" and n.id in self.built]
             if any("replayable" not in self.built[s.id].features for s in sources):
@@ -370,22 +469,25 @@ def on_record(node: Node, workflow: Workflow) -> str:
     return str(own or general or "fail")
 
 
-def cached_schema(workflow: Workflow, source: str) -> pa.Schema | None:
-    """Return the columns that `dataflare discover` last saw of a source, or None."""
+def cached_streams(workflow: Workflow, source: str) -> dict[str, StreamInfo]:
+    """Return the streams that `dataflare discover` last saw of a source, by name."""
     path = Path(workflow.base_dir) / ".dataflare" / "schemas.json"
+    found = {}
     try:
-        streams = json.loads(path.read_text(encoding="utf-8"))[source]
-        columns = streams[0]["columns"]
-        return schemas.from_names({c["name"]: c["type"] for c in columns}) if columns else None
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
+        for stream in json.loads(path.read_text(encoding="utf-8"))[source]:
+            if stream["columns"]:
+                schema = schemas.from_names({c["name"]: c["type"] for c in stream["columns"]})
+                found[stream["name"]] = StreamInfo(stream["name"], schema, tuple(stream["key"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
 
 
 def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
 
 
-def _identity(node: NodeSpec) -> dict[str, Any]:
+def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:
     """Return what of a node must not change while a run is unfinished."""
     extract = node.settings.get("extract") or {}
     full = (extract.get("mode") or "full") == "full"
@@ -393,8 +495,8 @@ def _identity(node: NodeSpec) -> dict[str, Any]:
         "id": node.id,
         "use": node.use,
         "config": node.config,
-        "settings": {k: v for k, v in node.settings.items() if k in ("extract", "write", "schema", "needed")},
+        "settings": {k: v for k, v in node.settings.items() if k in ("extract", "write", "schema", *(() if evolves else ("needed",)))},
         # What a full extraction pinned is part of it; an incremental one may find more files at the next start.
         "partitions": list(node.partitions) if full else [p["id"] for p in node.partitions],
-        "schemas": {k: v["columns"] for k, v in node.schemas.items()},
+        "schemas": {} if evolves else {k: v["columns"] for k, v in node.schemas.items()},
     }

@@ -44,6 +44,7 @@ class WorkflowValidator(Component[NoConfig]):
         offline: bool = True,
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
+        changed: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> tuple[list[Problem], Plan | None]:
         """Return every problem, and the plan when there is no error among them.
 
@@ -53,6 +54,7 @@ class WorkflowValidator(Component[NoConfig]):
             offline: touch nothing but local files.
             inputs: source id to the Arrow data that stands in for it.
             until: plan only what leads to this node.
+            changed: source id to stream to the `SchemaChange` after which it is planned anew.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
         planner = Planner(
@@ -62,6 +64,7 @@ class WorkflowValidator(Component[NoConfig]):
             offsets=last_offsets(host, workflow),
             inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
+            changed=changed,
         )
         plan = planner.plan()
         problems = planner.problems

@@ -33,6 +33,13 @@ class ArrowInput:
         stop = self._table.num_rows if until is None else int(until["row"])
         return ArrowInputReader(self._node.id, self._table.slice(start, stop - start), start)
 
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
+        """Return None: it ends by itself."""
+        return None
+
+    def idle(self) -> None:
+        """Nothing is to be kept alive."""
+
     def ack(self, partition: Partition, offset: Offset) -> None:
         """Nothing is to be told."""
 

@@ -131,7 +131,10 @@ class BulkTask:
             raise self._judged(error, statement) from error
         failpoint("bulk.statement.after")
         rows = profile.rows_of(connection, self._env.plan, self.spec.nodes, self._built, statement, written)
-        self._built[self._sink.id].copied(written)
+        try:
+            self._built[self._sink.id].copied(written)
+        except DataflareError as error:
+            raise (StatementFailed(str(error)) if is_row_error(error) else error) from error
         return self._count(connection, statement, rows, written, time.perf_counter() - began)
 
     def _judged(self, error: Exception, statement: Statement) -> Exception:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.running.change_path import ChangePath
 from dataflare_plugins.engine.running.environment import (
     Environment,
     edge_key,
@@ -18,7 +19,10 @@ from dataflare_plugins.engine.running.environment import (
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.changes import COLUMNS
 
+IDLE = 2.5
+"""Seconds a source may be held back before it is asked to keep its connection alive."""
 MARK_BYTES = 64
 """Credit that a barrier or an end takes."""
 
@@ -34,13 +38,17 @@ class Stopped(Exception):  # noqa: N818
 class Operator:
     """A processor of a chain with its counters and what it needs to conform what comes in and goes out."""
 
-    def __init__(self, node: NodeSpec, env: Environment, counts: Mapping[str, float] | None) -> None:
+    def __init__(self, node: NodeSpec, env: Environment, counts: Mapping[str, float] | None, read: Collection[str]) -> None:
         self.node = node
         self.counts = env.monitor.counts(node.id, counts)
         self.component = prepared(env.build(node), node)
         self.inputs = input_schemas(node)
         self.outputs = output_schemas(node)
         self.union = _union_of(self.inputs)
+        self.path: ChangePath | None = None
+        if node.settings.get("changes"):
+            drops = "one_to_one" not in self.component.features
+            self.path = ChangePath(node, drops=drops, outputs=self.outputs, read=read or ("",))
 
     def taken(self, batch: Batch, name: str) -> tuple[Batch, str]:
         """Return the batch as the component expects it, and the input name it knows."""
@@ -48,10 +56,15 @@ class Operator:
 
 
 class Chain:
-    """Passes batches through the processors of one task and on to the inboxes of the next ones."""
+    """Passes batches through the processors of one task and on to the inboxes of the next ones.
+
+    Attributes:
+        idle: called every few seconds while a full inbox holds the task back.
+    """
 
     def __init__(self, spec: TaskSpec, env: Environment, handler: ErrorHandler, counts: Mapping[str, Mapping[str, float]]) -> None:
         self.spec = spec
+        self.idle: Callable[[], None] | None = None
         self._env = env
         self._handler = handler
         nodes = [env.plan.node(n) for n in spec.nodes]
@@ -65,7 +78,8 @@ class Chain:
         try:
             for node in nodes:
                 if node.kind == "processor":
-                    self.operators[node.id] = Operator(node, env, counts.get(node.id))
+                    read = {output for name, output in self._next if name == node.id}
+                    self.operators[node.id] = Operator(node, env, counts.get(node.id), read)
         except BaseException:
             self.close()
             raise
@@ -89,17 +103,26 @@ class Chain:
     def process(self, node: str, name: str, batch: Batch) -> None:
         """Run one processor on a batch and emit what it makes."""
         operator = self.operators[node]
-        counts, component = operator.counts, operator.component
+        counts = operator.counts
         counts.rows_in += batch.data.num_rows
         began = time.perf_counter()
         batch, name = operator.taken(batch, name)
-        try:
-            outputs: Iterable[tuple[str, Batch]] = list(component.process(batch, name))
-        except Exception as error:
-            outputs = self._handler.isolate(node, component, batch, name, error, counts)
+        if batch.changes is not None and operator.path is not None:
+            outputs = operator.path.process(
+                batch, lambda part: self._run(operator, part, name), lambda bad, part: self._handler.reject(node, bad, part, counts)
+            )
+        else:
+            outputs, _ = self._run(operator, batch, name)
         counts.seconds += time.perf_counter() - began
         self._hand_on(operator, outputs)
         self._handler.spend_good(node, batch.data.num_rows)
+
+    def _run(self, operator: Operator, batch: Batch, name: str) -> tuple[list[tuple[str, Batch]], set[int]]:
+        """Return what the component makes of a batch, and the indices of rows it gave up."""
+        try:
+            return list(operator.component.process(batch, name)), set()
+        except Exception as error:
+            return self._handler.isolate(operator.node.id, operator.component, batch, name, error, operator.counts)
 
     def _hand_on(self, operator: Operator, outputs: Iterable[tuple[str, Batch]]) -> None:
         node = operator.node.id
@@ -145,8 +168,15 @@ class Chain:
         return {name: operator.counts.as_dict() for name, operator in self.operators.items()}
 
     def _send(self, edge: EdgeSpec, message: Message, size: int) -> None:
-        if not self._env.inboxes[self._home[edge.target]].put(edge_key(edge), message, size):
-            raise Closed
+        inbox, key = self._env.inboxes[self._home[edge.target]], edge_key(edge)
+        while True:
+            taken = inbox.put(key, message, size, None if self.idle is None else IDLE)
+            if taken:
+                return
+            if taken is False:
+                raise Closed
+            if self.idle is not None:
+                self.idle()
 
     def close(self) -> None:
         """Close every component."""
@@ -175,3 +205,11 @@ def conform(batch: Batch, schema: pa.Schema) -> Batch:
         else:
             columns.append(pa.nulls(rows, field.type))
     return batch.with_data(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def as_rows(batch: Batch) -> Batch:
+    """Return changes written down as rows: what happened, where, when and in which transaction, beside the columns."""
+    if batch.changes is None:
+        return batch
+    data = pa.RecordBatch.from_arrays([*batch.data.columns, *batch.changes.columns()], schema=pa.schema([*batch.data.schema, *COLUMNS]))
+    return Batch(batch.stream, data, batch.offset, (), batch.origin)

@@ -39,6 +39,7 @@ class Environment:
         collect: node ids whose rows are kept, with the batches kept so far.
         limit: (node, rows) after which reading may stop.
         arrow_inputs: source id to Arrow data that stands in for it.
+        once: unbounded sources stop where they stood when the run began.
         extra_around: more keyword arguments for `Surroundings`.
     """
 
@@ -56,6 +57,7 @@ class Environment:
     collect: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
     limit: tuple[str, int] | None = None
     arrow_inputs: Mapping[str, Any] = field(default_factory=dict)
+    once: bool = False
 
     def build(self, node: NodeSpec) -> Any:
         """Build the component of a node."""

@@ -72,8 +72,8 @@ class ErrorHandler(Component[NoConfig]):
         input: str,
         error: Exception,
         counts: Counts,
-    ) -> Outputs:
-        """Run a batch that failed again, giving up only its bad rows.
+    ) -> tuple[Outputs, set[int]]:
+        """Run a batch that failed again, giving up only its bad rows, and say which (by index) those were.
 
         Raises:
             DataflareError: the failure is not a row's (a lost connection, a bug), or the policy is `fail`.
@@ -87,7 +87,7 @@ class ErrorHandler(Component[NoConfig]):
             attempted = self._bisect(lambda part: component.process(part, input), batch, error)
         outputs, rejections = attempted
         self.reject(node, rejections, batch, counts)
-        return list(outputs)
+        return list(outputs), {r.index for r in rejections if r.index is not None}
 
     def isolate_write(self, node: str, component: Any, batch: Batch, error: Exception, counts: Counts) -> int:
         """Write a batch that a destination refused whole, giving up only its bad rows; returns rows written."""

@@ -17,7 +17,7 @@ from dataflare_plugins.engine.planning.validator import open_state
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
-from dataflare_plugins.engine.running.job import Job
+from dataflare_plugins.engine.running.job import Job, StreamsReshaped
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
 from dataflare_plugins.engine.running.transient import TransientState
@@ -107,7 +107,7 @@ class LocalRun:
     def _attempts(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
         policy = restart_policy(self.plan)
-        failures = 0
+        failures, reached = 0, 0
         while True:
             try:
                 return self._attempt(store, lease, recovery, start)
@@ -115,12 +115,35 @@ class LocalRun:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
                 self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
                 start = replace(start, plan=self.plan)
+            except StreamsReshaped as turn:
+                self.plan = self._planned_anew(turn)
+                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
+                start = recovery.start(store, self.plan, start.started, start.run_id)
             except RetriableError as error:
+                if self._monitor.epoch > reached:
+                    failures, reached = 0, self._monitor.epoch  # it got on since: this is another failure
                 failures += 1
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
                 start = recovery.start(store, self.plan, start.started, start.run_id)
+
+    def _planned_anew(self, turn: StreamsReshaped) -> Plan:
+        """Bind everything to the new columns.
+
+        Raises:
+            DataflareError: a step or destination cannot go on with them.
+        """
+        validator = self._host.build("validator", "workflow", {})
+        try:
+            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes)
+        finally:
+            validator.close()
+        if plan is None:
+            raise DataflareError(*(p for p in problems if p.severity == "error"))
+        made: Plan = plan
+        return made
 
     def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         zone = str(self.plan.settings.get("timezone") or "UTC")
@@ -143,6 +166,7 @@ class LocalRun:
             collect={name: [] for name in self._options.collect},
             limit=self._options.limit,
             arrow_inputs=self._options.inputs,
+            once=self._options.once,
         )
         self._monitor.committed = {}
         handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731

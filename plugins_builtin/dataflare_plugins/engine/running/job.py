@@ -27,10 +27,11 @@ from dataflare_plugins.engine.running.signals import (
     Ready,
     Recover,
     Recovered,
+    Reshaped,
     Trigger,
 )
 from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
-from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, TaskSpec
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
 
 declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
@@ -45,6 +46,14 @@ class Epoch:
     replay: bool
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
+
+
+class StreamsReshaped(Exception):  # noqa: N818 - a turn for the executor to take, not an error for a person
+    """Streams have other columns from here on; what was before is committed. Everything is to be planned anew."""
+
+    def __init__(self, changes: Mapping[str, Mapping[str, SchemaChange]]) -> None:
+        super().__init__(", ".join(sorted(changes)))
+        self.changes = changes
 
 
 class Job:
@@ -84,6 +93,7 @@ class Job:
         self._stop: dict[str, Any] = {}
         self._drained = False
         self._finished = False
+        self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
@@ -190,6 +200,8 @@ class Job:
             event = self._take(self._patience())
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
+            elif isinstance(event, Reshaped):
+                self._reshaped.setdefault(event.source, {})[event.output] = event.change
             elif isinstance(event, Passed) and self._epoch is not None:
                 self._epoch.passed[event.task] = event
                 if len(self._epoch.passed) == len(self._refs):
@@ -216,7 +228,9 @@ class Job:
             self._drained = True
             self._tell(self._sources - self._exhausted, Drain())
             return
-        if everything_read:
+        if self._reshaped and not self._drained:
+            self._trigger(final=False)
+        elif everything_read:
             self._trigger(final=not self._drained)
         elif not self._drained and self._due():
             self._trigger(final=False)
@@ -292,6 +306,8 @@ class Job:
         if epoch.final:
             self._finished = True
             return
+        if self._reshaped and not epoch.replay and not self._drained:
+            raise StreamsReshaped(self._reshaped)
         self._tell(self._sources, Ack(self._stop))
         if epoch.replay:
             self._replaying = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflare_sdk import DeadLetter, Opened
+from dataflare_sdk import DeadLetter, Opened, SchemaChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,16 @@ class Exhausted:
     """From a source task: everything is read and handed on."""
 
     task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """From a source task: a stream has other columns from here on; it reads no further."""
+
+    task: str
+    source: str
+    output: str
+    change: SchemaChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataflare_plugins.engine.running.environment import input_schemas, output_schemas
-from dataflare_plugins.engine.specs import extract_from
+from dataflare_plugins.engine.specs import extract_of_spec
 from dataflare_sdk import NodeSpec, Partition, Plan, ScanUnit
 from dataflare_sdk import schema as schemas
 
@@ -80,7 +80,7 @@ def make_statement(plan: Plan, nodes: Sequence[str], built: Mapping[str, Any]) -
 
 def _add_source(made: Statement, node: NodeSpec, source: Any) -> None:
     schema = output_schemas(node)[""]
-    extract = extract_from(node.settings.get("extract") or {}, node.config.get("columns"), node.settings.get("columns"))
+    extract = extract_of_spec(node)
     units: list[ScanUnit] = []
     for part in node.partitions:
         units += source.scan(Partition(part["id"], part["stream"], part["spec"]), extract) or ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflare_plugins.engine.running.arrow_input import ArrowInput
-from dataflare_plugins.engine.running.chain import Chain, Stopped, conform
+from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.signals import (
@@ -23,9 +23,10 @@ from dataflare_plugins.engine.running.signals import (
     Ready,
     Recover,
     Recovered,
+    Reshaped,
     Trigger,
 )
-from dataflare_plugins.engine.specs import extract_from, write_from
+from dataflare_plugins.engine.specs import extract_of_spec, write_from
 from dataflare_sdk import (
     Barrier,
     Batch,
@@ -35,6 +36,7 @@ from dataflare_sdk import (
     Opened,
     Partition,
     Pause,
+    SchemaChange,
     Target,
     TaskSpec,
 )
@@ -60,6 +62,10 @@ class SourceTask:
         self._ended: set[str] = set()
         self._todo: list[tuple[str, Partition, Any]] = []
         self._sent_end = False
+        self._owed: Trigger | None = None
+        self._within = False
+        self._leaving = False
+        self._once: dict[str, Any] = {}
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -71,6 +77,7 @@ class SourceTask:
             if not isinstance(begin, Begin):
                 return
             self._chain = chain = Chain(self.spec, self._env, self._handler, begin.counts)
+            chain.idle = self._source.idle
             chain.restore(begin.states)
             self._counts = self._env.monitor.counts(self._node.id, begin.counts.get(self._node.id))
             self._plan_reading(begin)
@@ -87,8 +94,7 @@ class SourceTask:
         return self._env.build(self._node)
 
     def _plan_reading(self, begin: Begin) -> None:
-        settings = self._node.settings
-        self._extract: ExtractSpec = extract_from(settings.get("extract") or {}, self._node.config.get("columns"), settings.get("columns"))
+        self._extract: ExtractSpec = extract_of_spec(self._node)
         self._offsets = {k: v for k, v in begin.offsets.items() if self._owns(k)}
         self._ended = {k for k in begin.ended if self._owns(k)}
         self._todo = []
@@ -109,9 +115,11 @@ class SourceTask:
 
     def _loop(self, receive: Receive) -> None:
         while True:
-            mail = receive(0 if self._reading else None)
+            mail = receive(0 if self._reading else IDLE)
             if isinstance(mail, Leave):
                 return
+            if mail is None and not self._reading:
+                self._source.idle()
             if mail is not None:
                 if self._handle(mail):
                     return
@@ -124,6 +132,9 @@ class SourceTask:
     def _handle(self, mail: Any) -> bool:
         """Act on a control message; True when it was the last one."""
         if isinstance(mail, Trigger):
+            if self._within:
+                self._owed = mail  # no epoch ends within a transaction of the source
+                return False
             self._barrier(mail)
             return mail.final
         if isinstance(mail, Ack):
@@ -131,7 +142,9 @@ class SourceTask:
                 if key in mail.offsets:
                     self._source.ack(part, mail.offsets[key])
         elif isinstance(mail, Drain):
-            self._stop_reading()
+            self._leaving = True
+            if not self._within:
+                self._stop_reading()
         elif isinstance(mail, Continue):
             self._replaying = False
             self._todo = [(key, part, None) for key, part in self._partitions() if key not in self._ended]
@@ -144,6 +157,8 @@ class SourceTask:
                 self._finish()
                 return
             key, part, until = self._todo[0]
+            if until is None and self._env.once:
+                until = self._position(key, part)
             self._reader = self._source.open(part, self._extract, self._offsets.get(key), until)
         shares = self._env.shares
         began = time.perf_counter()
@@ -151,8 +166,37 @@ class SourceTask:
         self._counts.seconds += time.perf_counter() - began
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
+        elif isinstance(message, SchemaChange):
+            self._reshaped(message)
         elif message is not None:
             self._took(message)
+
+    def _position(self, key: str, part: Partition) -> Any:
+        """Return where an unbounded stream stood when the run began."""
+        if key not in self._once:
+            self._once[key] = self._source.position(part, self._extract)
+        return self._once[key]
+
+    def _reshaped(self, change: SchemaChange) -> None:
+        """The stream has other columns from here on: read no further, everybody has to be bound anew."""
+        self._offsets[self._todo[0][0]] = dict(change.offset)
+        self._reading = False
+        self._close_reader()
+        self._boundary()
+        self._env.send(Reshaped(self.spec.id, self._node.id, self._output(change.stream), change))
+
+    def _output(self, stream: str) -> str:
+        """Return the output a stream leaves by: its name where the source has several."""
+        return stream if stream in self._node.schemas else ""
+
+    def _boundary(self) -> None:
+        """The source stands at a place to resume from: do what had to wait for it."""
+        self._within = False
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            self._barrier(owed)
+        if self._leaving:
+            self._stop_reading()
 
     def _took(self, batch: Batch) -> None:
         failpoint("task.source.batch")
@@ -164,10 +208,13 @@ class SourceTask:
             self._handler.reject(self._node.id, batch.rejected, None, counts)
         counts.rows_out += batch.data.num_rows
         if batch.data.num_rows:
-            self._chain.emit(self._node.id, "", batch)
+            self._chain.emit(self._node.id, self._output(batch.stream), batch)
             self._handler.spend_good(self._node.id, batch.data.num_rows)
-        if batch.offset is not None:
+        if batch.offset is None:
+            self._within = True
+        else:
             self._offsets[key] = dict(batch.offset)
+            self._boundary()
         if self._env.enough():
             self._stop_reading()
 
@@ -390,7 +437,7 @@ class SinkTask:
             # It holds this epoch already; the rows are being read again for the others.
             counts.rows_out += batch.data.num_rows
             return
-        batch = conform(batch, self._schemas[node])
+        batch = conform(as_rows(batch) if self._nodes[node].settings.get("changes") == "rows" else batch, self._schemas[node])
         self._env.collects(node, batch.data)
         began = time.perf_counter()
         try:
@@ -415,6 +462,7 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
         write=write_from(node.settings.get("write") or {}, node.settings.get("schema") or {}),
         plan_hash=env.plan.hash,
         resumed=env.resumed,
+        changes=node.settings.get("changes") == "apply",
     )
 
 
