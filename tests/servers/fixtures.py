@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from tests.servers.postgres import Binaries, Database, PostgresServer, installed
 
 _SERVERS: dict[int, PostgresServer] = {}

@@ -103,7 +103,7 @@ def parse_type(text: str) -> tuple[str, bool, int, int, tuple[str, ...]]:
     if kind in ("enum", "set"):
         return kind, False, 0, 0, tuple(m.replace("''", "'") for m in re.findall(r"'((?:[^']|'')*)'", text))
     numbers = [int(n) for n in inner.split(",") if n.strip().isdigit()]
-    size, scale = (numbers + [0, 0])[:2]
+    size, scale = [*numbers, 0, 0][:2]
     if kind == "decimal":
         size, scale = (size or 10), scale
     elif kind in ("datetime", "timestamp", "time"):

@@ -19,6 +19,17 @@ PATIENCE = 86_400
 """Seconds the server waits for us while a slow destination holds us back."""
 MODE = "STRICT_ALL_TABLES,NO_BACKSLASH_ESCAPES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION"
 
+SETTINGS = {
+    "time_zone": "'+00:00'",
+    "sql_mode": f"'{MODE}'",
+    "lock_wait_timeout": LOCK_WAIT,
+    "innodb_lock_wait_timeout": LOCK_WAIT,
+    "net_write_timeout": PATIENCE,
+    "wait_timeout": PATIENCE,
+    "sql_auto_is_null": 0,
+}
+"""Of every session."""
+
 
 @dataclass(frozen=True, slots=True)
 class Url:
@@ -63,7 +74,9 @@ def parse_url(text: str) -> Url:
         raise BAD_URL.error("`url` names no database", path="url")
     for name, value in options.items():
         if name not in ("ssl", "ssl_ca", "unix_socket") or (name == "ssl" and value not in ("off", "required", "verify")):
-            raise BAD_URL.error(f"`url` has the option '{name}={value}'; there are ssl=off|required|verify, ssl_ca, unix_socket", path="url")
+            raise BAD_URL.error(
+                f"`url` has the option '{name}={value}'; there are ssl=off|required|verify, ssl_ca, unix_socket", path="url"
+            )
     return Url(unquote(parts.username or ""), unquote(parts.password or ""), parts.hostname or "127.0.0.1", port, database, options)
 
 
@@ -107,10 +120,7 @@ class Session:
                 ssl_disabled=url.options.get("ssl") == "off",
                 program_name="dataflare",
                 local_infile=False,
-                init_command=(
-                    f"SET time_zone = '+00:00', sql_mode = '{MODE}', lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT}, "
-                    f"net_write_timeout = {PATIENCE}, wait_timeout = {PATIENCE}, sql_auto_is_null = 0"
-                ),
+                init_command=f"SET {', '.join(f'{k} = {v}' for k, v in SETTINGS.items())}",
             )
         except (pymysql.MySQLError, OSError, RuntimeError) as error:
             raise explained(error, str(url)) from error

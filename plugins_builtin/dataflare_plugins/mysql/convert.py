@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -114,7 +114,7 @@ def assemble(schema: pa.Schema, column: Callable[[int], tuple[pa.Array, list[int
     return pa.RecordBatch.from_arrays(arrays, schema=schema), bad
 
 
-def without(batch: Batch, bad: Bad, base: dict[str, object], first: int = 1) -> Batch:
+def without(batch: Batch, bad: Bad, base: Mapping[str, object], first: int = 1) -> Batch:
     """Return the batch without its bad rows, which become rejections."""
     if not bad:
         return batch

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from dataflare_plugins.mysql import catalog
-from dataflare_plugins.mysql.catalog import Table
 from dataflare_plugins.mysql.columns import Column, schema_of
-from dataflare_plugins.mysql.connection import Session, parse_url, quote
+from dataflare_plugins.mysql.connection import Session, parse_url
 from dataflare_plugins.mysql.reading.relation import Relation
 from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, Source, StreamInfo, code, config, option
 from dataflare_sdk import schema as schemas
@@ -20,6 +20,8 @@ from dataflare_sdk.query_gate import one_select
 
 WHAT = code("mysql.what-to-read", 3, "Give exactly one of `table`, `query` and `tables`.", "Keep one of them.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
+RESNAPSHOT = "resnapshot"
+"""Key of the state entry that lists the streams to copy anew."""
 CDC_QUERY = code("mysql.cdc-query", 3, "Changes are read of tables, not of a query.", "Give `table` or `tables`.")
 
 
@@ -30,11 +32,14 @@ class MysqlConfig:
     url: str = option("The server and database; `?ssl=required` or `?ssl=verify` for TLS.", example="mysql://app:${env:PW}@db:3306/shop")
     table: str | None = option("The table or view, `t` or `database.t`.", default=None, example="orders")
     query: str | None = option("One SELECT, in the server's dialect, instead of a table.", default=None)
-    tables: list[str] | None = option("Several tables, each a stream of its own.", default=None, min_items=1, example=["orders", "customers"])
+    tables: list[str] | None = option(
+        "Several tables, each a stream of its own.", default=None, min_items=1, example=["orders", "customers"]
+    )
     columns: dict[str, str] | None = option("Columns to read, with DuckDB types; by default all, as they are declared.", default=None)
     on_null_cursor: Literal["fail", "skip"] = option("Incremental: rows whose cursor is NULL.", default="fail")
     on_log_lost: Literal["fail", "resnapshot"] = option(
-        "CDC: the server purged its log before it was read. `resnapshot` empties the destination's table and copies it anew.", default="fail"
+        "CDC: the server purged its log before it was read. `resnapshot` empties the destination's table and copies it anew.",
+        default="fail",
     )
     server_id: int | None = option(
         "CDC: the number to read the log under, unlike any other server's or reader's.", default=None, minimum=1, maximum=2**32 - 1
@@ -45,9 +50,7 @@ class MysqlSource(Source[MysqlConfig]):
     """Reads tables and their changes."""
 
     Config = MysqlConfig
-    features = frozenset(
-        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "emits_deletes", "unbounded"}
-    )
+    features = frozenset({"full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "emits_deletes", "unbounded"})
 
     def __init__(self, config: MysqlConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -168,15 +171,28 @@ class MysqlSource(Source[MysqlConfig]):
         if extract.mode == "incremental":
             from dataflare_plugins.mysql.reading.incremental import IncrementalReader
 
-            return IncrementalReader(self.session(), relation, schema, extract, self.config.on_null_cursor, self.ctx.node, partition.stream, offset, until)
+            place = (self.ctx.node, partition.stream)
+            return IncrementalReader(self.session(), relation, schema, extract, place, self.config.on_null_cursor, offset, until)
         from dataflare_plugins.mysql.reading.full import FullReader
 
-        return FullReader(self.session(), relation, schema, extract, self.ctx.node, partition.stream, offset, until)
+        return FullReader(self.session(), relation, schema, extract, (self.ctx.node, partition.stream), offset, until)
 
     def _chosen(self, partition: Partition, extract: ExtractSpec) -> pa.Schema:
         schema = schemas.from_json(partition.spec["schema"])
         names = extract.columns if not self.many_streams else (extract.streams or {}).get(partition.stream)
         return schema if names is None else pa.schema([schema.field(n) for n in names])
+
+    def asked_for(self) -> list[str]:
+        """Return the streams that are to be copied anew while the log is read."""
+        held = self.ctx.state_get(RESNAPSHOT)
+        return list(json.loads(held)) if held else []
+
+    def ack(self, partition: Partition, offset: Offset) -> None:  # noqa: ARG002
+        """Strike off the copies that were asked for and are safely under way."""
+        begun = set(offset.get("asked") or ())
+        asked = self.asked_for() if begun else []
+        if begun & set(asked):
+            self.ctx.state_put(RESNAPSHOT, json.dumps([s for s in asked if s not in begun]).encode())
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return where the log ends now; None for what is no log."""

@@ -36,8 +36,7 @@ class FullReader:
         relation: Relation,
         schema: pa.Schema,
         extract: ExtractSpec,
-        node: str,
-        stream: str,
+        place: tuple[str, str],
         offset: Offset | None,
         until: Offset | None,
     ) -> None:
@@ -47,7 +46,7 @@ class FullReader:
         if self._chunked and not keyset.usable(self._relation):
             raise NO_CHUNK_KEY.error(f"'{relation.name}' cannot be read in chunks: it has no key to cut by", path="extract.consistency")
         self._converter = Converter([relation.column(n) for n in schema.names], schema)
-        self._node, self._stream = node, stream
+        self._node, self._stream = place
         self._row = int((offset or {}).get("row", 0))
         self._key: list[str] | None = (offset or {}).get("key")
         self._until = until

@@ -87,7 +87,18 @@ class Cursor:
 
 
 class IncrementalReader:
-    """Reads what is new, in one snapshot, in the order of the cursor."""
+    """Reads what is new, in one snapshot, in the order of the cursor.
+
+    Args:
+        session: a connection of its own.
+        relation: what is read.
+        schema: the columns that are read.
+        extract: cursor, overlap, bounds, key.
+        place: node and stream, for batches.
+        on_null: what a NULL in the cursor does.
+        offset: where the last run stopped.
+        until: where to stop exactly.
+    """
 
     def __init__(
         self,
@@ -95,13 +106,13 @@ class IncrementalReader:
         relation: Relation,
         schema: pa.Schema,
         extract: ExtractSpec,
+        place: tuple[str, str],
         on_null: str,
-        node: str,
-        stream: str,
         offset: Offset | None,
         until: Offset | None,
     ) -> None:
-        self._session, self._relation, self._node, self._stream = session, relation, node, stream
+        self._session, self._relation = session, relation
+        self._node, self._stream = place
         self._extract, self._on_null, self._until = extract, on_null, until
         self._converter = Converter([relation.column(n) for n in schema.names], schema)
         self._cursor = Cursor(relation.column(str(extract.cursor)), extract.overlap)
@@ -128,7 +139,9 @@ class IncrementalReader:
         for statement in SNAPSHOT:
             self._session.execute(statement)
         name = quote(str(self._extract.cursor))
-        if self._on_null == "fail" and self._session.query(f"SELECT 1 FROM {self._relation.sql} WHERE {name} IS NULL LIMIT 1", path="query"):
+        if self._on_null == "fail" and self._session.query(
+            f"SELECT 1 FROM {self._relation.sql} WHERE {name} IS NULL LIMIT 1", path="query"
+        ):
             raise NULL_CURSOR.error(f"'{self._relation.name}' has rows with NULL in '{self._extract.cursor}'", path="extract.cursor")
         also = [self._cursor.sql, *(expression(self._relation.column(n)) for n in self._identity)]
         if self._extract.overlap:
@@ -240,5 +253,5 @@ def _text(value: Any) -> str:
     if isinstance(value, datetime.datetime):
         if value.tzinfo is not None:
             value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-        return value.isoformat(sep=" ")
+        return str(value.isoformat(sep=" "))
     return value.isoformat() if isinstance(value, datetime.date) else str(value)

@@ -14,6 +14,12 @@ from dataflare_plugins.mysql.connection import Session, quote
 from dataflare_plugins.mysql.convert import expression
 from dataflare_plugins.mysql.errors import BAD_QUERY
 
+_KINDS = {
+    1: "tinyint", 2: "smallint", 9: "mediumint", 3: "int", 8: "bigint", 4: "float", 5: "double", 10: "date", 12: "datetime",
+    7: "timestamp", 11: "time", 13: "year", 245: "json", 16: "bit", 6: "int",
+}  # fmt: skip
+"""Type code of a result's column to the type."""
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:
@@ -79,20 +85,14 @@ class Relation:
 
 def _described(field: Any) -> Column:
     """Return the column of a result as its description tells it."""
-    from pymysql.constants import FIELD_TYPE as codes
-    from pymysql.constants import FLAG as flags
+    from pymysql.constants import FIELD_TYPE, FLAG
 
     binary = field.charsetnr == 63
-    unsigned = bool(field.flags & flags.UNSIGNED)
-    kinds = {
-        codes.TINY: "tinyint", codes.SHORT: "smallint", codes.INT24: "mediumint", codes.LONG: "int", codes.LONGLONG: "bigint",
-        codes.FLOAT: "float", codes.DOUBLE: "double", codes.DATE: "date", codes.DATETIME: "datetime", codes.TIMESTAMP: "timestamp",
-        codes.TIME: "time", codes.YEAR: "year", codes.JSON: "json", codes.BIT: "bit", codes.NULL: "int",
-    }  # fmt: skip
-    if field.type_code in (codes.NEWDECIMAL, codes.DECIMAL):
+    unsigned = bool(field.flags & FLAG.UNSIGNED)
+    if field.type_code in (FIELD_TYPE.NEWDECIMAL, FIELD_TYPE.DECIMAL):
         size = field.length - (1 if field.scale else 0) - (0 if unsigned else 1)
         return Column(field.name, "decimal", unsigned, size, field.scale)
-    kind = kinds.get(field.type_code)
+    kind = _KINDS.get(field.type_code)
     if kind is None:
         kind = "longblob" if binary else "longtext"
     size = field.length if kind == "bit" else 0
