@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from dataflare_plugins.mysql.connection import Session
 from dataflare_plugins.mysql.errors import driver
 
 CHUNK = 1 << 18
+ENOUGH, PATIENCE = 1 << 16, 0.01
+"""Bytes and seconds that gathering waits for."""
 LONGEST = 0xFFFFFF
 """Length of a packet that the next one continues."""
 Values = list[bytes | None]
@@ -19,14 +22,20 @@ Values = list[bytes | None]
 class Packets:
     """The bytes that a connection receives, cut into packets by whoever reads them.
 
+    Args:
+        db: the PyMySQL connection.
+        gather: let small packets come together before they are received: a server that sends event by event else costs
+            one wake-up for each.
+
     Attributes:
         data: what was received and not consumed; the reader moves `at`.
         at: where the next packet begins.
     """
 
-    def __init__(self, db: Any) -> None:
+    def __init__(self, db: Any, *, gather: bool = False) -> None:
         self._file = db._rfile
         self._sock = db._sock
+        self._gather = gather and not hasattr(self._sock, "pending") and hasattr(socket, "SO_RCVLOWAT")
         db._sock.settimeout(None)
         db._current_timeout = None
         self.data = b""
@@ -46,11 +55,20 @@ class Packets:
         Raises:
             EOFError: the server closed the connection.
         """
-        got = self._file.read1(CHUNK)
+        got = self._gathered() if self._gather else self._file.read1(CHUNK)
         if not got:
             raise EOFError("the server closed the connection")
         self.data = self.data[self.at :] + got
         self.at = 0
+
+    def _gathered(self) -> bytes:
+        select.select([self._sock], [], [])
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, ENOUGH)
+        try:
+            select.select([self._sock], [], [], PATIENCE)
+            return bytes(self._sock.recv(CHUNK, socket.MSG_DONTWAIT))
+        finally:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def packet(self) -> bytes:
         """Return the next packet's payload, waiting for it; of one that is continued, all of it."""

@@ -64,7 +64,7 @@ class LogStream:
             self._command(struct.pack("<BIBBBHII", REGISTER, server_id, 0, 0, 0, 0, 0, 0))
             db._read_packet()
             self._command(struct.pack("<BIHI", DUMP, place.pos & 0xFFFFFFFF, 0, server_id) + place.file.encode())
-            self._packets = Packets(db)
+            self._packets = Packets(db, gather=True)
 
     def _prepare(self, server_id: int) -> None:
         if self._session.mariadb:
