@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,10 @@ class MariadbServer:
 
         assert self._process is not None
         assert self._process.poll() is None, f"MariaDB ended at its start:\n{self.log.read_text()[-2000:]}"
+        # Asked by hand first: PyMySQL leaves a socket open that could not connect.
+        with socket.socket(socket.AF_UNIX) as knock:
+            if knock.connect_ex(str(self.folder / "sock")):
+                return False
         try:
             self.connect().close()
         except pymysql.err.OperationalError:
@@ -159,10 +164,12 @@ class MariadbDatabase:
         self.name = name
         self.url = server.url(name)
         self._db: Any = None
+        self._made: list[Any] = []
 
     def connect(self, **more: Any) -> Any:
-        """Return a connection of the administrator to this database."""
-        return self.server.connect(self.name, **more)
+        """Return a connection of the administrator to this database; closed with it."""
+        self._made.append(self.server.connect(self.name, **more))
+        return self._made[-1]
 
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
         """Run statements on one connection that is kept, in autocommit, and return the rows of the last."""
@@ -173,8 +180,17 @@ class MariadbDatabase:
                 cursor.execute(sql)
             return list(cursor.fetchall())
 
+    def close(self) -> None:
+        """Close every connection."""
+        for made in self._made:
+            if made.open:
+                made.close()
+        self._made, self._db = [], None
+
     def drop(self) -> None:
-        """Close the connection and drop the database."""
-        if self._db is not None:
-            self._db.close()
+        """Close every connection and drop the database."""
+        self.close()
+        # A test that failed may have left a transaction open elsewhere, which would hold the database for ever.
+        for (held,) in self.server.execute(f"SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{self.name}'"):
+            self.server.execute(f"KILL {held}")
         self.server.execute(f"DROP DATABASE {self.name}")

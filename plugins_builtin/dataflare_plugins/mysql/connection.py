@@ -117,7 +117,7 @@ class Session:
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT,
                 ssl=_tls(url),
-                ssl_disabled=url.options.get("ssl") == "off",
+                ssl_disabled=url.options.get("ssl", "off" if _near(url) else "") == "off",
                 program_name="dataflare",
                 local_infile=False,
                 init_command=f"SET {', '.join(f'{k} = {v}' for k, v in SETTINGS.items())}",
@@ -195,6 +195,11 @@ class Session:
         if db is not None:
             with contextlib.suppress(Exception):
                 db._force_close()
+
+
+def _near(url: Url) -> bool:
+    """Whether the server is on this machine: there is no wire to listen on."""
+    return "unix_socket" in url.options or url.host in ("localhost", "127.0.0.1", "::1")
 
 
 def _tls(url: Url) -> Any:

@@ -55,7 +55,8 @@ def cast_text(text: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         found = try_cast(text, naive)
         if pa.types.is_time(kind):
-            found = pc.if_else(pc.less(found.cast(pa.int64()), DAY), found, None)
+            in_range = pc.less(found.cast(pa.int64()), pa.scalar(DAY, pa.int64()))
+            found = pc.if_else(in_range, found, pa.scalar(None, kind))
         return found.cast(kind), lost(text, found)
 
 

@@ -86,6 +86,7 @@ class Gathered:
         stopped: the place where reading is to stop is reached.
         left: events behind that place, or behind what filled a batch.
         change: a table's new columns, to be told where they begin.
+        owed: a part of a transaction was handed on; its end is to be, too.
         rewind: what was gathered was read with the wrong columns: it is to be read again.
     """
 
@@ -109,6 +110,8 @@ class Gathered:
         self._by_id: dict[bytes, TableChanges | None] = {}
         self._emptied: list[Batch] = []
         self._waiting = self._bytes = 0
+        self._before = (0, 0)
+        self.owed = False
         self._txid: int | None = None
         self._time = 0
         self._touched = False
@@ -144,10 +147,16 @@ class Gathered:
             self._event(event)
             if self.rewind:
                 return
-            enough = self._waiting >= max_rows or self._bytes >= max_bytes or self._emptied
-            # While columns are in doubt a transaction stays whole: it may have to be read again.
-            if (not self.within and ((stops and self._stops(bound)) or enough)) or (enough and self.within and not self._state.doubtful):
-                self.full = bool(enough)
+            if self.within:
+                # Whole transactions wait for each other; only one that is large by itself is handed on in parts. While
+                # columns are in doubt not even that: it may have to be read again.
+                rows, size = self._waiting - self._before[0], self._bytes - self._before[1]
+                stop = (rows >= max_rows or size >= max_bytes) and not self._state.doubtful
+            else:
+                self._before = (self._waiting, self._bytes)
+                stop = self.owed or bool(self._emptied) or self._waiting >= max_rows or self._bytes >= max_bytes
+            self.full = stop
+            if stop or (stops and not self.within and self._stops(bound)):
                 self.left = list(events[n + 1 :])
                 return
         self.left = []
@@ -161,6 +170,8 @@ class Gathered:
         """Return what waits, a batch for each table, without offsets, and forget it."""
         made = [*self._emptied, *(c.batch(self._settled_from()) for c in self._changes.values() if len(c))]
         self._emptied, self._waiting, self._bytes = [], 0, 0
+        self._before = (0, 0)
+        self.owed = self.within
         return made
 
     def _settled_from(self) -> int:

@@ -64,6 +64,11 @@ def log_end(session: Session) -> dict[str, Any]:
     return {"file": str(rows[0][0]), "pos": int(rows[0][1])}
 
 
+def reachable(session: Session, place: Place) -> bool:
+    """Whether the server still has the log from a place on."""
+    return any(str(r[0]) == place.file and place.pos <= int(r[1]) for r in session.query("SHOW BINARY LOGS", path="url"))
+
+
 def begin_snapshot(session: Session) -> Place:
     """Open a snapshot and return the place in the log whose state it shows.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from dataflare_plugins.mysql.binlog.copying import Captured, Copier
 from dataflare_plugins.mysql.binlog.gathering import Gathered
 from dataflare_plugins.mysql.binlog.offsets import State
-from dataflare_plugins.mysql.binlog.position import Place, begin_snapshot, identity, log_end
+from dataflare_plugins.mysql.binlog.position import Place, begin_snapshot, identity, log_end, reachable
 from dataflare_plugins.mysql.binlog.preflight import preflight
 from dataflare_plugins.mysql.binlog.stream import LOG_LOST, LogStream
 from dataflare_plugins.mysql.reading.relation import Relation
@@ -61,6 +61,9 @@ class ChangeReader:
                 self._lost(
                     LOG_LOST.error(f"{self._source.url}: the offset is of the log of another server ({self._state.server})", path="url")
                 )
+            elif not reachable(self._session, self._state.place):
+                gone = f"{self._source.url}: {self._state.place.file}, position {self._state.place.pos}, is not in the log any more"
+                self._lost(LOG_LOST.error(gone, path="on_log_lost"))
             elif self._state.high is not None:
                 # Chunks may have been read again since the offset was written, and show more than it knows.
                 end = Place.from_json(log_end(self._session))
@@ -130,7 +133,7 @@ class ChangeReader:
             return False
         assert self._state is not None
         state, until = self._state, self._until
-        if self._copier.within() or self._gathered.within or len(self._gathered):
+        if self._copier.within() or self._gathered.within or len(self._gathered) or self._gathered.owed:
             return False
         if until["phase"] == "snapshot":
             return State.from_json(until).copies == state.copies
@@ -202,8 +205,8 @@ class ChangeReader:
         whole = not gathered.within
         if gathered.change is not None and whole and gathered.state.place >= gathered.change.place:
             self._change()
-        elif len(gathered) and (gathered.full or (whole and (idle or gathered.stopped))):
-            batches = gathered.batches()
+        elif (len(gathered) and (gathered.full or (whole and (idle or gathered.stopped)))) or (whole and gathered.owed):
+            batches = gathered.batches() or [self._nothing()]
             if whole:
                 self._state = gathered.state
                 self._hand_on(batches)
@@ -281,7 +284,7 @@ class ChangeReader:
 
     def close(self) -> None:
         """Leave the log and the snapshot."""
-        if self._state is not None:
+        if self._handed is not None:
             self._copier.close()
         self._close_log()
         self._log_session.close()

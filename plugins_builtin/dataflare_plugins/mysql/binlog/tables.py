@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.mysql.binlog.arithmetic import ints
 from dataflare_plugins.mysql.binlog.fields import Field
 from dataflare_plugins.mysql.binlog.images import Images
 from dataflare_plugins.mysql.binlog.tablemap import lenenc
@@ -15,7 +16,6 @@ from dataflare_plugins.mysql.columns import Column
 from dataflare_plugins.mysql.convert import Bad, assemble, cast_text, to_arrow, without
 from dataflare_sdk import Batch, Changes, code
 from dataflare_sdk.changes import CREATE, DELETE, UPDATE
-from dataflare_sdk.compute import pc
 
 VIRTUAL = code(
     "mysql.computed-not-logged",
@@ -24,6 +24,7 @@ VIRTUAL = code(
     "Set binlog_row_image=FULL on the server, or leave the column out with `columns`.",
 )
 Fetch = Callable[[pa.RecordBatch], pa.RecordBatch]
+OPS = {op: pa.scalar(op, pa.uint8()) for op in (CREATE, UPDATE, DELETE)}
 WRITE, CHANGE, REMOVE = 0, 1, 2
 """The three kinds of rows events, the same in all their versions."""
 
@@ -183,7 +184,7 @@ class TableChanges:
 
     def _completed(self, data: pa.RecordBatch, old: pa.RecordBatch, after: pa.Array, changes: Changes) -> Any:
         """Fill partial images up: keys from the row before, defaults into new rows; what is still not known is flagged."""
-        created, updated = pc.equal(changes.op, CREATE), pc.equal(changes.op, UPDATE)
+        created, updated = ints.equal(changes.op, OPS[CREATE]), ints.equal(changes.op, OPS[UPDATE])
         data = self._with_defaults(data, created, after)
         arrays, unchanged, whole = [], {}, True
         for k, array_ in enumerate(data.columns):
@@ -191,11 +192,11 @@ class TableChanges:
             if missing is None:
                 arrays.append(array_)
                 continue
-            missing = pc.and_(missing, updated)
+            missing = ints.and_(missing, updated)
             before_missing = self._absent(k, pa.array([max(i, 0) for i in self._before], pa.int64()))
-            known = pc.invert(before_missing) if before_missing is not None else pa.array([True] * len(missing))
-            arrays.append(pc.if_else(pc.and_(missing, known), old.column(k), array_))
-            unsent = pc.and_(missing, pc.invert(known))
+            known = ints.invert(before_missing) if before_missing is not None else pa.array([True] * len(missing))
+            arrays.append(ints.if_else(ints.and_(missing, known), old.column(k), array_))
+            unsent = ints.and_(missing, ints.invert(known))
             whole = whole and before_missing is None
             if unsent.true_count:
                 unchanged[self._schema.names[k]] = unsent
@@ -208,7 +209,7 @@ class TableChanges:
         if found is None:
             return None
         there = pa.Array.from_buffers(pa.bool_(), len(self._images.absent), [None, found])
-        return pc.invert(there).take(images)
+        return ints.invert(there).take(images)
 
     def _with_defaults(self, data: pa.RecordBatch, created: pa.Array, images: pa.Array | None = None) -> pa.RecordBatch:
         """Put defaults into new rows whose column the log left out because nothing was said of it."""
@@ -219,7 +220,7 @@ class TableChanges:
             default = self._columns[self._numbers[k]].default
             missing = self._absent(k, images) if default is not None else None
             if missing is not None and default is not None:
-                array_ = pc.if_else(pc.and_(missing, created), self._default(k, default), array_)
+                array_ = ints.if_else(ints.and_(missing, created), self._default(k, default), array_)
             arrays.append(array_)
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
@@ -233,12 +234,12 @@ class TableChanges:
         assert batch.changes is not None
         moved = None
         for k in self._key:
-            differs = pc.fill_null(pc.not_equal(batch.data.column(k), old.column(k)), False)
-            moved = differs if moved is None else pc.or_(moved, differs)
+            differs = ints.fill_null(ints.not_equal(batch.data.column(k), old.column(k)), False)
+            moved = differs if moved is None else ints.or_(moved, differs)
         if moved is None:
             return batch, bad
-        moved = pc.and_(moved, pc.equal(batch.changes.op, UPDATE))
-        rows = pc.indices_nonzero(moved).to_pylist()
+        moved = ints.and_(moved, ints.equal(batch.changes.op, OPS[UPDATE]))
+        rows = ints.indices_nonzero(moved).to_pylist()
         if not rows:
             return batch, bad
         batch = self._fetched(batch, rows)
@@ -271,8 +272,8 @@ class TableChanges:
         for name in lacking:
             place, kind = self._schema.get_field_index(name), self._schema.field(name).type
             values = pa.array([wanted[i].get(name) if i in wanted else None for i in range(data.num_rows)], kind)
-            data = data.set_column(place, self._schema.field(name), pc.if_else(pc.and_(moved, flags[name]), values, data.column(place)))
-            flags[name] = pc.and_not(flags[name], moved)
+            data = data.set_column(place, self._schema.field(name), ints.if_else(ints.and_(moved, flags[name]), values, data.column(place)))
+            flags[name] = ints.and_not(flags[name], moved)
         return Batch(batch.stream, data, changes=Changes(**{**_parts(changes), "unchanged": flags}))
 
     def _merged(self, batch: Batch, old: pa.RecordBatch, rows: Sequence[int], order: pa.Array) -> Batch:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.mysql.binlog.arithmetic import ints
 from dataflare_plugins.mysql.binlog.fields import Field, decimal_bytes
 from dataflare_plugins.mysql.binlog.jsonb import to_text
 from dataflare_plugins.mysql.columns import Column
@@ -92,7 +93,7 @@ def _number(matrix: Matrix, start: int, width: int, valid: pa.Buffer | None, *, 
 def _whole(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
     if where.width == 3:
         found = integers(matrix.spread(start, 3, 4, high=True), 4, matrix.rows, valid, unsigned=column.unsigned)
-        return pc.shift_right(found, pa.scalar(8, found.type)), []
+        return ints.shift_right(found, pa.scalar(8, found.type)), []
     return integers(matrix.spread(start, where.width, where.width), where.width, matrix.rows, valid, unsigned=column.unsigned), []
 
 
@@ -103,7 +104,7 @@ def _float(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.B
 
 def _year(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:  # noqa: ARG001
     found = _number(matrix, start, 1, valid)
-    return pc.if_else(pc.equal(found, 0), found, pc.add(found, 1900)).cast(pa.int16()), []
+    return ints.if_else(ints.equal(found, 0), found, ints.add(found, 1900)).cast(pa.int16()), []
 
 
 def _bit(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
@@ -129,21 +130,21 @@ def _set(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buf
 def _decimal(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
     """Return decimals: groups of nine digits, most significant first; the first bit is the sign, negative ones are inverted."""
     digits, scale = where.size, where.scale
-    negative = pc.less(_number(matrix, start, 1, valid), 128)
+    negative = ints.less(_number(matrix, start, 1, valid), 128)
     groups = list(_groups(digits - scale, scale))
     at, parts = start, []
     for i, (count, width) in enumerate(groups):
         part = _number(matrix, at, width, valid, big=True)
         mask = (1 << 8 * width) - 1
-        part = pc.if_else(negative, pc.bit_wise_xor(part, mask), part)
+        part = ints.if_else(negative, ints.bit_wise_xor(part, mask), part)
         top = 1 << (8 * width - 1)
-        parts.append((pc.bit_wise_xor(part, top) if i == 0 else part, count))
+        parts.append((ints.bit_wise_xor(part, top) if i == 0 else part, count))
         at += width
     if digits <= 18:
         total = parts[0][0]
         for part, count in parts[1:]:
-            total = pc.add(pc.multiply(total, 10**count), part)
-        return _scaled(pc.if_else(negative, pc.negate(total), total), digits, scale), []
+            total = ints.add(ints.multiply(total, 10**count), part)
+        return _scaled(ints.if_else(negative, ints.negate(total), total), digits, scale), []
     return _long_decimal(column, parts, negative, scale), []
 
 
@@ -163,11 +164,11 @@ def _scaled(whole: pa.Array, digits: int, scale: int) -> pa.Array:
 def _long_decimal(column: Column, parts: Sequence[tuple[pa.Array, int]], negative: pa.Array, scale: int) -> pa.Array:
     """Return decimals of more digits than an int64: their text, cast where Arrow has such a type."""
     texts = [_padded(part, count) for part, count in parts]
-    joined = pc.binary_join_element_wise("0", *texts, "")
+    joined = ints.binary_join_element_wise("0", *texts, "")
     if scale:
-        joined = pc.binary_join_element_wise(pc.utf8_slice_codeunits(joined, 0, -scale), pc.utf8_slice_codeunits(joined, -scale), ".")
+        joined = ints.binary_join_element_wise(pc.utf8_slice_codeunits(joined, 0, -scale), pc.utf8_slice_codeunits(joined, -scale), ".")
     joined = pc.replace_substring_regex(joined, r"^0+([0-9])", r"\1")
-    joined = pc.if_else(negative, pc.binary_join_element_wise("-", joined, ""), joined)
+    joined = ints.if_else(negative, ints.binary_join_element_wise("-", joined, ""), joined)
     return joined.cast(column.arrow())
 
 
@@ -180,40 +181,40 @@ def _padded(part: pa.Array, count: int) -> pa.Array:
 
 def days(year: pa.Array, month: pa.Array, day: pa.Array) -> pa.Array:
     """Return days since 1970 of a date in the Gregorian calendar, int64; 400 years are added so that divisions truncate down."""
-    early = pc.less_equal(month, 2).cast(pa.int64())
-    y = pc.add(pc.subtract(year, early), 400)
-    era = pc.divide(y, 400)
-    of_era = pc.subtract(y, pc.multiply(era, 400))
-    shifted = pc.subtract(pc.add(month, 9), pc.multiply(pc.subtract(1, early), 12))
-    of_year = pc.add(pc.divide(pc.add(pc.multiply(shifted, 153), 2), 5), pc.subtract(day, 1))
-    of_era = pc.add(pc.add(pc.multiply(of_era, 365), pc.subtract(pc.divide(of_era, 4), pc.divide(of_era, 100))), of_year)
-    return pc.subtract(pc.add(pc.multiply(era, 146_097), of_era), 719_468 + 146_097)
+    early = ints.less_equal(month, 2).cast(pa.int64())
+    y = ints.add(ints.subtract(year, early), 400)
+    era = ints.divide(y, 400)
+    of_era = ints.subtract(y, ints.multiply(era, 400))
+    shifted = ints.subtract(ints.add(month, 9), ints.multiply(ints.subtract(1, early), 12))
+    of_year = ints.add(ints.divide(ints.add(ints.multiply(shifted, 153), 2), 5), ints.subtract(day, 1))
+    of_era = ints.add(ints.add(ints.multiply(of_era, 365), ints.subtract(ints.divide(of_era, 4), ints.divide(of_era, 100))), of_year)
+    return ints.subtract(ints.add(ints.multiply(era, 146_097), of_era), 719_468 + 146_097)
 
 
 def _no_date(year: pa.Array, month: pa.Array, day: pa.Array) -> pa.Array:
     """Return true where year, month and day are none of the calendar: zero dates, the 31st of February."""
     first = days(year, month, pa.scalar(1, pa.int64()))
-    december = pc.equal(month, 12)
-    following = days(pc.add(year, december.cast(pa.int64())), pc.if_else(december, 1, pc.add(month, 1)), pa.scalar(1, pa.int64()))
-    wrong = pc.or_(pc.equal(month, 0), pc.equal(day, 0))
-    return pc.or_(wrong, pc.greater(day, pc.subtract(following, first)))
+    december = ints.equal(month, 12)
+    following = days(ints.add(year, december.cast(pa.int64())), ints.if_else(december, 1, ints.add(month, 1)), pa.scalar(1, pa.int64()))
+    wrong = ints.or_(ints.equal(month, 0), ints.equal(day, 0))
+    return ints.or_(wrong, ints.greater(day, ints.subtract(following, first)))
 
 
 def _told(values: pa.Array, wrong: pa.Array, kind: pa.DataType) -> Decoded:
     """Return values with NULL where they are wrong, and the indices of those."""
-    rows: list[int] = pc.indices_nonzero(pc.fill_null(wrong, False)).to_pylist()
+    rows: list[int] = ints.indices_nonzero(ints.fill_null(wrong, False)).to_pylist()
     if rows:
-        values = pc.if_else(wrong, pa.scalar(None, values.type), values)
+        values = ints.if_else(wrong, pa.scalar(None, values.type), values)
     return values.cast(kind), rows
 
 
 def _part(value: pa.Array, shift: int, mask: int) -> pa.Array:
-    return pc.bit_wise_and(pc.shift_right(value, shift), mask)
+    return ints.bit_wise_and(ints.shift_right(value, shift), mask)
 
 
 def _date(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:  # noqa: ARG001
     found = _number(matrix, start, 3, valid)
-    year, month, day = pc.shift_right(found, 9), _part(found, 5, 15), pc.bit_wise_and(found, 31)
+    year, month, day = ints.shift_right(found, 9), _part(found, 5, 15), ints.bit_wise_and(found, 31)
     return _told(days(year, month, day).cast(pa.int32()), _no_date(year, month, day), pa.date32())
 
 
@@ -222,38 +223,38 @@ def _fraction(where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None)
     width = (where.scale + 1) // 2
     if not width:
         return None
-    return pc.multiply(_number(matrix, start, width, valid, big=True), 10 ** (6 - 2 * width))
+    return ints.multiply(_number(matrix, start, width, valid, big=True), 10 ** (6 - 2 * width))
 
 
 def _micros(seconds: pa.Array, fraction: pa.Array | None) -> pa.Array:
-    whole = pc.multiply(seconds, 1_000_000)
-    return whole if fraction is None else pc.add(whole, fraction)
+    whole = ints.multiply(seconds, 1_000_000)
+    return whole if fraction is None else ints.add(whole, fraction)
 
 
 def _clock(value: pa.Array, hours: int) -> pa.Array:
     """Return seconds from packed hours, minutes and seconds."""
-    hour, minute, second = _part(value, 12, hours), _part(value, 6, 63), pc.bit_wise_and(value, 63)
-    return pc.add(pc.add(pc.multiply(hour, 3600), pc.multiply(minute, 60)), second)
+    hour, minute, second = _part(value, 12, hours), _part(value, 6, 63), ints.bit_wise_and(value, 63)
+    return ints.add(ints.add(ints.multiply(hour, 3600), ints.multiply(minute, 60)), second)
 
 
 def _datetime(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
-    packed = pc.subtract(_number(matrix, start, 5, valid, big=True), 0x8000000000)
-    months, day = pc.shift_right(packed, 22), _part(packed, 17, 31)
-    year = pc.divide(months, 13)
-    month = pc.subtract(months, pc.multiply(year, 13))
-    seconds = pc.add(pc.multiply(days(year, month, day), 86_400), _clock(packed, 31))
+    packed = ints.subtract(_number(matrix, start, 5, valid, big=True), 0x8000000000)
+    months, day = ints.shift_right(packed, 22), _part(packed, 17, 31)
+    year = ints.divide(months, 13)
+    month = ints.subtract(months, ints.multiply(year, 13))
+    seconds = ints.add(ints.multiply(days(year, month, day), 86_400), _clock(packed, 31))
     return _told(_micros(seconds, _fraction(where, matrix, start + 5, valid)), _no_date(year, month, day), column.arrow())
 
 
 def _timestamp(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
     seconds = _number(matrix, start, 4, valid, big=True)
-    return _told(_micros(seconds, _fraction(where, matrix, start + 4, valid)), pc.equal(seconds, 0), column.arrow())
+    return _told(_micros(seconds, _fraction(where, matrix, start + 4, valid)), ints.equal(seconds, 0), column.arrow())
 
 
 def _time(column: Column, where: Field, matrix: Matrix, start: int, valid: pa.Buffer | None) -> Decoded:
-    packed = pc.subtract(_number(matrix, start, 3, valid, big=True), 0x800000)
+    packed = ints.subtract(_number(matrix, start, 3, valid, big=True), 0x800000)
     seconds = _clock(packed, 1023)
-    wrong = pc.or_(pc.less(packed, 0), pc.greater_equal(seconds, 86_400))
+    wrong = ints.or_(ints.less(packed, 0), ints.greater_equal(seconds, 86_400))
     return _told(_micros(seconds, _fraction(where, matrix, start + 3, valid)), wrong, column.arrow())
 
 
@@ -261,19 +262,19 @@ def _old_time(column: Column, where: Field, matrix: Matrix, start: int, valid: p
     """Return times as servers before 5.6 stored them: decimal digits in a number."""
     found = _number(matrix, start, where.width, valid)
     if where.code == 7:
-        return _told(_micros(found, None), pc.equal(found, 0), column.arrow())
+        return _told(_micros(found, None), ints.equal(found, 0), column.arrow())
     digits = [_digits(found, k) for k in (0, 2, 4)]
-    seconds = pc.add(pc.add(pc.multiply(digits[2], 3600), pc.multiply(digits[1], 60)), digits[0])
+    seconds = ints.add(ints.add(ints.multiply(digits[2], 3600), ints.multiply(digits[1], 60)), digits[0])
     if where.code == 11:
-        return _told(_micros(seconds, None), pc.greater_equal(seconds, 86_400), column.arrow())
-    day, month, year = _digits(found, 6), _digits(found, 8), pc.divide(found, 10**10)
-    seconds = pc.add(pc.multiply(days(year, month, day), 86_400), seconds)
+        return _told(_micros(seconds, None), ints.greater_equal(seconds, 86_400), column.arrow())
+    day, month, year = _digits(found, 6), _digits(found, 8), ints.divide(found, 10**10)
+    seconds = ints.add(ints.multiply(days(year, month, day), 86_400), seconds)
     return _told(_micros(seconds, None), _no_date(year, month, day), column.arrow())
 
 
 def _digits(value: pa.Array, at: int) -> pa.Array:
-    shifted = pc.divide(value, 10**at)
-    return pc.subtract(shifted, pc.multiply(pc.divide(shifted, 100), 100))
+    shifted = ints.divide(value, 10**at)
+    return ints.subtract(shifted, ints.multiply(ints.divide(shifted, 100), 100))
 
 
 _FIXED: dict[str, Callable[[Column, Field, Matrix, int, pa.Buffer | None], Decoded]] = {
