@@ -20,6 +20,7 @@ from dataflare_sdk.query_gate import one_select
 
 WHAT = code("mysql.what-to-read", 3, "Give exactly one of `table`, `query` and `tables`.", "Keep one of them.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
+NO_COLUMN = code("mysql.no-column", 3, "A column named in `columns` does not exist.", "Use a column of the table.")
 RESNAPSHOT = "resnapshot"
 """Key of the state entry that lists the streams to copy anew."""
 CDC_QUERY = code("mysql.cdc-query", 3, "Changes are read of tables, not of a query.", "Give `table` or `tables`.")
@@ -124,7 +125,7 @@ class MysqlSource(Source[MysqlConfig]):
         """Return the schema of a stream with these columns: theirs, or what `columns` declares.
 
         Raises:
-            DataflareError: `workflow.missing-column`, `mysql.unsupported-type`.
+            DataflareError: `mysql.no-column`, `mysql.unsupported-type`.
         """
         declared = self._declared()
         if declared is None:
@@ -134,7 +135,7 @@ class MysqlSource(Source[MysqlConfig]):
             if name not in names:
                 near = nearest(name, names)
                 fix = f"did you mean '{near}'?" if near else None
-                raise CODES["workflow.missing-column"].error(f"there is no column '{name}'", fix=fix, path=f"columns.{name}")
+                raise NO_COLUMN.error(f"there is no column '{name}'", fix=fix, path=f"columns.{name}")
         return declared
 
     def _info(self, stream: str, relation: Relation, extract: ExtractSpec) -> StreamInfo:

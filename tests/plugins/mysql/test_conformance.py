@@ -15,7 +15,7 @@ from dataflare_sdk.testing import DestinationSuite, SourceSuite
 
 ROWS = (
     "CREATE TABLE r AS SELECT seq AS id, IF(seq % 4 = 0, NULL, CONCAT('nämé ', seq)) AS name, seq * 1.5 AS amount, "
-    "TIMESTAMP '2024-01-01' + INTERVAL seq DIV 3 HOUR AS at FROM seq_0_to_24"
+    "CAST('2024-01-01' AS DATETIME) + INTERVAL seq DIV 3 HOUR AS at FROM seq_0_to_24"
 )
 SOURCES: dict[str, tuple[dict[str, Any], ExtractSpec]] = {
     "chunks": ({"table": "r"}, ExtractSpec(options={"consistency": "chunks"})),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import ipaddress
 from array import array
 from collections.abc import Callable, Sequence
@@ -304,11 +303,13 @@ def text(column: Column, where: Field, values: Sequence[bytes | None]) -> Decode
     return pa.array([None if v is None else decode(v) for v in values], pa.string()), []
 
 
+_CP1252 = {i: bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(0x80, 0xA0)}
+"""MySQL's latin1 is cp1252, with the five bytes that one leaves out as themselves."""
+
+
 def _decoder(charset: str) -> Callable[[bytes], str]:
     if charset == "latin1":
-        # MySQL's latin1 is cp1252, with the five bytes that one leaves out as themselves.
-        table = "".join(bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(256))
-        return lambda value: codecs.charmap_decode(value, "strict", table)[0]
+        return lambda value: value.decode("latin-1").translate(_CP1252)
     from pymysql.charset import charset_by_name
 
     found: Any = charset_by_name(charset)
