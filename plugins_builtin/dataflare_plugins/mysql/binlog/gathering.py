@@ -162,8 +162,9 @@ class Gathered:
         self.left = []
 
     def _stops(self, bound: Place | None) -> bool:
-        place = self.state.place
-        self.stopped = (bound is not None and place >= bound) or (self.change is not None and place >= self.change.place)
+        # As numbers: this is asked at the end of every transaction.
+        order = self._order + self._end_at[1]
+        self.stopped = (bound is not None and order >= bound.order) or (self.change is not None and order >= self.change.place.order)
         return self.stopped
 
     def batches(self) -> list[Batch]:
