@@ -84,7 +84,7 @@ def run(
         params: its parameters.
         profile: one of its profiles.
         inputs: source id to Arrow data (anything with `__arrow_c_stream__`) that stands in for it.
-        collect: ids of nodes whose rows are kept for `Run.table`.
+        collect: ids of nodes, or outputs as in `from: paid.else`, whose rows are kept for `Run.table`.
         check: raise when the run failed.
 
     Raises:

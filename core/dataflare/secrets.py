@@ -15,7 +15,7 @@ __all__ = ["Secrets"]
 
 MISSING = code(
     "secret.missing",
-    4,
+    3,
     "A secret is not to be had from its provider.",
     "Set the environment variable, or put the secret in a file of its name in `.dataflare/secrets/`.",
 )

@@ -86,6 +86,10 @@ if TYPE_CHECKING:
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.processor import Processor as Processor
     from dataflare_sdk.scan import ScanUnit as ScanUnit
+    from dataflare_sdk.scratch import DestinationTwin as DestinationTwin
+    from dataflare_sdk.scratch import ScratchPlace as ScratchPlace
+    from dataflare_sdk.scratch import SourceTwin as SourceTwin
+    from dataflare_sdk.scratch import Writer as Writer
     from dataflare_sdk.source import IteratorReader as IteratorReader
     from dataflare_sdk.source import Source as Source
 
@@ -107,6 +111,7 @@ _HOME = {
     "dataflare_sdk.messages": "Batch Origin",
     "dataflare_sdk.processor": "Processor",
     "dataflare_sdk.scan": "ScanUnit",
+    "dataflare_sdk.scratch": "DestinationTwin ScratchPlace SourceTwin Writer",
     "dataflare_sdk.source": "IteratorReader Source",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

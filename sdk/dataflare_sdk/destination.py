@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from dataflare.contracts import Opened, RowRejection, Target, WriteSpec
 from dataflare_sdk.component import C, Component
+from dataflare_sdk.handover import Handover
 from dataflare_sdk.messages import Batch
+from dataflare_sdk.scratch import DestinationTwin, ScratchPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,17 @@ class Destination(Component[C], ABC):
     def copied(self, rows: int) -> None:
         """The bulk statements are done and wrote `rows` rows."""
 
+    def takes_over(self, format: str, write: WriteSpec) -> bool:  # noqa: ARG002
+        """Whether it takes what a source hands over as it is; asked by the planner before `open`."""
+        return False
+
+    def take_over(self, handovers: Sequence[Handover]) -> int | None:
+        """Take everything the source hands over into its staging, after `open`; returns rows, None: the bytes do not fit.
+
+        The engine then calls `prepare` and `commit` as for batches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes nothing over: {len(handovers)}")
+
     @abstractmethod
     def prepare(self, epoch: int, final: bool) -> None:
         """All of the epoch's rows are here."""
@@ -88,3 +101,35 @@ class Destination(Component[C], ABC):
     @abstractmethod
     def abort(self) -> None:
         """Drop what was written or prepared since the last commit."""
+
+    # -- looking back (prove, plan --diff) ---------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> DestinationTwin | None:  # noqa: ARG003
+        """Return a scratch system to write to instead of the one `config` names; None: there is none of this kind.
+
+        Raises:
+            DataflareError: what it needs is not installed (`plugin.missing-extra` and the like).
+        """
+        return None
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader | None:  # noqa: ARG002
+        """Return the committed rows the target holds now, in the columns and types of `schema`; None: it cannot tell.
+
+        Read only: not after `open`, no claim, no fence, nothing is made or locked longer than the read. A target
+        that is not there is empty. A column the target lacks is NULL; `_deleted_at` (where deletes are soft) is
+        given when `schema` asks for it. What the target stores in another type is cast back.
+
+        Args:
+            schema: columns and their types, as the workflow writes them.
+            keys: only rows whose values in these columns are among these rows; None: all. It may return more.
+        """
+        return None
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
+        """Return what a run would change of the target's shape before it writes, one statement or sentence each.
+
+        Read only, as `read_back`. `CREATE TABLE …`, `ALTER TABLE … ADD COLUMN …`, `widen … to …`; empty when the
+        target has the shape already. A run that would be refused for its shape is an error here too.
+        """
+        return ()

@@ -26,6 +26,19 @@ def declare(*names: str) -> None:
     NAMES.update(names)
 
 
+def arm(spec: str | None, hits: str | None = None) -> None:
+    """Arm this process as the two variables would; for one that was forked from a process that imported this.
+
+    Args:
+        spec: `name:nth`, or None: nothing is armed.
+        hits: file to note every passing in, or None.
+    """
+    global _armed, _hits
+    with _lock:
+        _armed, _hits = spec, hits
+        _passed.clear()
+
+
 def failpoint(name: str) -> None:
     """Pass a failpoint: count it, and kill the process if it is the armed one at its armed count."""
     if _armed is None and _hits is None:

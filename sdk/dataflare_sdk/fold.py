@@ -43,7 +43,8 @@ class Folded:
     """What an epoch comes to. Read each stream to its end before the next is asked for.
 
     Attributes:
-        truncated: everything that is there is to be removed before anything else.
+        truncated: everything that is there is to be removed before anything else. After that come `rows`, `partial` and
+            `deletes`, in this order: where deleted rows are kept, one key may be among the rows and the deletions.
         partial_columns: indices (in the schema) of columns that some partial row leaves out.
     """
 
@@ -56,18 +57,16 @@ class Folded:
 
     def deletes(self) -> pa.RecordBatchReader:
         """Return the keys of rows that are gone: the key columns only."""
-        return self._read(f"SELECT {self._columns(self._key)} FROM folded WHERE {OP} = {DELETE}")
+        return self._read(f"SELECT {self._columns(self._key)} FROM gone")
 
     def rows(self) -> pa.RecordBatchReader:
         """Return the rows that are there now and known whole: the columns of the schema."""
-        return self._read(f"SELECT {self._columns(self._schema.names)} FROM folded WHERE {OP} <> {DELETE} AND NOT {UNCHANGED}")
+        return self._read(f"SELECT {self._columns(self._schema.names)} FROM folded WHERE NOT {UNCHANGED}")
 
     def partial(self) -> pa.RecordBatchReader:
         """Return the rows not known whole: the columns of the schema, a `flag` per partial column, `_df_settled`."""
         flags = "".join(f", {quote(flag(i))}" for i in self.partial_columns)
-        return self._read(
-            f"SELECT {self._columns(self._schema.names)}{flags}, {SETTLED} FROM folded WHERE {OP} <> {DELETE} AND {UNCHANGED}"
-        )
+        return self._read(f"SELECT {self._columns(self._schema.names)}{flags}, {SETTLED} FROM folded WHERE {UNCHANGED}")
 
     def _columns(self, names: Iterable[str]) -> str:
         return ", ".join(f"{self._items.get(n, quote(n))} AS {quote(n)}" for n in names)
@@ -86,6 +85,8 @@ class Staging:
         changes: batches carry `changes`.
         memory: bytes kept in memory before it spills.
         order: column that orders the rows of a key (`write.pos_column`); without it the last to come is the last.
+        keeps_deleted: rows that are created and deleted in one epoch are wanted all the same, as they were last
+            (deletes are soft, or ignored).
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Staging:
         changes: bool = False,
         memory: int = 32 << 20,
         order: str | None = None,
+        keeps_deleted: bool = False,
     ) -> None:
         self._folder = folder
         self.schema = schema
@@ -104,6 +106,7 @@ class Staging:
         self._changes = changes
         self._memory = memory
         self._order = order
+        self._keeps_deleted = keeps_deleted and changes
         self._stored = pa.schema([*schema, *_EXTRA]) if changes else schema
         self._batches: list[pa.RecordBatch] = []
         self._held = 0
@@ -221,9 +224,7 @@ class Staging:
                 as they are.
         """
         with duck.connect(memory=memory, threads=1, temp=self._folder / "spill") as connection:
-            connection.register("staged", self.reader())
-            connection.execute(f"CREATE TEMP TABLE folded AS {self._fold()}")
-            connection.unregister("staged")
+            self._tables(connection)
             yield Folded(
                 self.truncated,
                 tuple(sorted(self._partial)),
@@ -233,15 +234,35 @@ class Staging:
                 items or {},
             )
 
-    def _fold(self) -> str:
+    def _tables(self, connection: Any) -> None:
+        """Make `folded`, the rows that are there, and `gone`, the keys of those that are not."""
         keys = ", ".join(quote(k) for k in self.key)
+        connection.register("staged", self.reader())
+        if self._keeps_deleted:
+            last = f"SELECT {keys} FROM {self._numbered()} GROUP BY {keys} HAVING arg_max({OP}, {ORDER}) = {DELETE}"
+            connection.execute(f"CREATE TEMP TABLE gone AS {last}")
+            connection.unregister("staged")
+            connection.register("staged", self.reader())
+            connection.execute(f"CREATE TEMP TABLE folded AS {self._fold(f'{OP} <> {DELETE}')}")
+        else:
+            connection.execute(f"CREATE TEMP TABLE folded AS {self._fold()}")
+            connection.execute(f"CREATE TEMP TABLE gone AS SELECT {keys} FROM folded WHERE {OP} = {DELETE}")
+            connection.execute(f"DELETE FROM folded WHERE {OP} = {DELETE}")
+        connection.unregister("staged")
+
+    def _numbered(self, where: str = "true") -> str:
+        """Return what is staged with the order of changes."""
         extra = "" if self._changes else f", {UPDATE}::UTINYINT AS {OP}, NULL::INTEGER[] AS {UNCHANGED}, true AS {SETTLED}"
-        numbered = f"(SELECT *{extra}, row_number() OVER () AS {ORDER} FROM staged)"
-        if self._order is not None:
-            # Rows without a version (a deletion carries its key only) count as the newest.
-            numbered = (
-                f"(SELECT * REPLACE (row_number() OVER (ORDER BY {quote(self._order)} NULLS LAST, {ORDER}) AS {ORDER}) FROM {numbered})"
-            )
+        numbered = f"(SELECT *{extra}, row_number() OVER () AS {ORDER} FROM staged WHERE {where})"
+        if self._order is None:
+            return numbered
+        # Rows without a version (a deletion carries its key only) count as the newest.
+        newest_last = f"row_number() OVER (ORDER BY {quote(self._order)} NULLS LAST, {ORDER})"
+        return f"(SELECT * REPLACE ({newest_last} AS {ORDER}) FROM {numbered})"
+
+    def _fold(self, where: str = "true") -> str:
+        keys = ", ".join(quote(k) for k in self.key)
+        numbered = self._numbered(where)
         if self._partial:
             return self._fold_partial(numbered, keys)
         columns = ", ".join(quote(n) for n in self.schema.names)

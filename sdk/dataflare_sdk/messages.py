@@ -79,6 +79,7 @@ class Batch:
         rejected: rows a reader could not read; they are not in `data`.
         origin: the source rows behind these, while every row still has exactly one.
         changes: what happened to each row, when the stream is one of changes; None: they are rows to be added.
+        read: rows of the source that the batch stands for, where steps were done while reading; None: its own.
     """
 
     stream: str
@@ -87,6 +88,7 @@ class Batch:
     rejected: Sequence[RowRejection] = field(default_factory=tuple)
     origin: Origin | None = None
     changes: Changes | None = None
+    read: int | None = None
 
     def with_data(self, data: pa.RecordBatch) -> Batch:
         """Return the batch with other columns for the same rows."""

@@ -20,7 +20,11 @@ MISSING_COLUMN = declare("workflow.missing-column", 3, "A column that is named d
 
 
 class StageProcessor(Processor[C]):
-    """A processor whose work is a set of row expressions, bound at plan time and compiled on first use."""
+    """A processor whose work is a set of row expressions, bound at plan time and compiled on first use.
+
+    Attributes:
+        carried: columns beside those of the schema that `relation` hands on too, of a step with the feature `fuses`.
+    """
 
     def __init__(self, config: C, ctx: ComponentContext) -> None:
         super().__init__(config, ctx)
@@ -29,6 +33,7 @@ class StageProcessor(Processor[C]):
         self._expressions: dict[str, str] = {}
         self._input = pa.schema([])
         self.bound = Bound(pa.schema([]), {})
+        self.carried: tuple[str, ...] = ()
 
     @property
     def engine(self) -> ExpressionEngine:

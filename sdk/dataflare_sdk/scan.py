@@ -8,6 +8,24 @@ from typing import Any
 
 from dataflare.contracts import RowRejection
 
+ORDINAL = "_df_ordinal"
+"""The column that says which row of the scan (from 1) a row came from, where steps are done while reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """Steps that are done while a scan is read.
+
+    Attributes:
+        sql: a SELECT over `{scan}` that gives `ORDINAL`, then the columns of `schema`.
+        schema: of the rows that come out.
+        guard: filters must stay where they are: an expression that can fail comes before one.
+    """
+
+    sql: str
+    schema: Any
+    guard: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class ScanUnit:

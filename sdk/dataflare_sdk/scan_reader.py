@@ -18,9 +18,11 @@ from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Pa
 from dataflare_sdk import duck
 from dataflare_sdk.component import C
 from dataflare_sdk.messages import Batch, Origin
-from dataflare_sdk.scan import ScanUnit
+from dataflare_sdk.scan import ORDINAL, ScanUnit, Through
+from dataflare_sdk.schema import quote
 from dataflare_sdk.source import Source
 
+PROFILED = ("SET enable_profiling='no_output'", "SET profiling_coverage='ALL'")
 FETCH_ROWS = 8_192
 """Rows an engine is asked for at once: few enough for wide rows; `UnitReader` puts them together."""
 
@@ -62,6 +64,7 @@ class UnitReader:
         until: where to stop, or None.
         pauses: end with `Pause`, not `End`.
         finish: adds to the offset what is known once a unit is done (names of files already read).
+        through: steps done while reading: rows come with their ordinal in front, which is taken off here.
         close: called when the reader is closed.
     """
 
@@ -76,6 +79,7 @@ class UnitReader:
         pauses: bool = False,
         finish: Callable[[Sequence[Unit]], Mapping[str, Any]] | None = None,
         close: Callable[[], None] | None = None,
+        through: Through | None = None,
     ) -> None:
         self._source = source
         self._schema = schema
@@ -87,6 +91,7 @@ class UnitReader:
         self._order = {u.id: i for i, u in enumerate(self._units)}
         self._at, self._row = self._start(offset)
         self._stop = None if until is None else self._order.get(str(until.get("unit")), len(self._units))
+        self._through = through
         self._rows: Iterator[pa.RecordBatch] | None = None
         self._left: pa.RecordBatch | None = None
 
@@ -147,6 +152,10 @@ class UnitReader:
 
     def _batch(self, data: pa.RecordBatch) -> Batch:
         unit = self._units[self._at]
+        if self._through is not None:
+            before, self._row = self._row, int(data.column(0)[-1].as_py())
+            rows = pa.RecordBatch.from_arrays(data.columns[1:], schema=self._through.schema)
+            return Batch(self._source, rows, self._offset(done=False), read=self._row - before)
         first = self._row + 1
         self._row += data.num_rows
         origin = Origin(self._source, data, unit.position, first)
@@ -156,14 +165,23 @@ class UnitReader:
         """Go to the next unit; a last batch without rows carries the rejects and what is known now."""
         unit = self._units[self._at]
         stopping = self._limit() is not None
+        read = self._rest_of(unit)
         rejects: Sequence[RowRejection] = () if stopping else unit.rejects()
         offset = self._offset(done=True)
         self._close_rows()
         self._at, self._row = self._at + 1, 0
-        if stopping or (not rejects and self._finish is None):
+        if (stopping and read is None) or (not rejects and self._finish is None and read is None):
             return None
-        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
-        return Batch(self._source, empty, offset, tuple(rejects))
+        empty = pa.RecordBatch.from_pylist([], schema=self._schema if self._through is None else self._through.schema)
+        return Batch(self._source, empty, offset, tuple(rejects), read=read)
+
+    def _rest_of(self, unit: Unit) -> int | None:
+        """Return how many rows were read since the last one that was handed out, where steps drop rows while reading."""
+        if self._through is None or self._rows is None:
+            return None
+        assert isinstance(unit, SqlUnit)
+        before, self._row = self._row, unit.scanned()
+        return self._row - before
 
     def _offset(self, *, done: bool) -> dict[str, Any]:
         made: dict[str, Any] = {"v": 1, "unit": self._units[self._at].id, "row": self._row}
@@ -190,7 +208,9 @@ class UnitReader:
 class SqlUnit:
     """A scan on a connection that is shared by the units of a reader."""
 
-    def __init__(self, connection: Any, unit: ScanUnit, schema: pa.Schema) -> None:
+    def __init__(self, connection: Any, unit: ScanUnit, schema: pa.Schema, through: Through | None = None) -> None:
+        self._through = through
+        self._skipped = 0
         self.id = unit.id
         self.position = unit.position
         self._connection = connection
@@ -206,13 +226,31 @@ class SqlUnit:
         sql = self._unit.sql
         if skip or limit is not None:
             sql = f"SELECT * FROM ({sql}) LIMIT {'ALL' if limit is None else limit} OFFSET {skip}"
+        schema = self._schema
+        if self._through is not None:
+            self._skipped = skip
+            numbered = f"(SELECT *, row_number() OVER () + {skip} AS {quote(ORDINAL)} FROM ({sql}))"
+            sql = self._through.sql.replace("{scan}", numbered)
+            schema = pa.schema([(ORDINAL, pa.int64()), *self._through.schema])
         with self._explained():
             reader = self._connection.sql(sql).to_arrow_reader(FETCH_ROWS)
             try:
                 for batch in reader:
-                    yield cast_batch(batch, self._schema)
+                    yield cast_batch(batch, schema)
             finally:
                 reader.close()
+
+    def scanned(self) -> int:
+        """Return how far the last scan got, from its profile."""
+        import json
+
+        waiting = json.loads(self._connection.get_profiling_information("json")).get("operator") or []
+        while waiting:
+            operator = waiting.pop()
+            if operator["type"] == "STREAMING_WINDOW":
+                return self._skipped + int(operator["intermediate_rows"])
+            waiting += operator.get("children") or []
+        return self._skipped  # nothing was read: the scan was optimised away
 
     def rejects(self) -> Sequence[RowRejection]:
         """Return the rows that the scan could not read."""
@@ -251,12 +289,36 @@ class ScanSource(Source[C]):
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read the scans after `offset`, to `until` if given."""
+        return self._opened(partition, extract, offset, until, None)
+
+    @property
+    def reads_through(self) -> bool:
+        """Whether steps can be done while reading: its rows come from the scans, by the way of this class."""
+        return type(self).open is ScanSource.open
+
+    def open_through(
+        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None, through: Through
+    ) -> Reader:
+        """Read as `open` does, with steps done while reading; the offsets are the same."""
+        return self._opened(partition, extract, offset, until, through)
+
+    def _opened(
+        self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None, through: Through | None
+    ) -> Reader:
         units = self.units(partition, extract)
         schema = self.scan_schema(partition, extract)
-        connection = duck.connect(memory=self.ctx.memory, threads=self.ctx.threads, temp=Path(self.ctx.staging_dir) / "spill")
+        connection = duck.connect(
+            memory=self.ctx.memory,
+            threads=self.ctx.threads,
+            temp=Path(self.ctx.staging_dir) / "spill",
+            timezone=self.ctx.run.timezone if self.ctx.run is not None else "UTC",
+        )
         try:
             for sql in dict.fromkeys(s for u in units for s in u.setup):
                 connection.execute(sql)
+            if through is not None:
+                for sql in (*PROFILED, *([duck.NO_PUSHDOWN] if through.guard else [])):
+                    connection.execute(sql)
             duck.lock_down(connection, dict.fromkeys(p for u in units for p in u.paths))
         except BaseException:
             connection.close()
@@ -264,10 +326,11 @@ class ScanSource(Source[C]):
         return UnitReader(
             self.ctx.node,
             schema,
-            [SqlUnit(connection, u, schema) for u in units],
+            [SqlUnit(connection, u, schema, through) for u in units],
             offset,
             until,
             pauses=extract.mode != "full",
             finish=self.finish(partition, extract),
             close=connection.close,
+            through=through,
         )

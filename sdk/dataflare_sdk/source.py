@@ -12,7 +12,9 @@ from typing import Any
 
 from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Reader, StreamInfo
 from dataflare_sdk.component import C, Component
+from dataflare_sdk.handover import Handover
 from dataflare_sdk.scan import ScanUnit
+from dataflare_sdk.scratch import ScratchPlace, SourceTwin
 
 
 class Source(Component[C], ABC):
@@ -43,6 +45,14 @@ class Source(Component[C], ABC):
         """Return the partition as SQL scans in reading order, or None: then only `open` reads it."""
         return None
 
+    def hands_over(self, extract: ExtractSpec) -> str | None:  # noqa: ARG002
+        """Return the format in which its partitions can be handed over as they are; None: they cannot."""
+        return None
+
+    def hand_over(self, partition: Partition, extract: ExtractSpec) -> Handover:
+        """Return a partition as bytes; only asked when `hands_over` gave a format."""
+        raise NotImplementedError(f"{type(self).__name__} hands nothing over: {partition.id}, {extract.mode}")
+
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return where an unbounded stream stands now; by default it is not unbounded."""
         return None
@@ -55,6 +65,15 @@ class Source(Component[C], ABC):
 
     def cancel(self) -> None:
         """Make a blocking read return soon."""
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> SourceTwin | None:  # noqa: ARG003
+        """Return a scratch system to read instead of the one `config` names; None: there is none of this kind.
+
+        Raises:
+            DataflareError: what it needs is not installed (`plugin.missing-extra` and the like).
+        """
+        return None
 
 
 class IteratorReader:

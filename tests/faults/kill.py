@@ -1,10 +1,11 @@
 """Kill a run again and again, then finish it, and compare what arrived with what should have.
 
-Usage: python tests/faults/kill.py --kills 200 --seed 7
+Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres]
 
-One trial is one workflow with SQLite, DuckDB and Parquet destinations in a folder of its own. It is killed with
-SIGKILL a few times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle
-is DuckDB alone. Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
+One trial is one workflow in a folder of its own: in the streaming lane with SQLite, DuckDB, Parquet and CSV
+destinations together, or in the bulk lane with a Parquet file and a DuckDB table. It is killed with SIGKILL a few
+times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle is DuckDB alone.
+Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
 """
 
 from __future__ import annotations
@@ -74,10 +75,41 @@ destinations:
 runtime: {{lane: streaming, batch: {{rows: 400}}}}
 state: {{checkpoint: {{every: 1h, rows: 2000}}}}
 """
+STATES = {"sqlite": "state: {", "postgres": "state: {store: postgres, url: '${env:STATE_URL}', "}
+"""How the workflow's line about state begins, by the store it names."""
 
 ODD = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note, i * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3"
 LAST = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) GROUP BY i % 100"
 UPSERT = f"SELECT max(i) AS id, i % 100 AS k, max(i) * 3 AS v, 'n' || max(i) AS note, max(i) * 3 + 1 AS w FROM range({ROWS}) t(i) WHERE i % 10 <> 3 GROUP BY i % 100"
+
+
+BULK_WORKFLOW = """
+name: faults
+sources:
+  made: {use: csv, with: {path: made.csv}}
+processors:
+  - id: more
+    use: map
+    with: {set: {w: v + 1}}
+  - id: odd
+    use: filter
+    with: {where: id % 10 <> 3}
+destinations:
+  copied:
+    use: duckdb
+    from: odd
+    with: {path: out/rows.duckdb, table: copied}
+    write: {mode: append}
+  whole:
+    use: parquet
+    from: odd
+    with: {path: out/whole.parquet}
+runtime: {lane: bulk}
+state: {checkpoint: {every: 1h}}
+"""
+MADE = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note FROM range({ROWS}) t(i)"
+STREAMING, BULK = "streaming", "bulk"
+COLUMNS = "id, k, v, note, w"
 
 
 @dataclass
@@ -93,22 +125,30 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def failpoints() -> list[str]:
-    """Return every failpoint this workflow can pass."""
+PASSED = {
+    STREAMING: ("task.", "job.", "state.", "sqlite.", "duckdb.", "files."),
+    BULK: ("bulk.", "job.", "state.", "duckdb.", "files."),
+}
+"""Beginnings of the names of the failpoints that each lane's workflow passes."""
+
+
+def failpoints(lane: str) -> list[str]:
+    """Return every failpoint the workflow of a lane can pass."""
     import importlib
 
     for module in (
-        "dataflare_plugins.engine.running.tasks",
-        "dataflare_plugins.engine.running.job",
-        "dataflare_plugins.state_sqlite.store",
-        "dataflare_plugins.sqlite.destination",
-        "dataflare_plugins.duckdb.destination",
-        "dataflare_plugins.files.destination",
+        "engine.running.tasks",
+        "engine.running.bulk",
+        "engine.running.job",
+        "state_sqlite.store",
+        "sqlite.destination",
+        "duckdb.destination",
+        "files.destination",
     ):
-        importlib.import_module(module)
+        importlib.import_module(f"dataflare_plugins.{module}")
     from dataflare_sdk.failpoints import NAMES
 
-    return sorted(n for n in NAMES if not n.startswith("bulk."))
+    return sorted(n for n in NAMES if n.startswith(PASSED[lane]))
 
 
 def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
@@ -123,12 +163,21 @@ def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally) -> None:
-    """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
+def begin(folder: Path, lane: str, state: str) -> None:
+    """Write a trial's workflow and its input; one database holds the state of all trials: each is a workflow of its own."""
     folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(WORKFLOW)
+    text = WORKFLOW if lane == STREAMING else BULK_WORKFLOW
+    (folder / "faults.yaml").write_text(text.replace("name: faults", f"name: {folder.name}").replace("state: {", STATES[state]))
+    if lane == BULK:
+        duckdb.sql(f"COPY ({MADE}) TO '{folder}/made.csv'")
+
+
+def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, tally: Tally, state: str = "sqlite") -> None:
+    """Kill one workflow at each step of `plan` (a failpoint, or None: a random moment), then finish and compare."""
+    begin(folder, lane, state)
     for name in plan:
-        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3)}"}
+        # In bulk each statement passes a failpoint once, and there are two of them.
+        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3 if lane == STREAMING else 2)}"}
         process = launch(folder, env)
         if name is None:
             time.sleep(rng.uniform(0.25, 1.2))
@@ -141,46 +190,54 @@ def trial(folder: Path, plan: list[str | None], rng: random.Random, tally: Tally
         out, err = launch(folder, {}).communicate(timeout=120)
         report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
         tally.resumed += bool(report.get("resumed"))
-        if report["status"] != "done":
+        if (report["status"], report.get("lane")) != ("done", lane):
             tally.faults.append(f"{folder.name} {plan}: {report.get('error')}")
     if (folder / "hits.txt").exists():
         tally.hits.update((folder / "hits.txt").read_text().split())
-    compare(folder, plan, tally)
+    compare(folder, lane, plan, tally)
 
 
 def finished(folder: Path) -> bool:
     """Ask the state store whether the last run reached its end."""
-    if not (folder / ".dataflare" / "state.db").exists():
-        return False
     from dataflare.lifecycle import Runtime
+    from dataflare_sdk.state_store import opened
 
     with Runtime(folder) as runtime:
-        store = runtime.host.build("state_store", "sqlite", {"path": str(folder / ".dataflare" / "state.db")})
-        checkpoint = store.load("faults")
-        store.close()
+        workflow = runtime.parse(folder / "faults.yaml")
+        with opened(runtime.host, workflow) as store:
+            checkpoint = store.load(workflow.name)
     return checkpoint is not None and checkpoint.final and checkpoint.done
 
 
-def compare(folder: Path, plan: list[str | None], tally: Tally) -> None:
+def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally) -> None:
     """Count rows that are missing, rows that are there too often, and files nobody asked for."""
-    out = folder / "out"
-    con = duckdb.connect()
-    for table, expected in (("appended", ODD), ("upserted", UPSERT)):
-        with sqlite3.connect(out / "rows.db") as db:
-            rows = db.execute(f"SELECT id, k, v, note, w FROM {table}").fetchall()
-        judge(con, f"{folder.name} {plan} sqlite.{table}", rows, expected, tally)
+    out, con, where = folder / "out", duckdb.connect(), f"{folder.name} {plan}"
     with duckdb.connect(str(out / "rows.duckdb"), read_only=True) as db:
-        judge(con, f"{folder.name} {plan} duckdb", db.sql("SELECT id, k, v, note, w FROM copied").fetchall(), ODD, tally)
-    parts = con.sql(f"SELECT id, k, v, note, w FROM read_parquet('{out}/parts/**/*.parquet')").fetchall()
-    judge(con, f"{folder.name} {plan} parquet", parts, ODD, tally)
-    newest = con.sql(f"SELECT id, k, v, note, w FROM read_csv('{out}/newest.csv')").fetchall()
-    judge(con, f"{folder.name} {plan} csv", newest, LAST, tally)
-    allowed = {"rows.db", "rows.db-wal", "rows.db-shm", "rows.duckdb", "rows.duckdb.wal", "parts", "newest.csv"}
-    orphans = [p.name for p in out.iterdir() if p.name not in allowed]
+        judge(con, f"{where} duckdb", db.sql(f"SELECT {COLUMNS} FROM copied").fetchall(), ODD, tally)
+    if lane == STREAMING:
+        compare_streaming(con, out, where, tally)
+        allowed = {"rows.db", "rows.db-wal", "rows.db-shm", "parts", "newest.csv"}
+    else:
+        judge(con, f"{where} parquet", con.sql(f"SELECT {COLUMNS} FROM '{out}/whole.parquet'").fetchall(), ODD, tally)
+        allowed = {"whole.parquet"}
+    orphans = [p.name for p in out.iterdir() if p.name not in allowed | {"rows.duckdb", "rows.duckdb.wal"}]
     orphans += [p.name for p in (out / "parts").rglob("*") if p.is_file() and p.suffix not in (".parquet", ".json")]
+    orphans += [p.name for p in (folder / ".dataflare" / "spill").glob("*")]
     if orphans:
         tally.orphans += len(orphans)
-        tally.faults.append(f"{folder.name} {plan}: orphans {orphans}")
+        tally.faults.append(f"{where}: orphans {orphans}")
+
+
+def compare_streaming(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally: Tally) -> None:
+    """Compare what only the streaming workflow writes."""
+    for table, expected in (("appended", ODD), ("upserted", UPSERT)):
+        with sqlite3.connect(out / "rows.db") as db:
+            rows = db.execute(f"SELECT {COLUMNS} FROM {table}").fetchall()
+        judge(con, f"{where} sqlite.{table}", rows, expected, tally)
+    parts = con.sql(f"SELECT {COLUMNS} FROM read_parquet('{out}/parts/**/*.parquet')").fetchall()
+    judge(con, f"{where} parquet", parts, ODD, tally)
+    newest = con.sql(f"SELECT {COLUMNS} FROM read_csv('{out}/newest.csv')").fetchall()
+    judge(con, f"{where} csv", newest, LAST, tally)
 
 
 def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expected: str, tally: Tally) -> None:
@@ -193,21 +250,24 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
         tally.faults.append(f"{where}: {lost} lost, {extra} too many")
 
 
-def run(kills: int, seed: int, root: Path) -> Tally:
-    """Run trials until `kills` processes have been killed; every failpoint is armed at least once."""
+def run(kills: int, seed: int, root: Path, state: str = "sqlite") -> Tally:
+    """Run trials until `kills` processes have been killed; every failpoint is armed at least once in each lane.
+
+    With `state="postgres"` the environment variable STATE_URL names the database that keeps the state.
+    """
     rng = random.Random(seed)
-    names = failpoints()
-    waiting = names[:]
-    rng.shuffle(waiting)
+    names = {lane: failpoints(lane) for lane in PASSED}
+    waiting = {lane: rng.sample(found, len(found)) for lane, found in names.items()}
     tally = Tally()
-    number = 0
-    while tally.kills < kills and number < kills * 2:
+    for number in range(kills * 2):
+        if tally.kills >= kills and not any(waiting.values()):
+            break
+        lane = BULK if number % 3 == 2 else STREAMING
         plan: list[str | None] = []
         for _ in range(rng.randint(1, 4)):
-            plan.append(waiting.pop() if waiting else rng.choice([None, rng.choice(names)]))
-        trial(root / f"trial{number}", plan, rng, tally)
-        number += 1
-    for name in names:
+            plan.append(waiting[lane].pop() if waiting[lane] else rng.choice([None, rng.choice(names[lane])]))
+        trial(root / f"trial{number}", lane, plan, rng, tally, state)
+    for name in {n for found in names.values() for n in found}:
         tally.hits.setdefault(name, 0)
     return tally
 
@@ -216,9 +276,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--state", choices=sorted(STATES), default="sqlite", help="state store; of postgres STATE_URL says where")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run(chosen.kills, chosen.seed, Path(folder))
+        tally = run(chosen.kills, chosen.seed, Path(folder), chosen.state)
     print(f"kills {tally.kills}  resumed {tally.resumed}  lost {tally.lost}  duplicated {tally.duplicated}  orphans {tally.orphans}")
     for name, hits in sorted(tally.hits.items()):
         print(f"  {hits:>7}  {name}")

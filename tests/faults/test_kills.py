@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +28,18 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     assert tally.kills >= kills
     assert tally.resumed > 0
     assert not [n for n, hits in tally.hits.items() if hits == 0], "a failpoint was never passed"
+
+
+@pytest.mark.timeout(600)
+def test_nor_with_state_in_postgres(tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_URL", postgres.url)
+    kills = int(os.environ.get("KILLS_STATE", "12"))
+    tally = kill.run(kills, int(os.environ.get("SEED", "11")), tmp_path, "postgres")
+    assert not tally.faults, "\n".join(tally.faults)
+    assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
+    assert tally.kills >= kills
+    assert tally.resumed > 0
+    assert all(tally.hits[f"state.{when}"] for when in ("log.before", "log.after", "done.before", "done.after"))
+    assert not list(tmp_path.glob("*/.dataflare/state.db"))
+    left = postgres.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    assert left == "0\n", "a lock outlived its process"

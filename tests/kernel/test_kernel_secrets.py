@@ -94,7 +94,7 @@ def test_without_providers_there_are_no_secrets(host: Any, tmp_path: Path) -> No
 def test_the_place_is_named(host: Any) -> None:
     with pytest.raises(DataflareError) as caught:
         built(host, ["${secret:NOT_SET_ANYWHERE}"])
-    assert (caught.value.exit_code, caught.value.problems[0].path) == (4, "sources.a.with.v[0]")
+    assert (caught.value.exit_code, caught.value.problems[0].path) == (3, "sources.a.with.v[0]")
 
 
 def test_an_unreadable_file_does_not_quote_itself(host: Any, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_second_run_at_once_is_refused(tmp_path: Path) -> None:
         report = json.loads(second.stdout)
         assert (second.returncode, report["error"]["code"]) == (4, "run.busy")
         assert str(process.pid) in report["error"]["message"]
-        assert json.loads(cli(tmp_path, "status", "w.json", "--json").stdout)["status"] == "unfinished"
+        assert json.loads(cli(tmp_path, "status", "w.json", "--json").stdout)["status"] == "running"
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
@@ -336,3 +336,33 @@ def test_json_is_one_object_on_every_exit(verb: list[str], broken: bool, tmp_pat
         assert done.returncode == 3, document
     elif not broken:
         assert done.returncode == 0, (document, done.stderr)
+
+
+def test_an_offset_that_was_set_counts_until_a_run_has_used_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the first run after it dies before its first epoch."""
+    monkeypatch.chdir(tmp_path)
+    with sqlite3.connect("shop.db") as db:
+        db.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+        db.executemany("INSERT INTO orders VALUES (?)", [(i,) for i in range(5)])
+    source = {"use": "sqlite", "with": {"path": "shop.db", "table": "orders"}, "extract": {"mode": "incremental", "cursor": "id"}}
+    write(tmp_path, {"sources": {"in": source}, "destinations": {"out": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}}}})
+    count = lambda: sqlite_rows(tmp_path / "o.db", "SELECT count(*) FROM t")[0][0]  # noqa: E731
+    cli(tmp_path, "run", "w.json", check=True)
+    cli(tmp_path, "state", "reset", "w.json", "--stream", "in", check=True)
+    assert cli(tmp_path, "run", "w.json", DATAFLARE_FAILPOINT="state.log.before:1").returncode == -signal.SIGKILL
+    assert count() == 5
+    cli(tmp_path, "run", "w.json", check=True)
+    assert count() == 10
+    cli(tmp_path, "run", "w.json", check=True)
+    assert count() == 10
+    assert cli(tmp_path, "state", "reset", "w.json", "--stream", "nothing").returncode == 2
+
+
+@pytest.mark.parametrize("point", ["state.done.before", "job.epoch.committed"])
+def test_a_run_killed_after_its_last_commit_is_over(tmp_path: Path, point: str) -> None:
+    destination = {"use": "sqlite", "with": {"path": "o.db", "table": "t"}, "write": {"mode": "append"}}
+    write(tmp_path, {"sources": {"in": generate(5)}, "destinations": {"out": destination}, "runtime": {"lane": "streaming"}})
+    assert cli(tmp_path, "run", "w.json", DATAFLARE_FAILPOINT=f"{point}:1").returncode == -signal.SIGKILL
+    for resumed, rows in ((True, 5), (False, 10)):
+        assert json.loads(cli(tmp_path, "run", "w.json", "--json", check=True).stdout)["resumed"] is resumed
+        assert sqlite_rows(tmp_path / "o.db", "SELECT count(*) FROM t") == [(rows,)]

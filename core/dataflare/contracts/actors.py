@@ -31,7 +31,7 @@ class RestartPolicy:
         """Return the pause in seconds before restart number `attempt` (from 1)."""
         if self.backoff == "constant":
             return min(self.initial, self.max)
-        return float(min(self.initial * 2.0 ** (attempt - 1), self.max))
+        return float(min(self.initial * 2.0 ** min(attempt - 1, 60), self.max))
 
 
 class Inbox(Protocol):

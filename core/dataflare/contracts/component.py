@@ -68,6 +68,14 @@ class ComponentContext(Protocol):
         """Add `value` to a counter of this node."""
         ...
 
+    def gauge(self, name: str, value: float) -> None:
+        """Say how large something of this node is now; the newest value counts.
+
+        `lag_rows`, `lag_bytes`, `lag_seconds` (how far a source is behind, until it is durable everywhere) and
+        `slot_wal_bytes` (what a server keeps for it) are shown by `status`, also while the run is under way.
+        """
+        ...
+
     def clock(self) -> float:
         """Return the time, seconds since 1970 UTC; virtual in tests."""
         ...

@@ -82,7 +82,8 @@ class Destination(Protocol):
 
     Attributes:
         features: of `transactional two_phase idempotent atomic_swap overwrite append upsert delete
-            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan. One with `delete`
+            partial_update ddl_add ddl_widen`; `spills` wants a share of the memory like a scan;
+            `takes_all` never refuses a row. One with `delete`
             and `partial_update` takes batches with `changes` in mode upsert; for all others the engine writes
             changes down as rows.
     """
@@ -138,4 +139,16 @@ class Destination(Protocol):
 
     def close(self) -> None:
         """Release everything, on every path; uncommitted rows are not visible."""
+        ...
+
+    def read_back(self, schema: Any, keys: Any = None) -> Any:
+        """Return the committed rows it holds in the columns of `schema`, as an Arrow reader; None: it cannot tell.
+
+        Read only and without `open`: no claim, nothing is made. What is not there is empty, what it stores in another
+        type is cast back. With `keys` (an Arrow table) only rows with these values are wanted; more may come.
+        """
+        ...
+
+    def ddl(self, schema: Any, write: WriteSpec) -> Sequence[str]:
+        """Return what a run would change of the target's shape before it writes, one statement each. Read only."""
         ...

@@ -72,6 +72,7 @@ class TaskSpec:
         inputs: edges that enter it over a channel.
         outputs: edges that leave it over a channel.
         statement: the SQL of a bulk task, for people; it is made anew from the nodes when it runs.
+        way: of a bulk task: `statement`, or `handover` where the destination takes the source's own bytes.
     """
 
     id: str
@@ -81,6 +82,7 @@ class TaskSpec:
     outputs: tuple[EdgeSpec, ...] = ()
     why: str = ""
     statement: str | None = None
+    way: str = "statement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,17 @@ class RunOptions:
     Attributes:
         once: stop at the position each source had when the run began.
         take_over: ignore another run's lock (its fence still stops it).
-        collect: ids of nodes whose rows are kept and handed out as Arrow.
+        collect: nodes and outputs (`paid.else`) whose rows are kept and handed out as Arrow.
         inputs: source id to Arrow data that stands in for it.
         limit: node id and number of rows, to stop early (`preview`).
         plan: a plan document to run instead of making one.
         strict: unknown types are errors, dead letters make the exit code 5.
         run_id: id the run is announced by; a resumed run keeps its own, and says so.
         events: file that every run event is appended to, one JSON object a line.
+        window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
+            window whose record says `done` is not run again.
+        rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
+            read and not changed, sources are told nothing.
     """
 
     once: bool = False
@@ -179,6 +185,8 @@ class RunOptions:
     strict: bool = False
     events: Path | None = None
     run_id: str = ""
+    window: Mapping[str, Any] = field(default_factory=dict)
+    rehearse: Path | None = None
 
 
 @dataclass(slots=True)

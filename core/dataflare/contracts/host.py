@@ -52,6 +52,7 @@ class Surroundings:
         state: the state store for `state_get` and `state_put`, None when there is none.
         cancelled: tells whether the run is being stopped.
         count: receives `(name, value)` of every metric.
+        gauge: receives `(name, value)` of every gauge.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
     """
 
@@ -66,6 +67,7 @@ class Surroundings:
     state: Any = None
     cancelled: Callable[[], bool] = bool
     count: Callable[[str, float], None] | None = None
+    gauge: Callable[[str, float], None] | None = None
     path: tuple[str | int, ...] = field(default_factory=tuple)
 
 

@@ -16,7 +16,7 @@ class Processor(Protocol):
 
     Attributes:
         features: of `rowwise` (each output row depends on one input row), `whole_input` (answers at End),
-            `keyed`, `nondeterministic`, `sql` (offers `relation`).
+            `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
     """

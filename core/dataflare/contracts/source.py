@@ -17,6 +17,8 @@ class ExtractSpec:
         mode: `full`, `incremental` or `cdc`.
         cursor: cursor column for incremental extraction.
         start: cursor value to begin at on the first run.
+        stop: cursor value to end before. With it, rows of `start <= cursor < stop` are read and nothing else, whatever
+            was read before: a window of a backfill. Only given to sources with the feature `windows`.
         key: columns that identify a row.
         overlap: how far to read back for late commits, seconds.
         columns: what the workflow uses of the stream, in stream order; None means all.
@@ -28,6 +30,7 @@ class ExtractSpec:
     mode: str = "full"
     cursor: str | None = None
     start: Any = None
+    stop: Any = None
     key: tuple[str, ...] = ()
     overlap: float = 0.0
     columns: tuple[str, ...] | None = None
@@ -92,8 +95,9 @@ class Source(Protocol):
     """Rows from somewhere. One instance, one task, one thread; only `cancel()` comes from outside.
 
     Attributes:
-        features: of `full incremental cdc replayable resumable_snapshot ordered parallel_partitions
-            emits_deletes unbounded`. `replayable`: the same rows again for the same (offset, until).
+        features: of `full incremental overlap cdc replayable resumable_snapshot ordered parallel_partitions
+            emits_deletes unbounded windows`. `replayable`: the same rows again for the same (offset, until).
+            `windows`: an incremental extraction honours `extract.stop`.
         many_streams: it gives several streams, each an output of its own, named as `discover` names it; their
             batches say which by `stream`.
     """

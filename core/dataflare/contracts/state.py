@@ -107,6 +107,10 @@ class StateStore(Protocol):
         """Give the lock back; the fence stays."""
         ...
 
+    def holder(self, workflow: str) -> str | None:
+        """Return who runs the workflow now (`pid 1 on host`), None when nobody does."""
+        ...
+
     def load(self, workflow: str) -> Checkpoint | None:
         """Return the newest checkpoint whose checksum holds, else the one before it; None when none was made.
 

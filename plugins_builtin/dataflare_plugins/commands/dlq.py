@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from dataflare_plugins.commands.common import file_argument, table
-from dataflare_plugins.commands.store import opened
 from dataflare_sdk.commands import Invocation, verb
+from dataflare_sdk.state_store import opened
 
 
 @click.group("dlq")
@@ -61,7 +61,7 @@ def _letters(call: Invocation, file: Path, run_id: str | None, limit: int | None
     with call.runtime(file.parent) as runtime:
         workflow = runtime.parse(file)
         runtime.authorize("dlq.show", workflow.name)
-        with opened(runtime, workflow) as store:
-            found = [] if store is None else store.letters(workflow.name, run_id, limit)
+        with opened(runtime.host, workflow) as store:
+            found = store.letters(workflow.name, run_id, limit)
     keys = ("id", "run_id", "source", "position", "row", "raw", "step", "code", "cause")
     return [{k: getattr(one, k) for k in keys} for one in found], workflow.name

@@ -26,9 +26,9 @@ def plan(
     from dataflare_sdk import DataflareError
 
     if diff:
-        from dataflare_plugins.commands.codes import NOT_YET
+        from dataflare_plugins.commands.diff import show_diff
 
-        raise NOT_YET.error("`plan --diff` is not built yet")
+        return show_diff(call, file, params_of(params), profile)
     with call.runtime(file.parent, {"runtime.lane": lane} if lane else {}, profile) as runtime:
         found = runtime.validate(runtime.parse(file, params_of(params), profile), offline=False)
     if found.plan is None:

@@ -23,6 +23,8 @@ from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime, v
 @click.option("--batch-rows", type=int, metavar="N", help="Rows of a batch at most.")
 @click.option("--once", is_flag=True, help="Stop at the position each source had when the run began.")
 @click.option("--watch", is_flag=True, help="Run by the file's schedule.")
+@click.option("--backfill", metavar="FROM..TO", help="Read a range of the cursor once more, TO not included; the cursor stays.")
+@click.option("--window", metavar="SIZE", help="Size of a backfill's windows, each a run: `1d`, or a number.")
 @click.option("--plan", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Run a plan that `plan --json` wrote.")
 @click.option("--strict", is_flag=True, help="Unknown types are errors; dead letters make the exit code 5.")
 @click.option("--take-over", is_flag=True, help="Ignore another run's lock.")
@@ -30,25 +32,64 @@ from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime, v
 @verb
 def run(
     call: Invocation, file: Path, params: tuple[str, ...], profile: str | None, plan: Path | None, events: Path | None,
-    once: bool, watch: bool, strict: bool, take_over: bool, **flags: Any,
+    once: bool, watch: bool, strict: bool, take_over: bool, backfill: str | None, window: str | None, **flags: Any,
 ) -> int:  # fmt: skip
     """Run a workflow: everything in FILE, from sources to destinations."""
+    from dataflare_plugins.commands.codes import NOT_YET
+    from dataflare_sdk import DataflareError
+
     names = {"lane": "runtime.lane", "memory": "runtime.memory", "threads": "runtime.threads", "batch_rows": "runtime.batch.rows"}
     settings = {names[k]: v for k, v in flags.items() if v is not None}
-    if watch:
-        from dataflare_plugins.commands.codes import NOT_YET
-
-        raise NOT_YET.error("`run --watch` is not built yet")
-    options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=None if plan is None else read_plan(plan))
+    if (window is not None and backfill is None) or (backfill is not None and plan is not None):
+        raise click.UsageError("--window needs --backfill, and --backfill takes no --plan")
+    given = params_of(params)
     with call.runtime(file.parent, settings, profile) as runtime:
-        workflow = runtime.parse(file, params_of(params), profile)
-        runtime.authorize("run", workflow.name)
+        try:
+            if watch:
+                raise NOT_YET.error("`run --watch` is not built yet")
+            made = None if plan is None else read_plan(plan)
+            options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=made)
+            workflow = runtime.parse(file, given, profile)
+            runtime.authorize("run", workflow.name)
+        except DataflareError as error:
+            return call.fail(error, runtime.refused(error).document)
         to_stdout = any(n.kind == "destination" and n.use.partition("@")[0] == "stdout" for n in workflow.nodes)
+        if backfill is not None:
+            document = _windows(call, runtime, workflow, options, backfill, window)
+            call.emit(document, err=to_stdout)
+            return _exit(document, strict)
         report = _watched(call, runtime, workflow, options)
         call.emit(report.document, err=to_stdout)
         if not call.json:
             _tell(call, report.document)
     return _exit(report.document, strict)
+
+
+def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions, text: str, window: str | None) -> dict[str, Any]:
+    """Run the windows of a backfill that are not done, one after the other, to the first that fails; return the last document."""
+    from dataclasses import replace
+
+    from dataflare_plugins.commands.backfill import Backfill, Range
+
+    wanted = Range.parse(text, window)
+    work = Backfill(runtime, workflow, wanted)
+    windows = work.windows()
+    document: dict[str, Any] = {}
+    for one in windows:
+        if one["status"] == "done":
+            continue
+        document = _watched(call, runtime, work.workflow_of(one), replace(options, window=work.window_of(one))).document
+        one["status"], one["rows"] = document["status"], document["rows"]["read"]
+        if not call.json:
+            call.say(f"{one['from']}..{one['to']}: {one['status']}, {one['rows']:,} read", err=True)
+            _tell(call, {**document, "nodes": []})
+        if document["status"] != "done":
+            break
+    else:
+        work.finish()
+    first = {"dataflare": 1, "command": "run", "status": "done", "workflow": workflow.name}
+    rest: dict[str, Any] = {"rows": {"read": 0, "dead_lettered": 0}, "error": None, "problems": []}
+    return {**first, **(document or rest), "backfill": {"from": wanted.start, "to": wanted.stop, "id": work.id}, "windows": windows}
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -62,14 +62,14 @@ class Applier:
         with self._staging.folded(self._memory) as folded:
             if folded.truncated and self._write.deletes != "ignore":
                 self._remove("true")
-            if self._write.deletes != "ignore":
-                self._table_of("_dataflare_gone", folded.deletes())
-                self._remove(f"EXISTS (SELECT 1 FROM _dataflare_gone s WHERE {self._same()})")
             self._table_of("_dataflare_folded", folded.rows())
             self._put("_dataflare_folded")
             if folded.partial_columns:
                 self._table_of("_dataflare_partial", folded.partial())
                 self._patch(folded)
+            if self._write.deletes != "ignore":
+                self._table_of("_dataflare_gone", folded.deletes())
+                self._remove(f"EXISTS (SELECT 1 FROM _dataflare_gone s WHERE {self._same()})")
 
     def _take_in(self, path: Path) -> None:
         """Stage what a bulk statement wrote like any batch, so that one fold serves both lanes."""

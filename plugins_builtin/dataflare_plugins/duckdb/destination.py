@@ -11,7 +11,23 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.duckdb.applying import DELETED_AT, REFUSED, Applier
-from dataflare_sdk import CODES, Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, duck, option
+from dataflare_sdk import (
+    CODES,
+    Batch,
+    CopyTarget,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    duck,
+    option,
+)
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
@@ -61,6 +77,27 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         """Return the file."""
         return f"duckdb:{self._path}"
 
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: DuckdbTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return a file of the same name elsewhere."""
+        from dataflare_plugins.duckdb.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows; the file is open until the last of them is read."""
+        from dataflare_plugins.duckdb import looking
+
+        return looking.rows(self._path, self.config.table, schema, self._explained)
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Return the statements that would make or fit the table."""
+        from dataflare_plugins.duckdb import looking
+
+        return looking.ddl(self._path, self.config.table, schema, write, self._explained)
+
     # -- opening -----------------------------------------------------------------------------------------
 
     def open(self, target: Target) -> Opened:
@@ -79,6 +116,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
             changes=target.changes,
             memory=min(STAGED, self.ctx.memory // 4),
             order=write.pos_column,
+            keeps_deleted=write.deletes != "hard",
         )
         self._staged.sweep()
         with self._transaction() as db:
@@ -109,7 +147,7 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         for field in target.schema:
             if field.name.lower() in held:
                 continue
-            if target.write.on_add == "fail":
+            if target.write.on_add == "fail" or (target.write.on_add == "ignore" and field.name == target.write.pos_column):
                 raise COLUMNS_DIFFER.error(f"the table '{self.config.table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(self.config.table)} ADD COLUMN {quote(field.name)} {duck_type(field.type)}")

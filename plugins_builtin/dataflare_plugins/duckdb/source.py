@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
+from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, ScanUnit, ScratchPlace, SourceTwin, StreamInfo, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.query_gate import one_select
 from dataflare_sdk.scan_reader import ScanSource
@@ -50,6 +50,13 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
             one_select(config.query)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
         self._name = "in_" + hashlib.sha256(str(self._path).encode()).hexdigest()[:8]
+
+    @classmethod
+    def scratch(cls, config: DuckdbConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a copy of the file, or an empty one for a script."""
+        from dataflare_plugins.duckdb.twins import source_twin
+
+        return source_twin(config, place)
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:  # noqa: ARG002
         """Return the stream with its types."""

@@ -15,11 +15,12 @@ def extract_from(
     streams: Mapping[str, Sequence[str]] | None = None,
 ) -> ExtractSpec:
     """Build an ExtractSpec from a source's `extract` block, its `columns` and what of it is used (of each stream)."""
-    known = {"mode", "cursor", "start", "key", "overlap"}
+    known = {"mode", "cursor", "start", "stop", "key", "overlap"}
     return ExtractSpec(
         mode=block.get("mode") or "full",
         cursor=block.get("cursor"),
         start=block.get("start"),
+        stop=block.get("stop"),
         key=tuple(block.get("key") or ()),
         overlap=float(block.get("overlap") or 0.0),
         columns=None if columns is None else tuple(columns),

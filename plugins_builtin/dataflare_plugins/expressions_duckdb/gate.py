@@ -20,6 +20,10 @@ AGGREGATE = code(
     "expression.aggregate", 3, "A row expression contains an aggregate or window function.",
     "Use an `aggregate` or `sql` step for it.",
 )  # fmt: skip
+MAKES_ROWS = code(
+    "expression.makes-rows", 3, "A row expression makes several rows of one.",
+    "Use an `unnest` step for it.",
+)  # fmt: skip
 OUTSIDE = code(
     "expression.outside", 3, "A query or expression reaches outside its inputs.", "Use only the step's inputs; read files with sources."
 )
@@ -168,6 +172,8 @@ def _parse_expression(connection: Any, text: str, started: str) -> Parsed:
         raise NOT_ONE.error(f"'{_short(text)}' contains a star")
     if any(n.get("class") == "WINDOW" for n in found):
         raise AGGREGATE.error(f"'{_short(text)}' contains a window function")
+    if any(str(n.get("function_name", "")).lower() in ("unnest", "unlist") for n in found):
+        raise MAKES_ROWS.error(f"'{_short(text)}' calls unnest")
     return _parsed(prefix + text, len(prefix), items[0], found, started, text)
 
 

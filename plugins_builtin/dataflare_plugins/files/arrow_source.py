@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.files.folders import values_of
 from dataflare_plugins.files.inputs import InputFile
-from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
+from dataflare_plugins.files.source import FileConfig, FileSource, check_columns, explain
 from dataflare_sdk import ExtractSpec, Offset, Partition, RowRejection, ScanUnit
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import UnitReader
@@ -24,10 +25,7 @@ class ArrowSource(FileSource[FileConfig]):
         """Read the schemas; every file has the columns of the first."""
         found = [_schema(f) for f in files]
         wanted = declared if declared is not None else found[0]
-        for file, schema in zip(files, found, strict=True):
-            for name in wanted.names:
-                if name not in schema.names:
-                    raise MISSING_COLUMN.error(f"the file '{file.name}' has no column '{name}'", file=file.name)
+        check_columns(wanted, files, found)
         return wanted, {}
 
     def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002
@@ -54,6 +52,7 @@ class _Unit:
         self.id = file.name
         self.position = {"file": file.name}
         self._file = file
+        self._folders = values_of(file)
         self._schema = schema
 
     def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
@@ -66,7 +65,7 @@ class _Unit:
                     continue
                 part = batch.slice(skip, left) if left is not None else batch.slice(skip)
                 skip = 0
-                columns = [part.column(f.name) for f in self._schema]
+                columns = [self._column(part, f) for f in self._schema]
                 cast = [c if c.type == f.type else _cast(c, f.type) for c, f in zip(columns, self._schema, strict=True)]
                 yield pa.RecordBatch.from_arrays(cast, schema=self._schema)
                 left = None if left is None else left - part.num_rows
@@ -74,6 +73,11 @@ class _Unit:
                     return
         except (pa.ArrowException, OSError) as error:
             raise explain(error, self._file) from error
+
+    def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+        if field.name in self._folders:
+            return pa.repeat(pa.scalar(self._folders[field.name], pa.string()).cast(field.type), batch.num_rows)
+        return batch.column(field.name)
 
     def rejects(self) -> Sequence[RowRejection]:
         return ()

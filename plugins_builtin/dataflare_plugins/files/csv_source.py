@@ -58,23 +58,27 @@ class CsvSource(FileSource[CsvConfig]):
     """Columns go by the names of each file's own header."""
 
     Config = CsvConfig
+    unites = True
     endings = (".csv", ".tsv", ".txt")
 
     def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
         """Read every header; sniff types where they are not declared."""
         details: dict[str, dict[str, Any]] = {}
         found: list[pa.Schema] = []
+        bare: list[pa.Schema] = []
         for file in files:
-            delimiter, names = self._head(file, declared)
+            delimiter, names, rows = self._head(file, declared)
             details[file.name] = {"delimiter": delimiter, "names": names}
-            if declared is None:
+            if declared is not None:
+                self._check_names(file, names, declared)
+            elif rows:
                 found.append(self._sniff(file, delimiter, names))
             else:
-                self._check_names(file, names, declared)
-        return (schemas.union(found) if declared is None else declared), details
+                bare.append(pa.schema([(n, pa.string()) for n in names]))
+        return (_joined(found, bare) if declared is None else declared), details
 
-    def _head(self, file: InputFile, declared: pa.Schema | None) -> tuple[str, list[str]]:
-        """Return the delimiter and the names of a file's columns."""
+    def _head(self, file: InputFile, declared: pa.Schema | None) -> tuple[str, list[str], bool]:
+        """Return the delimiter, the names of a file's columns, and whether rows follow."""
         try:
             with pa.input_stream(file.path, compression="detect") as stream:
                 raw = stream.read(SAMPLE)
@@ -83,15 +87,16 @@ class CsvSource(FileSource[CsvConfig]):
         text = raw.decode("utf-8-sig", "replace")
         if not text.strip("\r\n"):
             if declared is not None:
-                return self.config.delimiter or ",", declared.names
+                return self.config.delimiter or ",", declared.names, False
             raise EMPTY.error(f"the file '{file.name}' is empty", file=file.name, line=1)
         delimiter = self.config.delimiter or _delimiter(text.split("\n", 1)[0])
-        first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        lines = io.StringIO(text, newline="")
+        first = next(csv.reader(lines, delimiter=delimiter), [])
         if self.config.header:
-            return delimiter, _unique(first)
+            return delimiter, _unique(first), bool(lines.read().strip())
         if declared is not None and len(declared) == len(first):
-            return delimiter, declared.names
-        return delimiter, [f"column{i}" for i in range(len(first))]
+            return delimiter, declared.names, True
+        return delimiter, [f"column{i}" for i in range(len(first))], True
 
     def _check_names(self, file: InputFile, names: Sequence[str], declared: pa.Schema) -> None:
         for name in declared.names:
@@ -133,7 +138,7 @@ class CsvSource(FileSource[CsvConfig]):
         given = [self.config.null_values] if isinstance(self.config.null_values, str) else self.config.null_values
         nulls = ", ".join(literal(v) for v in dict.fromkeys(["", *given]))
         header = "true" if self.config.header else "false"
-        return f"delim={literal(delimiter)}, quote='\"', escape='\"', header={header}, skip=0, nullstr=[{nulls}]"
+        return f"delim={literal(delimiter)}, quote='\"', escape='\"', header={header}, skip=0, nullstr=[{nulls}], hive_partitioning=false"
 
     def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
         """Return a scan with explicit types; a column nobody uses is text, so that it cannot fail."""
@@ -188,6 +193,14 @@ def _rejects(table: str, file: InputFile) -> Callable[[Any], Sequence[RowRejecti
         ]
 
     return read
+
+
+def _joined(found: Sequence[pa.Schema], bare: Sequence[pa.Schema]) -> pa.Schema:
+    """Return the columns of all files; those of files without rows have no say in types."""
+    made = schemas.union(found) if found else pa.schema([])
+    for field in schemas.union(bare) if bare else ():
+        made = made if field.name in made.names else made.append(field)
+    return made
 
 
 def _delimiter(header: str) -> str:

@@ -13,7 +13,22 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from dataflare_plugins.files.layout import layout
-from dataflare_sdk import Batch, CopyTarget, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
+from dataflare_sdk import (
+    Batch,
+    CopyTarget,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    option,
+    platform,
+)
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import check_fence
 from dataflare_sdk.formats import (
@@ -54,8 +69,9 @@ C = TypeVar("C", bound=FileTarget)
 class FileDestination(Destination[C]):
     """The protocol, for every format."""
 
-    features = frozenset({"two_phase", "overwrite", "append", "atomic_swap"})
+    features = frozenset({"two_phase", "overwrite", "append", "atomic_swap", "takes_all"})
     endings: ClassVar[tuple[str, ...]] = ()
+    form: ClassVar[str] = "csv"
     writer_class: ClassVar[type[Writer]] = CsvWriter
 
     def __init__(self, config: C, ctx: Any) -> None:
@@ -107,6 +123,21 @@ class FileDestination(Destination[C]):
     def copies(self) -> bool:
         """Whether the bulk lane can write here: not into partitioned folders."""
         return not self.layout.columns and self.writer_class is not ArrowWriter
+
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> DestinationTwin:
+        """Return the same path elsewhere."""
+        from dataflare_plugins.files.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the rows of the file, or of every part in the folder."""
+        from dataflare_plugins.files import looking
+
+        return looking.rows(self.layout, self.form, self._options(), schema)
 
     # -- opening -----------------------------------------------------------------------------------------
 
@@ -314,9 +345,16 @@ class FileDestination(Destination[C]):
             self._flush()
         nothing = not self._pieces and not self._record["pieces"]
         empty_file = self.layout.single and not self._record.get("length")
-        if final and nothing and (empty_file or (not self.layout.single and not self.layout.columns and not self._has_parts())):
-            assert self._writer is not None
-            self._writer.write(self._writer.schema.empty_table(), self._new_piece(), first=True)
+        if final and nothing and (empty_file or (not self.layout.single and not self._has_parts())):
+            self._write_nothing()
+
+    def _write_nothing(self) -> None:
+        """Write a piece without rows; without a row no folder holds the partition's columns, so the piece does."""
+        writer = self.writer_class(self._schema, self.layout.compression, **self._options())
+        try:
+            writer.write(self._schema.empty_table(), self._new_piece(), first=True)
+        finally:
+            writer.close()
 
     def _has_parts(self) -> bool:
         """Whether an appended folder holds parts already: an empty result then adds none."""
@@ -544,6 +582,7 @@ class JsonlDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".jsonl", ".ndjson", ".json")
+    form = "jsonl"
     writer_class = JsonlWriter
 
 
@@ -552,6 +591,7 @@ class ParquetDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".parquet", ".pq")
+    form = "parquet"
     writer_class = ParquetWriter
 
     def _stores(self, kind: pa.DataType) -> bool:
@@ -563,4 +603,5 @@ class ArrowDestination(FileDestination[FileTarget]):
 
     Config = FileTarget
     endings = (".arrow", ".feather", ".ipc")
+    form = "arrow"
     writer_class = ArrowWriter

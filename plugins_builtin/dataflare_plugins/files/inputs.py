@@ -92,7 +92,7 @@ def find(path: str, base: Path, endings: Sequence[str], staging: Path, *, offlin
     if is_url(path):
         return [] if offline else [_unpacked(_download(path, staging), path, staging)]
     found = []
-    for one in _local(path, base, endings):
+    for one in local(path, base, endings):
         try:
             name = str(one.relative_to(base)) if one.is_relative_to(base) else str(one)
             with one.open("rb"):
@@ -102,7 +102,8 @@ def find(path: str, base: Path, endings: Sequence[str], staging: Path, *, offlin
     return found
 
 
-def _local(path: str, base: Path, endings: Sequence[str]) -> list[Path]:
+def local(path: str, base: Path, endings: Sequence[str]) -> list[Path]:
+    """Return the local files a path means, packed or not, by name."""
     target = base / path
     if target.is_file():
         return [target]
@@ -133,7 +134,7 @@ def _download(url: str, staging: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{name}.part")
     try:
-        with request.urlopen(url, timeout=TIMEOUT) as answer, staged.open("wb") as file:  # noqa: S310 - http(s) only
+        with request.urlopen(_asked(url), timeout=TIMEOUT) as answer, staged.open("wb") as file:  # noqa: S310 - http(s) only
             shutil.copyfileobj(answer, file, 1 << 20)
             wanted = answer.headers.get("Content-Length")
     except errors.HTTPError as error:
@@ -148,6 +149,21 @@ def _download(url: str, staging: Path) -> Path:
     else:
         platform.replace(staged, target)
     return target
+
+
+def _asked(url: str) -> Any:
+    """Return the request for an address; a user and password in it go where HTTP wants them."""
+    from base64 import b64encode
+    from urllib import request
+
+    parts = urllib.parse.urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    made = request.Request(urllib.parse.urlunsplit(parts._replace(netloc=place)))  # noqa: S310 - http(s) only
+    if at:
+        name, _, password = user.partition(":")
+        text = f"{urllib.parse.unquote(name)}:{urllib.parse.unquote(password)}"
+        made.add_unredirected_header("Authorization", f"Basic {b64encode(text.encode()).decode()}")
+    return made
 
 
 def _shown(url: str) -> str:

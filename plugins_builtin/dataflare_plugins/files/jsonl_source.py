@@ -20,7 +20,7 @@ LARGEST = 8 << 20
 """Bytes of one object at most: DuckDB's buffers are twice as large, one per thread."""
 LINES = (
     "read_csv({path}, columns={{'line': 'VARCHAR'}}, delim='', quote='', escape='', header=false, auto_detect=false, "
-    "nullstr='', max_line_size=8388608)"
+    "nullstr='', max_line_size=8388608, hive_partitioning=false)"
 )
 
 
@@ -28,6 +28,7 @@ class JsonlSource(FileSource[FileConfig]):
     """A key that a line lacks is NULL; a blank line is none."""
 
     Config = FileConfig
+    unites = True
     endings = (".jsonl", ".ndjson", ".json")
 
     def look(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
@@ -37,7 +38,7 @@ class JsonlSource(FileSource[FileConfig]):
         found = []
         with duck.session() as connection:
             for file in files:
-                source = f"read_json({literal(file.path)}, format='newline_delimited', ignore_errors=true)"
+                source = f"read_json({literal(file.path)}, format='newline_delimited', ignore_errors=true, hive_partitioning=false)"
                 try:
                     made = connection.sql(f"SELECT * FROM {source} LIMIT 0").to_arrow_table().schema
                 except Exception as error:
@@ -68,7 +69,8 @@ def _plain(file: InputFile, kinds: Mapping[str, str]) -> str:
     columns = "{" + ", ".join(f"{literal(n)}: {literal(t)}" for n, t in kinds.items()) + "}"
     items = ", ".join(quote(n) for n in kinds)
     return (
-        f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', maximum_object_size={LARGEST}, columns={columns})"
+        f"SELECT {items} FROM read_json({literal(file.path)}, format='newline_delimited', hive_partitioning=false, "
+        f"maximum_object_size={LARGEST}, columns={columns})"
     )
 
 

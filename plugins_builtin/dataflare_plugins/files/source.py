@@ -9,9 +9,23 @@ from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
-from dataflare_plugins.files import inputs
+from dataflare_plugins.files import folders, inputs
 from dataflare_plugins.files.inputs import InputFile
-from dataflare_sdk import CODES, DataflareError, ExtractSpec, Offset, Partition, ScanUnit, StreamInfo, code, config, duck, option
+from dataflare_sdk import (
+    CODES,
+    DataflareError,
+    ExtractSpec,
+    Offset,
+    Partition,
+    ScanUnit,
+    ScratchPlace,
+    SourceTwin,
+    StreamInfo,
+    code,
+    config,
+    duck,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import ScanSource, Unit
 
@@ -37,23 +51,62 @@ class FileSource(ScanSource[C]):
 
     features = frozenset({"full", "incremental", "replayable", "ordered"})
     endings: ClassVar[tuple[str, ...]] = ()
+    unites: ClassVar[bool] = False
+    """A file may lack columns that others have; they are NULL."""
+
+    @classmethod
+    def scratch(cls, config: C, place: ScratchPlace) -> SourceTwin | None:
+        """Return copies of the files; None for an http(s) address."""
+        from dataflare_plugins.files.twins import source_twin
+
+        return source_twin(config, place, cls.endings)
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
         """Find the files and their columns; files that a finished incremental run has read are left out."""
         files = self._find()
         declared = self._declared()
+        before = dict(offset or {}) if extract.mode == "incremental" else {}
+        known = schemas.from_json(before["schema"]) if "schema" in before else declared
         if not files and self.ctx.offline:
-            known = {} if declared is None else {"files": [], "schema": schemas.to_json(declared)}
-            return [StreamInfo(self.ctx.node, declared, pins=known)]
-        if not files and not (extract.mode == "incremental" and declared is not None):
+            return [StreamInfo(self.ctx.node, known)]
+        if not files and not (extract.mode == "incremental" and known is not None):
             raise inputs.missing(self.config.path, Path(self.ctx.base_dir))
-        schema, details = self.look(files, declared)
-        seen = dict((offset or {}).get("seen", {})) if extract.mode == "incremental" else {}
+        seen = dict(before.get("seen", {}))
         chosen = [f for f in files if seen.get(f.name) != [f.size, f.mtime]]
-        pins = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
+        if declared is None and known is not None:
+            schema, details = self._grown(known, chosen)
+        else:
+            schema, details = self._looked(files, declared)
+        pins: dict[str, Any] = {"files": [{**f.to_json(), **details.get(f.name, {})} for f in chosen], "schema": schemas.to_json(schema)}
         if extract.mode == "incremental":
             pins["seen"] = seen
         return [StreamInfo(self.ctx.node, schema, pins=pins)]
+
+    def _grown(self, known: pa.Schema, files: Sequence[InputFile]) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Return the columns an earlier run found, with those that new files add: what is known is not guessed again."""
+        details: dict[str, Mapping[str, Any]] = {}
+        added: list[pa.Schema] = []
+        for file in files:
+            schema, more = self._looked([file], None)
+            details.update(more)
+            added.append(folders.without(schema, dict.fromkeys(known.names)))
+            if not self.unites:
+                check_columns(known, [file], [schema])
+        return pa.schema([*known, *(schemas.union(added) if added else ())]), details
+
+    def _looked(self, files: Sequence[InputFile], declared: pa.Schema | None) -> tuple[pa.Schema, Mapping[str, Mapping[str, Any]]]:
+        """Return what `look` does, with the columns that folder names carry."""
+        columns = folders.columns_of(files)
+        if declared is None:
+            schema, details = self.look(files, None)
+            return folders.joined(schema, columns), details
+        _, details = self.look(files, folders.without(declared, columns))
+        return declared, details
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:  # noqa: ARG002
+        """Return one partition with the files; none are known of a stream that only an earlier run has seen."""
+        spec = {"files": [], "schema": schemas.to_json(stream.schema), **stream.pins}
+        return [Partition(id=stream.name, stream=stream.name, spec=spec)]
 
     def check(self) -> None:
         """Find at least one file.
@@ -100,7 +153,14 @@ class FileSource(ScanSource[C]):
     def units(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit]:
         """Return one scan per file."""
         schema = self.scan_schema(partition, extract)
-        return [self.unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]
+        return [self._unit(InputFile.from_json(f), f, schema) for f in partition.spec["files"]]
+
+    def _unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
+        held = folders.values_of(file)
+        if not any(name in held for name in schema.names):
+            return self.unit(file, pins, schema)
+        own = folders.without(schema, held)
+        return folders.with_values(self.unit(file, pins, own if len(own) else folders.NOTHING), file, schema)
 
     def finish(self, partition: Partition, extract: ExtractSpec) -> Callable[[Sequence[Unit]], Mapping[str, Any]] | None:
         """Of an incremental extraction, keep which files have been read, as they were."""
@@ -108,7 +168,20 @@ class FileSource(ScanSource[C]):
             return None
         known = {f["name"]: [f["size"], f["mtime"]] for f in partition.spec["files"]}
         before = dict(partition.spec.get("seen", {}))
-        return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}}
+        schema = partition.spec["schema"]
+        return lambda done: {"seen": {**before, **{u.id: known[u.id] for u in done}}, "schema": schema}
+
+
+def check_columns(wanted: pa.Schema, files: Sequence[InputFile], own: Sequence[pa.Schema]) -> None:
+    """Refuse a file that lacks a column, and whose folder does not carry it either.
+
+    Raises:
+        DataflareError: `data.missing-column`.
+    """
+    for file, schema in zip(files, own, strict=True):
+        for name in wanted.names:
+            if name not in schema.names and name not in folders.values_of(file):
+                raise MISSING_COLUMN.error(f"the file '{file.name}' has no column '{name}'", file=file.name)
 
 
 def explain(error: Exception, file: InputFile) -> Exception:

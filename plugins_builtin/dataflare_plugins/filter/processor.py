@@ -22,7 +22,7 @@ class FilterProcessor(StageProcessor[FilterConfig]):
     """Three-valued as in SQL: a row whose condition is NULL is not kept, and is part of `else`."""
 
     Config = FilterConfig
-    features = frozenset({"rowwise", "filters", "sql"})
+    features = frozenset({"rowwise", "filters", "sql", "fuses"})
     changes = "rowwise"
 
     def __init__(self, config: FilterConfig, ctx: Any) -> None:

@@ -8,7 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import DataflareError, ExtractSpec, Offset, Partition, ScanUnit, Sql, StreamInfo, code, config, option
+from dataflare_sdk import (
+    DataflareError,
+    ExtractSpec,
+    Offset,
+    Partition,
+    ScanUnit,
+    ScratchPlace,
+    SourceTwin,
+    Sql,
+    StreamInfo,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.scan_reader import ScanSource
 from dataflare_sdk.schema import quote
@@ -37,6 +50,11 @@ class GenerateSource(ScanSource[GenerateConfig]):
 
     Config = GenerateConfig
     features = frozenset({"full", "replayable", "ordered"})
+
+    @classmethod
+    def scratch(cls, config: GenerateConfig, place: ScratchPlace) -> SourceTwin:  # noqa: ARG003
+        """Return itself: it reads nothing."""
+        return SourceTwin({"rows": config.rows, "seed": config.seed, "columns": dict(config.columns)})
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:  # noqa: ARG002
         """Bind the expressions."""

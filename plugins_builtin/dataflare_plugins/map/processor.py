@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, RowRejection, Sql, config, option
+from dataflare_sdk import CODES, Batch, RowRejection, Sql, config, option
 from dataflare_sdk.row_stage import StageProcessor, need_column, only, refuse_duplicates, single
 from dataflare_sdk.schema import quote
 
@@ -35,7 +35,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
     """Columns nobody touches are handed on as they are; expressions nobody needs are not evaluated."""
 
     Config = MapConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
     changes = "rowwise"
 
     def __init__(self, config: MapConfig, ctx: Any) -> None:
@@ -65,11 +65,14 @@ class MappingProcessor(StageProcessor[MapConfig]):
         for name in self.config.rename:
             need_column(schema, name, f"rename.{name}")
         names = [c.name for c in self._layout(schema, dropped=False)]
-        refuse_duplicates(names, "rename", "Give the columns different names.")
+        refuse_duplicates([n for n in names if n not in self.config.set], "rename", "Give the columns different names.")
+        refuse_duplicates(names, "set", "Give the columns different names; upper and lower case are the same.")
         for i, name in enumerate(self.config.drop):
             need_column(pa.schema([pa.field(n, pa.null()) for n in names]), name, f"drop[{i}]")
         if not self._layout(schema):
-            refuse_duplicates(["nothing", "nothing"], "drop", "Keep at least one column.")
+            raise CODES["config.invalid"].error(
+                "no column is left", fix="Keep at least one.", path="drop" if self.config.drop else "select"
+            )
 
     def _layout(self, schema: pa.Schema, dropped: bool = True) -> list[_Column]:
         names_of: list[str] = schema.names
@@ -114,6 +117,7 @@ class MappingProcessor(StageProcessor[MapConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{quote(c.source) if c.source is not None else self.text(c.name)} AS {quote(c.name)}" for c in self._columns]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

@@ -29,7 +29,7 @@ class MaskProcessor(StageProcessor[MaskConfig]):
     """Replaces values in place."""
 
     Config = MaskConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
     changes = "rowwise"
 
     def __init__(self, config: MaskConfig, ctx: Any) -> None:
@@ -75,6 +75,7 @@ class MaskProcessor(StageProcessor[MaskConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

@@ -35,7 +35,7 @@ class ParseProcessor(StageProcessor[ParseConfig]):
     """The text itself stays; columns that exist are replaced in place, others come at the end."""
 
     Config = ParseConfig
-    features = frozenset({"rowwise", "one_to_one", "sql"})
+    features = frozenset({"rowwise", "one_to_one", "sql", "fuses"})
     changes = "rowwise"
 
     def __init__(self, config: ParseConfig, ctx: Any) -> None:
@@ -101,6 +101,7 @@ class ParseProcessor(StageProcessor[ParseConfig]):
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
         """Return the step as one SELECT."""
         items = [f"{self.text(n) if n in self._expressions else quote(n)} AS {quote(n)}" for n in self._schema.names]
+        items += [quote(n) for n in self.carried]
         return {"": f"SELECT {', '.join(items)} FROM {only(inputs)}"}
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002

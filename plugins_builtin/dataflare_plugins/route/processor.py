@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, RowRejection, Sql, config, option
+from dataflare_sdk import CODES, Batch, RowRejection, Sql, config, option
 from dataflare_sdk.row_stage import StageProcessor, only, single
 
 
@@ -39,6 +39,8 @@ class RouteProcessor(StageProcessor[RouteConfig]):
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
         """Bind the conditions; every output has the input's columns."""
         self._name, self._schema = single(inputs)
+        if self.config.else_ in self.config.routes:
+            raise CODES["config.invalid"].error(f"'{self.config.else_}' is a route already", fix="Give the rest another name.", path="else")
         self.conditions(self.config.routes, self._schema, lambda name: f"routes.{name}")
         return dict.fromkeys(self.outputs(), self._schema)
 

@@ -56,11 +56,11 @@ class Applier:
         with self._staging.folded(self._memory, self._items) as folded:
             if folded.truncated:
                 self._truncate()
-            if self._write.deletes != "ignore":
-                self._delete(folded.deletes())
             self._put(folded.rows())
             if folded.partial_columns:
                 self._patch(folded)
+            if self._write.deletes != "ignore":
+                self._delete(folded.deletes())
 
     def _truncate(self) -> None:
         if self._write.deletes == "hard":

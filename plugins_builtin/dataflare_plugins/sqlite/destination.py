@@ -12,8 +12,22 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.sqlite.applying import DELETED_AT, REFUSED, Applier
-from dataflare_plugins.sqlite.types import declared
-from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option
+from dataflare_plugins.sqlite.types import declared, ordered
+from dataflare_sdk import (
+    CODES,
+    Batch,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    atomic,
+    code,
+    config,
+    option,
+)
 from dataflare_sdk.checkpoints import advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
@@ -62,18 +76,41 @@ class SqliteDestination(Destination[SqliteTarget]):
         with self._transaction():
             pass
 
-    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
-        """Refuse names that clash in SQLite's sense, and the name of our own table."""
+    def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Refuse names that clash in SQLite's sense, the name of our own table, and versions that SQLite cannot order."""
         seen: set[str] = set()
         clash = [n for n in schema.names if n.lower() in seen or seen.add(n.lower())]  # type: ignore[func-returns-value]
         reasons = [f"two columns are named '{n}' when case does not count" for n in clash]
         if self.config.table.lower().startswith(("sqlite_", "_dataflare")):
             reasons.append(f"the table may not be named '{self.config.table}'")
+        if write.pos_column in schema.names and not ordered(schema.field(write.pos_column).type):
+            reasons.append(f"SQLite cannot order the versions in '{write.pos_column}'; cast it to BIGINT, DOUBLE or TIMESTAMP in a map")
         return reasons
 
     def commit_scope(self) -> str:
         """Return the file."""
         return f"sqlite:{self._path}"
+
+    # -- looking back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: SqliteTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return a file of the same name elsewhere."""
+        from dataflare_plugins.sqlite.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows; no lock is kept."""
+        from dataflare_plugins.sqlite import looking
+
+        return looking.rows(self._path, self.config.table, schema)
+
+    def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
+        """Return the statements that would make or fit the table."""
+        from dataflare_plugins.sqlite import looking
+
+        return looking.ddl(self._path, self.config.table, schema, write)
 
     # -- opening -----------------------------------------------------------------------------------------
 
@@ -88,6 +125,7 @@ class SqliteDestination(Destination[SqliteTarget]):
             changes=target.changes,
             memory=min(STAGED, self.ctx.memory // 4),
             order=write.pos_column,
+            keeps_deleted=write.deletes != "hard",
         )
         self._staged.sweep()
         atomic.make_folder(self._path.parent)
@@ -114,7 +152,7 @@ class SqliteDestination(Destination[SqliteTarget]):
         for field in target.schema:
             if field.name.lower() in held:
                 continue
-            if target.write.on_add == "fail":
+            if target.write.on_add == "fail" or (target.write.on_add == "ignore" and field.name == target.write.pos_column):
                 raise COLUMNS_DIFFER.error(f"the table '{table}' has no column '{field.name}'", path="table")
             if target.write.on_add == "evolve":
                 db.execute(f"ALTER TABLE {quote(table)} ADD COLUMN {quote(field.name)} {declared(field.type)}")

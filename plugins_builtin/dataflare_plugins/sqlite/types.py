@@ -49,6 +49,14 @@ def stored(name: str, kind: pa.DataType) -> str:
     return f"{column}::VARCHAR"
 
 
+def ordered(kind: pa.DataType) -> bool:
+    """Return True for types whose values SQLite orders as DuckDB does once they are stored."""
+    if pa.types.is_decimal(kind):
+        return bool(kind.precision <= 15)
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_temporal, pa.types.is_binary)
+    return not pa.types.is_interval(kind) and not pa.types.is_duration(kind) and any(test(kind) for test in plain)
+
+
 _INTEGER = re.compile(r"INT", re.IGNORECASE)
 
 

@@ -46,6 +46,7 @@ class FakeContext:
         self.host = None
         self.log: Any = _Log()
         self.metrics: dict[str, float] = {}
+        self.gauges: dict[str, float] = {}
         self._components = components
         self._secrets = dict(secrets or {})
         self._state: dict[str, bytes] = {}
@@ -53,6 +54,10 @@ class FakeContext:
     def metric(self, name: str, value: float, **labels: str) -> None:
         """Add to a counter; read it from `metrics`."""
         self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a gauge; read it from `gauges`."""
+        self.gauges[name] = value
 
     def clock(self) -> float:
         """Return the time."""

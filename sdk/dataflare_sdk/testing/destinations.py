@@ -28,6 +28,7 @@ FEATURES = frozenset(
         "ddl_add",
         "ddl_widen",
         "spills",
+        "takes_all",
     ]
 )
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])

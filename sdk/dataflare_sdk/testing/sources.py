@@ -19,7 +19,19 @@ from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.suite import Suite, check
 
 FEATURES = frozenset(
-    ["full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "parallel_partitions", "emits_deletes", "unbounded"]
+    [
+        "full",
+        "incremental",
+        "overlap",
+        "cdc",
+        "replayable",
+        "resumable_snapshot",
+        "ordered",
+        "parallel_partitions",
+        "emits_deletes",
+        "unbounded",
+        "windows",
+    ]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -63,6 +64,17 @@ class StateStoreSuite(Suite):
             first.acquire("w")
             _raises("run.busy", lambda: second.acquire("w"))
             second.acquire("w", take_over=True)
+
+    @check
+    def says_who_runs(self) -> None:
+        """`holder` names the process that holds the lock, to others too, and nobody once it is given back."""
+        place = self._place()
+        with self._open(place) as first, self._open(place) as second:
+            assert second.holder("w") is None, "somebody runs what never ran"
+            first.acquire("w")
+            assert f"pid {os.getpid()}" in (second.holder("w") or ""), f"it names {second.holder('w')!r}"
+            first.release()
+            assert second.holder("w") is None, "it runs after the lock was given back"
 
     @check
     def fences_a_zombie(self) -> None:

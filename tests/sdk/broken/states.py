@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from dataflare.contracts import Checkpoint, DeadLetter, Lease
 from dataflare.errors import DataflareError
-from dataflare_plugins.state_sqlite.store import UNUSABLE, StateSqlite
+from dataflare_plugins.state_sqlite.store import StateSqlite
+from dataflare_sdk.state_sql import UNUSABLE
 
 
 class Store(StateSqlite):
@@ -72,10 +73,17 @@ class BusyInOtherWords(Store):
             raise UNUSABLE.error("the state file is locked") from error
 
 
+class NobodyEverRuns(Store):
+    fails = "says-who-runs"
+
+    def holder(self, workflow: str) -> str | None:
+        return None
+
+
 class LetsAZombieLog(Store):
     fails = "fences-a-zombie"
 
-    def _check_fence(self) -> None:
+    def _check_fence(self, execute: Any) -> None:
         pass
 
 
@@ -85,7 +93,7 @@ class LetsAZombieSayDone(Store):
     fails = "fences-a-zombie"
 
     def done(self, epoch: int, *, finished: Mapping[str, Any] | None = None) -> None:
-        self._check_fence = lambda: None  # type: ignore[method-assign]
+        self._check_fence = lambda execute: None  # type: ignore[method-assign]
         super().done(epoch, finished=finished)
 
 

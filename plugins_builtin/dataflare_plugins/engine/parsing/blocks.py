@@ -64,6 +64,7 @@ class State:
 
     store: str = option("State store.", default="sqlite")
     path: str | None = option("Its file, relative to the workflow.", default=None, example=".dataflare/state.db")
+    url: str | None = option("Its database, of a store that is a server.", default=None, example="${env:STATE_URL}")
     checkpoint: Checkpoint | None = option("When to commit.", default=None)
 
 
@@ -206,7 +207,6 @@ NOT_YET: tuple[tuple[tuple[str, ...], str], ...] = (
     (("runtime", "workers"), "runtime.workers"),
     (("observe", "metrics"), "observe.metrics"),
     (("observe", "lineage"), "observe.lineage"),
-    (("state", "url"), "state.url"),
     (("tests",), "tests"),
 )
 """Keys of the format whose feature is not built yet: refused by name, never silently ignored."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
+    DataflareError,
     Host,
     NoConfig,
     Plan,
     Problem,
-    Surroundings,
     Workflow,
     code,
 )
+from dataflare_sdk.offsets import override
+from dataflare_sdk.state_store import open_state, opened
 
 DELIVERY = code(
     "workflow.delivery",
@@ -45,6 +46,7 @@ class WorkflowValidator(Component[NoConfig]):
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
         changed: Mapping[str, Mapping[str, Any]] | None = None,
+        collect: Sequence[str] = (),
     ) -> tuple[list[Problem], Plan | None]:
         """Return every problem, and the plan when there is no error among them.
 
@@ -53,27 +55,44 @@ class WorkflowValidator(Component[NoConfig]):
             strict: what cannot be known is an error, not a note.
             offline: touch nothing but local files.
             inputs: source id to the Arrow data that stands in for it.
-            until: plan only what leads to this node.
+            until: plan only what leads to this node, or output of one (`paid.else`).
             changed: source id to stream to the `SchemaChange` after which it is planned anew.
+            collect: nodes or outputs whose rows are wanted, with all their columns.
         """
         host: Host = self.ctx.host  # type: ignore[assignment]
+        offsets, of_state = self._offsets(workflow, offline)
         planner = Planner(
             host,
             workflow,
             offline=offline,
-            offsets=last_offsets(host, workflow),
+            offsets=offsets,
             inputs={name: _schema_of(name, data, inputs or {}) for name, data in (inputs or {}).items()},
             until=until,
             changed=changed,
+            collect=collect,
         )
         plan = planner.plan()
-        problems = planner.problems
+        problems = [*of_state, *planner.problems]
         if strict:
             problems = [_hardened(p) for p in problems]
         if plan is not None:
             problems = problems + self._delivery(workflow, plan)
         failed = any(p.severity == "error" for p in problems)
         return problems, None if failed else plan
+
+    def _offsets(self, workflow: Workflow, offline: bool) -> tuple[dict[str, Any], list[Problem]]:
+        """Return where sources go on, and what is wrong with the state store that the file names."""
+        host: Host = self.ctx.host  # type: ignore[assignment]
+        try:
+            if set(workflow.settings.get("state") or {}) & {"store", "url"}:
+                open_state(host, workflow, offline=True).close()
+            return last_offsets(host, workflow, offline), []
+        except DataflareError as error:
+            wrong_store = ("state", "store")
+            return {}, [
+                replace(p, **workflow.place(*(parse_path(p.path) if not p.code.startswith("plugin.") else wrong_store)))
+                for p in error.problems
+            ]
 
     def _delivery(self, workflow: Workflow, plan: Plan) -> list[Problem]:
         wanted = workflow.settings.get("delivery")
@@ -103,32 +122,16 @@ def _hardened(problem: Problem) -> Problem:
     return replace(problem, severity="error") if problem.code == "workflow.unknown-schema" else problem
 
 
-def state_path(workflow: Workflow) -> Path:
-    """Return where the state store of a workflow lies."""
-    state = workflow.settings.get("state") or {}
-    return Path(workflow.base_dir) / str(state.get("path") or ".dataflare/state.db")
-
-
-def open_state(host: Host, workflow: Workflow) -> Any:
-    """Build the workflow's state store."""
-    state = workflow.settings.get("state") or {}
-    around = Surroundings(node="state", base_dir=Path(workflow.base_dir))
-    return host.build("state_store", str(state.get("store") or "sqlite"), {"path": str(state_path(workflow))}, around)
-
-
-def last_offsets(host: Host, workflow: Workflow) -> dict[str, Any]:
+def last_offsets(host: Host, workflow: Workflow, offline: bool) -> dict[str, Any]:
     """Return source id to the offset the last finished run left, for sources that go on from it."""
     incremental = [n.id for n in workflow.of("source") if ((n.blocks.get("extract") or {}).get("mode") or "full") != "full"]
-    if not incremental or not state_path(workflow).exists():
+    if not incremental:
         return {}
-    store = open_state(host, workflow)
-    try:
+    with opened(host, workflow, offline=offline) as store:
         checkpoint = store.load(workflow.name)
         found = {k: v for k, v in (checkpoint.stop if checkpoint else {}).items() if k in incremental}
         for source in incremental:
-            override = store.get_value(f"offset:{workflow.name}", source)
-            if override is not None:
-                found[source] = json.loads(override)
+            wanted = override(store, workflow.name, source, checkpoint)
+            if wanted is not None:
+                found[source] = wanted
         return found
-    finally:
-        store.close()

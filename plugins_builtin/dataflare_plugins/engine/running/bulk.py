@@ -49,6 +49,7 @@ class BulkTask:
         self._handler = handler
         self._sink: NodeSpec = env.plan.node(spec.nodes[-1])
         self._built: dict[str, Any] = {}
+        self._recovered = False
         # A node that several statements read is counted by the first.
         first = {n: t.id for t in reversed(env.plan.tasks) for n in t.nodes}
         self._mine = [n for n in spec.nodes if first[n] == spec.id]
@@ -62,7 +63,8 @@ class BulkTask:
             self._env.send(Ready(self.spec.id, {self._sink.id: opened}))
             if self._begun(receive) is None:
                 return
-            holds = opened.run_id == self._env.run.run_id and opened.epoch >= 1
+            # What recovery has just finished is not to be made a second time.
+            holds = self._recovered or (opened.run_id == self._env.run.run_id and opened.epoch >= 1)
             counts: Mapping[str, Mapping[str, float]] = {} if holds else self._execute()
             self._env.send(Exhausted(self.spec.id))
             self._finish(receive, counts, holds)
@@ -88,6 +90,7 @@ class BulkTask:
             could = bool(destination.recover(mail.epoch, mail.final))
             if could:
                 destination.commit(mail.epoch, mail.offsets, mail.final)
+                self._recovered = True
             self._env.send(Recovered(self.spec.id, {self._sink.id: could}))
 
     def _execute(self) -> dict[str, Mapping[str, float]]:

@@ -92,8 +92,7 @@ class Chain:
 
     def emit(self, node: str, output: str, batch: Batch) -> None:
         """Send a batch of one node's output to everybody who reads it."""
-        if not output:
-            self._env.collects(node, batch.data)
+        self._env.collects(node, batch.data, output)
         for edge in self._next.get((node, output), ()):
             if edge.target in self.operators:
                 self.process(edge.target, edge.input, batch)
@@ -115,7 +114,7 @@ class Chain:
             outputs, _ = self._run(operator, batch, name)
         counts.seconds += time.perf_counter() - began
         self._hand_on(operator, outputs)
-        self._handler.spend_good(node, batch.data.num_rows)
+        self._handler.passed(node, batch.data.num_rows)
 
     def _run(self, operator: Operator, batch: Batch, name: str) -> tuple[list[tuple[str, Batch]], set[int]]:
         """Return what the component makes of a batch, and the indices of rows it gave up."""

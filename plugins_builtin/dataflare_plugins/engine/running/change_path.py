@@ -63,12 +63,11 @@ class ChangePath:
         live = batch
         if gone.true_count:
             live = batch.filter(pc.invert(gone))
-        live = self._whole(live, reject)
-        tracked = self._drops or bool(gone.true_count)
-        rows = self._rows_of(batch, gone, live) if tracked else None
         assert live.changes is not None
-        if rows is not None:
-            live.changes = replace(live.changes, row=rows)
+        if self._drops or gone.true_count:
+            live.changes = replace(live.changes, row=self._rows_of(batch, gone))
+        live = self._whole(live, reject)
+        rows = live.changes.row if live.changes is not None else None
         made, bad = run(live) if live.data.num_rows else ([], set[int]())
         made = [(output, self._sent(output, part)) for output, part in made]
         if rows is None:
@@ -76,11 +75,8 @@ class ChangePath:
         given_up = {rows[i].as_py() for i in bad}
         return self._with_deletions(batch, gone, rows, given_up, made)
 
-    def _rows_of(self, batch: Batch, gone: pa.Array, live: Batch) -> pa.Array:
+    def _rows_of(self, batch: Batch, gone: pa.Array) -> pa.Array:
         """Return for each live row its index in the batch."""
-        known = None if live.changes is None else live.changes.row
-        if known is not None:
-            return known
         every = pa.array(range(batch.data.num_rows), pa.int64())
         return every.filter(pc.invert(gone)) if gone.true_count else every
 

@@ -36,11 +36,11 @@ class Environment:
         send: sends an event to the job supervisor.
         cancelled: True once tasks should end.
         inboxes: task id to its inbox.
-        collect: node ids whose rows are kept, with the batches kept so far.
+        collect: nodes and outputs (`paid.else`) whose rows are kept, with the batches kept so far.
         limit: (node, rows) after which reading may stop.
         arrow_inputs: source id to Arrow data that stands in for it.
         once: unbounded sources stop where they stood when the run began.
-        extra_around: more keyword arguments for `Surroundings`.
+        rehearse: folder for the rows of destinations, when nothing is to be written; None: it is a real run.
     """
 
     host: Host
@@ -58,27 +58,31 @@ class Environment:
     limit: tuple[str, int] | None = None
     arrow_inputs: Mapping[str, Any] = field(default_factory=dict)
     once: bool = False
+    rehearse: Path | None = None
 
     def build(self, node: NodeSpec) -> Any:
         """Build the component of a node."""
         base = Path(self.plan.base_dir)
+        staging = base / ".dataflare" / "staging" / self.run.workflow_id if self.rehearse is None else self.rehearse / "staging"
         around = Surroundings(
             node=node.id,
             run=self.run,
             base_dir=base,
-            staging_dir=base / ".dataflare" / "staging" / self.run.workflow_id / node.id,
+            staging_dir=staging / node.id,
             memory=self.shares.engine,
             threads=self.shares.threads if node.kind == "source" else 1,
             on_record=str(node.settings.get("on_record") or "fail"),
             state=self.store,
             cancelled=self.cancelled,
+            count=lambda name, value: self.monitor.count(node.id, name, value),
+            gauge=lambda name, value: self.monitor.gauge(node.id, name, value),
             path=(*node.settings.get("path", ()), "with"),
         )
         return self.host.build(node.kind, node.use, node.config, around)
 
-    def collects(self, node: str, data: pa.RecordBatch) -> None:
-        """Keep rows of a node that somebody wants to see."""
-        kept = self.collect.get(node)
+    def collects(self, node: str, data: pa.RecordBatch, output: str = "") -> None:
+        """Keep rows of a node, or of one of its outputs, that somebody wants to see."""
+        kept = self.collect.get(f"{node}.{output}" if output else node)
         if kept is not None:
             kept.append(data)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from dataflare_plugins.engine.running.budget import BUDGET, ErrorBudget
 from dataflare_plugins.engine.running.monitor import Counts
 from dataflare_sdk import (
     CODES,
@@ -24,22 +24,10 @@ from dataflare_sdk import (
 from dataflare_sdk.values import plain
 
 STEP_FAILED = code("data.step-failed", 1, "A step failed on a row.", "Mend the row or the step, or set `errors.on_record`.")
-BUDGET = code(
-    "data.error-budget",
-    1,
-    "More rows failed than `errors.budget` allows; the breaker opened.",
-    "Look at the dead letters, mend the cause, then run again.",
-)
 MAX_CALLS = 2_000
 """Calls a bisection of one batch may cost before its rest counts as failed."""
 
 Outputs = list[tuple[str, Batch]]
-
-
-@dataclass(slots=True)
-class _Window:
-    rows: int = 0
-    bad: int = 0
 
 
 class ErrorHandler(Component[NoConfig]):
@@ -53,9 +41,7 @@ class ErrorHandler(Component[NoConfig]):
         self._nodes = {n.id: n for n in plan.nodes}
         self._masked = masked_columns(plan)
         budget = (plan.settings.get("errors") or {}).get("budget") or {}
-        self._ratio: float | None = budget.get("ratio")
-        self._per = int(budget.get("per") or 10_000)
-        self._windows: dict[str, _Window] = {}
+        self._budget = ErrorBudget(float(budget["ratio"]), int(budget.get("per") or 10_000)) if budget else None
         self._letters: list[DeadLetter] = []
         return self
 
@@ -142,30 +128,17 @@ class ErrorHandler(Component[NoConfig]):
             else:
                 counts.dead_lettered += 1
                 self._letters.append(self._letter(node, rejection, batch))
-        if self._ratio is not None:
-            self._spend(node, len(rejections))
+        if self._budget is not None:
+            self._budget.failed(node, [r.index for r in rejections])
 
-    def spend_good(self, node: str, rows: int) -> None:
-        """Count rows that went well against the budget's window."""
-        if self._ratio is not None:
-            window = self._windows.setdefault(node, _Window())
-            window.rows += rows
-            if window.rows >= self._per:
-                self._judge(node, window)
+    def passed(self, node: str, rows: int) -> None:
+        """Count a batch that went through a node, its bad rows included, against the budget.
 
-    def _spend(self, node: str, bad: int) -> None:
-        window = self._windows.setdefault(node, _Window())
-        window.bad += bad
-        window.rows += bad
-        if window.rows >= self._per or window.bad > (self._ratio or 0.0) * self._per:
-            self._judge(node, window)
-
-    def _judge(self, node: str, window: _Window) -> None:
-        if window.bad > (self._ratio or 0.0) * max(window.rows, self._per if window.rows < self._per else 0):
-            raise BUDGET.error(
-                f"{window.bad} of the last {window.rows} rows failed at '{node}'; the budget is {self._ratio:g} of {self._per}"
-            )
-        self._windows[node] = _Window()
+        Raises:
+            DataflareError: `data.error-budget`.
+        """
+        if self._budget is not None:
+            self._budget.passed(node, rows)
 
     def _failure(self, node: str, rejection: RowRejection, batch: Batch | None) -> DataflareError:
         letter = self._letter(node, rejection, batch)

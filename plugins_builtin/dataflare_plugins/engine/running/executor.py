@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import queue
 import threading
@@ -12,14 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.planning.graph import split_reference
 from dataflare_plugins.engine.planning.lanes import as_streaming
-from dataflare_plugins.engine.planning.validator import open_state
+from dataflare_plugins.engine.planning.schema_cache import keep_streams
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
 from dataflare_plugins.engine.running.job import Job, StreamsReshaped
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
+from dataflare_plugins.engine.running.rehearsal import RehearsedState
 from dataflare_plugins.engine.running.transient import TransientState
 from dataflare_sdk import (
     CODES,
@@ -35,6 +38,8 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
+from dataflare_sdk.state_sql import ALL
+from dataflare_sdk.state_store import open_state
 
 
 class LocalRun:
@@ -45,7 +50,8 @@ class LocalRun:
         self._workflow = workflow
         self._options = options
         # A statement hands no rows out on its way: what is to be seen needs the other lane.
-        collecting = bool(options.collect) and any(t.lane == "bulk" for t in plan.tasks)
+        seen = bool(options.collect) or options.rehearse is not None
+        collecting = seen and any(t.lane == "bulk" for t in plan.tasks)
         self.plan = as_streaming(plan, "rows of its nodes are collected") if collecting else plan
         self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
         self._drain = threading.Event()
@@ -84,22 +90,30 @@ class LocalRun:
             self._ended.set()
 
     def _run(self) -> str:
-        transient = self._options.limit is not None
-        store: Any = TransientState() if transient else open_state(self._host, self._workflow)
+        rehearsed = self._options.rehearse is not None
+        transient = rehearsed or self._options.limit is not None
+        store: Any = open_state(self._host, self._workflow) if rehearsed or not transient else TransientState()
+        store = RehearsedState(store) if rehearsed else store
         try:
             lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
             start = recovery.start(store, self.plan, time.time_ns() // 1000, self._options.run_id)
             self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
+            if not start.resumed and window_done(store, self.plan.workflow, self._options.window):
+                return "done"
             if not start.resumed:
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
+                self._record(store, start)
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
-                store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                # A state store that is gone is no news beside what ended the run; often it is the same.
+                with contextlib.suppress(DataflareError):
+                    store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
                 raise
             if status != "done":
                 store.end_run(start.run_id, {"status": status})
+            elif not transient:
+                keep_streams(self.plan)
             return status
         finally:
             store.close()
@@ -107,19 +121,24 @@ class LocalRun:
     def _attempts(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
         policy = restart_policy(self.plan)
-        failures, reached = 0, 0
+        failures, reached, again = 0, 0, False
+        turn: StreamsReshaped | None = None
         while True:
             try:
+                if turn is not None:
+                    start, turn = self._turned(store, start, turn), None
+                if again:
+                    if recovery.over(store, start):
+                        return "done"
+                    start = recovery.start(store, self.plan, start.started, start.run_id)
+                again = True
                 return self._attempt(store, lease, recovery, start)
             except StatementFailed as error:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
                 self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
-                start = replace(start, plan=self.plan)
-            except StreamsReshaped as turn:
-                self.plan = self._planned_anew(turn)
-                store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json()})
-                self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
-                start = recovery.start(store, self.plan, start.started, start.run_id)
+                start, again = replace(start, plan=self.plan), False
+            except StreamsReshaped as reshaped:
+                turn = reshaped
             except RetriableError as error:
                 if self._monitor.epoch > reached:
                     failures, reached = 0, self._monitor.epoch  # it got on since: this is another failure
@@ -127,7 +146,17 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
-                start = recovery.start(store, self.plan, start.started, start.run_id)
+
+    def _turned(self, store: Any, start: Start, turn: StreamsReshaped) -> Start:
+        """Go on with the plan that streams with other columns ask for."""
+        self.plan = self._planned_anew(turn)
+        self._record(store, start)
+        self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
+        return replace(start, plan=self.plan)
+
+    def _record(self, store: Any, start: Start) -> None:
+        window = {"window": dict(self._options.window)} if self._options.window else {}
+        store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
 
     def _planned_anew(self, turn: StreamsReshaped) -> Plan:
         """Bind everything to the new columns.
@@ -137,7 +166,7 @@ class LocalRun:
         """
         validator = self._host.build("validator", "workflow", {})
         try:
-            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes)
+            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes, collect=self._options.collect)
         finally:
             validator.close()
         if plan is None:
@@ -167,6 +196,7 @@ class LocalRun:
             limit=self._options.limit,
             arrow_inputs=self._options.inputs,
             once=self._options.once,
+            rehearse=self._options.rehearse,
         )
         self._monitor.committed = {}
         handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731
@@ -223,9 +253,15 @@ class WorkflowExecutor(Component[NoConfig]):
 
 
 def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
-    node = plan.node(name)
-    schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[""]
+    id, output = split_reference(name, {n.id for n in plan.nodes})
+    node = plan.node(id)
+    schema = next(iter(input_schemas(node).values())) if node.kind == "destination" else output_schemas(node)[output]
     return pa.Table.from_batches(batches, schema)
+
+
+def window_done(store: Any, workflow: str, window: Mapping[str, Any]) -> bool:
+    """Whether a window of a backfill was run to its end; asked with the lock held."""
+    return bool(window) and any(r.get("window") == window and r["status"] == "done" for r in store.runs(workflow, ALL))
 
 
 def _code_of(error: BaseException) -> str:

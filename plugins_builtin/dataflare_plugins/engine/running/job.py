@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import time
 from collections.abc import Callable, Mapping
@@ -12,8 +14,10 @@ from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.handing import HandoverTask
 from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -31,19 +35,28 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
-from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
+from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
 
 declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoch.done")
 
 
+PUBLISH_EVERY = 2.0
+"""Seconds between two notes of the sources' gauges in the state store."""
+
+
 @dataclass(slots=True)
 class Epoch:
-    """An epoch in the making: what the tasks reported when its barrier passed them."""
+    """An epoch in the making: what the tasks reported when its barrier passed them.
+
+    Attributes:
+        turns: it ends where streams have other columns from; one that was under way by then does not.
+    """
 
     number: int
     final: bool
     replay: bool
+    turns: bool
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -99,6 +112,7 @@ class Job:
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
+        self._published_at = 0.0
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -131,7 +145,8 @@ class Job:
 
     def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
         if task.lane == "bulk":
-            return BulkTask(task, self._env, self._handler())
+            kind = HandoverTask if task.way == "handover" else BulkTask
+            return kind(task, self._env, self._handler())
         if task.id in self._sources:
             return SourceTask(task, self._env, self._handler())
         if task.id in self._sinks:
@@ -151,9 +166,10 @@ class Job:
     def _begin(self, decision: Decision) -> None:
         logged, before = self._start.checkpoint, self._start.before
         if decision.replay and logged is not None and self._finish_prepared(decision, logged):
-            self._env.store.done(logged.epoch)
-            logged = replace(logged, done=True)
             decision = Decision(epoch=logged.epoch + 1)
+        if logged is not None and not logged.done and not decision.replay:
+            self._env.store.done(logged.epoch, finished={"status": "done"} if logged.final else None)
+            logged = replace(logged, done=True)
         self._next = decision.epoch
         base = before if decision.replay else logged
         self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
@@ -195,11 +211,14 @@ class Job:
 
     def _supervise(self) -> str:
         while not self._finished:
+            self._publish()
             if self._epoch is None:
                 self._cut_if_due()
             event = self._take(self._patience())
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
+            elif isinstance(event, Abandoned):
+                return "interrupted"
             elif isinstance(event, Reshaped):
                 self._reshaped.setdefault(event.source, {})[event.output] = event.change
             elif isinstance(event, Passed) and self._epoch is not None:
@@ -211,6 +230,16 @@ class Job:
                 if self._epoch.committed >= self._sinks:
                     self._complete()
         return "interrupted" if self._drained and self._draining() else "done"
+
+    def _publish(self) -> None:
+        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
+        now = time.monotonic()
+        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+            return
+        self._published_at = now
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        with contextlib.suppress(DataflareError):  # a look is not worth a run
+            self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
     def _patience(self) -> float:
         if self._epoch is not None:
@@ -247,7 +276,7 @@ class Job:
         return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
 
     def _trigger(self, *, final: bool, replay: bool = False) -> None:
-        self._epoch = Epoch(self._next, final, replay)
+        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay))
@@ -298,23 +327,29 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
-        finished = {"status": "done"} if epoch.final else None
+        finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
         self._epoch = None
         if epoch.final:
+            self._acknowledge()
             self._finished = True
             return
-        if self._reshaped and not epoch.replay and not self._drained:
+        if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
-        self._tell(self._sources, Ack(self._stop))
+        self._acknowledge()
         if epoch.replay:
             self._replaying = None
             self._exhausted.clear()
             self._tell(self._sources, Continue())
         elif self._drained:
             self._finished = True
+
+    def _acknowledge(self) -> None:
+        """Tell the sources that the epoch is durable everywhere; of a rehearsal nothing is."""
+        if self._env.rehearse is None:
+            self._tell(self._sources, Ack(self._stop))
 
     # -- plumbing ----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflare_sdk import Component, NoConfig, Plan
+from dataflare_sdk import Component, NoConfig, NodeSpec, Plan
 
 COUNTERS = ("rows_in", "rows_out", "filtered", "skipped", "dead_lettered", "bytes")
 
@@ -40,18 +40,31 @@ class WorkflowMonitor(Component[NoConfig]):
         self.live: dict[str, Counts] = {}
         self.committed: dict[str, Mapping[str, float]] = {}
         self.epoch = 0
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.gauges: dict[str, dict[str, float]] = {}
 
     def counts(self, node: str, start: Mapping[str, float] | None = None) -> Counts:
         """Return fresh counters for a node, starting from what an unfinished run had committed."""
         made = self.live[node] = Counts(start)
         return made
 
+    def count(self, node: str, name: str, value: float) -> None:
+        """Add to a counter that a component keeps of its own."""
+        own = self.metrics.setdefault(node, {})
+        own[name] = own.get(name, 0.0) + value
+
+    def gauge(self, node: str, name: str, value: float) -> None:
+        """Note how large something of a node is now."""
+        self.gauges.setdefault(node, {})[name] = value
+
     def snapshot(self, plan: Plan) -> dict[str, Any]:
         """Return live counters per node, for a progress display."""
-        nodes = [
-            {"id": n.id, "kind": n.kind, "plugin": n.use, **(self.live[n.id].as_dict() if n.id in self.live else {})} for n in plan.nodes
-        ]
-        return {"nodes": nodes, "epoch": self.epoch}
+        return {"nodes": [self._shown(n) for n in plan.nodes], "epoch": self.epoch}
+
+    def _shown(self, node: NodeSpec) -> dict[str, Any]:
+        counts = self.live[node.id].as_dict() if node.id in self.live else {}
+        own = {**self.metrics.get(node.id, {}), **self.gauges.get(node.id, {})}
+        return {"id": node.id, "kind": node.kind, "plugin": node.use, **counts, **({"metrics": own} if own else {})}
 
     def report(self, plan: Plan) -> dict[str, Any]:
         """Return `rows` and `nodes` of the run's document, of committed epochs."""

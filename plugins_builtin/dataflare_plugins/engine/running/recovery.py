@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dataflare_sdk import Checkpoint, Component, NoConfig, Opened, Plan, StateStore, code
+from dataflare_sdk.offsets import kept
 
 PLAN_CHANGED = code(
     "state.plan-changed",
@@ -93,6 +93,11 @@ class RecoveryManager(Component[NoConfig]):
             before=before,
         )
 
+    def over(self, store: StateStore, start: Start) -> bool:
+        """Return True when a run has reached its end, although the answer of the state store did not arrive."""
+        newest = store.load(start.plan.workflow)
+        return newest is not None and newest.run_id == start.run_id and newest.final and newest.done
+
     def decide(self, start: Start, opened: Mapping[str, Opened]) -> Decision:
         """Compare the newest logged epoch with what each destination holds.
 
@@ -118,23 +123,8 @@ class RecoveryManager(Component[NoConfig]):
         return Decision(epoch=logged.epoch, replay=True, behind=behind)
 
     def _anew(self, store: StateStore, plan: Plan, now: int, run_id: str, last: Checkpoint | None) -> Start:
-        offsets = self._offsets(store, plan, last)
+        offsets = kept(store, plan.workflow, plan.nodes, last)
         return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets)
-
-    def _offsets(self, store: StateStore, plan: Plan, last: Checkpoint | None) -> dict[str, Any]:
-        """Return where incremental sources go on; full ones begin at the beginning."""
-        found: dict[str, Any] = {}
-        for node in plan.nodes:
-            mode = (node.settings.get("extract") or {}).get("mode") or "full"
-            if node.kind != "source" or mode == "full":
-                continue
-            kept = last.stop if last is not None else {}
-            found.update({k: v for k, v in kept.items() if k == node.id or k.startswith(f"{node.id}/")})
-            override = store.get_value(f"offset:{plan.workflow}", node.id)
-            if override is not None:
-                found[node.id] = json.loads(override)
-                store.put_value(f"offset:{plan.workflow}", node.id, None)
-        return found
 
     def _overwrites(self, plan: Plan) -> bool:
         modes = [(n.settings.get("write") or {}).get("mode") for n in plan.nodes if n.kind == "destination"]
@@ -154,5 +144,8 @@ class RecoveryManager(Component[NoConfig]):
             return "the workflow changed since"
         old = {n.id: (n.use, n.config, n.settings, n.partitions) for n in saved.nodes}
         new = {n.id: (n.use, n.config, n.settings, n.partitions) for n in plan.nodes}
+        window = next((s for n in saved.nodes if (s := n.settings.get("extract") or {}).get("stop") is not None), None)
+        if window is not None:
+            return f"it is the window {window['start']}..{window['stop']} of a backfill: finish that with the same --backfill first"
         names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         return f"these changed since: {', '.join(names) or 'the graph'}"

@@ -105,6 +105,13 @@ class Reshaped:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandoned:
+    """From a source task: asked to stop, it found no place to resume from in time; what was read since the last is given up."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """From a task: the barrier of `epoch` has passed, and this is how things stood."""
 

@@ -10,7 +10,10 @@ from dataflare_plugins.engine.running.arrow_input import ArrowInput
 from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows, conform
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.fusing import Fused, fused
+from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -41,8 +44,11 @@ from dataflare_sdk import (
     TaskSpec,
 )
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
+PATIENCE = 3.0
+"""Seconds a source that is asked to stop may read on to the end of its transaction; then the epoch is given up."""
 READ_DEADLINE = 0.2
 """Seconds a source may take before it looks at its mail again."""
 
@@ -64,8 +70,9 @@ class SourceTask:
         self._sent_end = False
         self._owed: Trigger | None = None
         self._within = False
-        self._leaving = False
+        self._leaving: float | None = None
         self._once: dict[str, Any] = {}
+        self._fused: Fused | None = None
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -78,6 +85,7 @@ class SourceTask:
                 return
             self._chain = chain = Chain(self.spec, self._env, self._handler, begin.counts)
             chain.idle = self._source.idle
+            self._fused = fused(self.spec, self._env, self._source)
             chain.restore(begin.states)
             self._counts = self._env.monitor.counts(self._node.id, begin.counts.get(self._node.id))
             self._plan_reading(begin)
@@ -111,7 +119,7 @@ class SourceTask:
         return [(offset_key(self._node, p, len(parts)), p) for p in parts]
 
     def _owns(self, key: str) -> bool:
-        return key == self._node.id or key.startswith(f"{self._node.id}/")
+        return belongs(key, own_key(self._node))
 
     def _loop(self, receive: Receive) -> None:
         while True:
@@ -126,6 +134,9 @@ class SourceTask:
                 continue
             if self._env.cancelled():
                 raise Stopped
+            if self._within and self._leaving is not None and time.monotonic() - self._leaving > PATIENCE:
+                self._env.send(Abandoned(self.spec.id))
+                return
             if self._reading:
                 self._read_on()
 
@@ -136,13 +147,14 @@ class SourceTask:
                 self._owed = mail  # no epoch ends within a transaction of the source
                 return False
             self._barrier(mail)
-            return mail.final
+            # One that goes on some day wants to be told that the last epoch is durable too: it stays for that.
+            return mail.final and self._extract.mode == "full"
         if isinstance(mail, Ack):
             for key, part in self._partitions():
                 if key in mail.offsets:
                     self._source.ack(part, mail.offsets[key])
         elif isinstance(mail, Drain):
-            self._leaving = True
+            self._leaving = time.monotonic()
             if not self._within:
                 self._stop_reading()
         elif isinstance(mail, Continue):
@@ -159,10 +171,18 @@ class SourceTask:
             key, part, until = self._todo[0]
             if until is None and self._env.once:
                 until = self._position(key, part)
-            self._reader = self._source.open(part, self._extract, self._offsets.get(key), until)
+            self._reader = self._opened(part, self._offsets.get(key), until)
         shares = self._env.shares
         began = time.perf_counter()
-        message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        try:
+            message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+        except Exception:
+            if self._fused is None:
+                raise
+            # A row made the statement fail: go on without it, step by step, which finds the row.
+            self._fused = None
+            self._close_reader()
+            return
         self._counts.seconds += time.perf_counter() - began
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
@@ -170,6 +190,11 @@ class SourceTask:
             self._reshaped(message)
         elif message is not None:
             self._took(message)
+
+    def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
+        if self._fused is None:
+            return self._source.open(part, self._extract, offset, until)
+        return self._source.open_through(part, self._extract, offset, until, self._fused.through)
 
     def _position(self, key: str, part: Partition) -> Any:
         """Return where an unbounded stream stood when the run began."""
@@ -195,21 +220,26 @@ class SourceTask:
         owed, self._owed = self._owed, None
         if owed is not None:
             self._barrier(owed)
-        if self._leaving:
+        if self._leaving is not None:
             self._stop_reading()
 
     def _took(self, batch: Batch) -> None:
         failpoint("task.source.batch")
         key = self._todo[0][0]
         counts = self._counts
-        counts.rows_in += batch.data.num_rows + len(batch.rejected)
+        rows = batch.data.num_rows if batch.read is None else batch.read
+        counts.rows_in += rows + len(batch.rejected)
         counts.bytes += batch.data.nbytes
         if batch.rejected:
             self._handler.reject(self._node.id, batch.rejected, None, counts)
-        counts.rows_out += batch.data.num_rows
-        if batch.data.num_rows:
+        counts.rows_out += rows
+        if batch.read is not None and self._fused is not None:
+            self._fused.count(self._env.monitor.live, batch.read, batch.data.num_rows)
+            if batch.data.num_rows:
+                self._chain.emit(self._fused.last, "", batch)
+        elif batch.data.num_rows:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
-            self._handler.spend_good(self._node.id, batch.data.num_rows)
+        self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
             self._within = True
         else:
@@ -371,7 +401,8 @@ class SinkTask:
                 component.close()
 
     def _open(self, node: NodeSpec) -> Opened:
-        component = self._components[node.id] = self._env.build(node)
+        rehearse = self._env.rehearse
+        component = self._components[node.id] = self._env.build(node) if rehearse is None else RehearsedDestination(rehearse, node.id)
         opened: Opened = component.open(target_of(node, self._env))
         self._epochs[node.id] = opened.epoch
         return opened
@@ -447,6 +478,7 @@ class SinkTask:
         else:
             self._handler.reject(node, refused, batch, counts)
             counts.rows_out += batch.data.num_rows - len(refused)
+        self._handler.passed(node, batch.data.num_rows)
         counts.seconds += time.perf_counter() - began
         counts.bytes += batch.data.nbytes
 
@@ -468,4 +500,13 @@ def target_of(node: NodeSpec, env: Environment) -> Target:
 
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
     """Return the key of a partition's offset in checkpoints: the source's id when it has one partition."""
-    return node.id if count == 1 else f"{node.id}/{partition.id}"
+    return own_key(node) if count == 1 else f"{own_key(node)}/{partition.id}"
+
+
+def own_key(node: NodeSpec) -> str:
+    """Return the key of a source's offsets: its id. A window of a backfill has a key of its own.
+
+    The offset of the normal runs is handed on beside it from checkpoint to checkpoint, untouched.
+    """
+    stop = (node.settings.get("extract") or {}).get("stop")
+    return node.id if stop is None else f"window {node.id}"

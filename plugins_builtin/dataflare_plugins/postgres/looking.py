@@ -1,0 +1,55 @@
+"""Looking at a table without claiming it: its rows, as they are committed now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from dataflare_plugins.postgres.catalog import TableName, find
+from dataflare_plugins.postgres.connection import Server
+from dataflare_sdk import duck
+from dataflare_sdk.schema import duck_type, quote
+
+ROWS = 8_192
+
+
+def rows(server: Server, table: TableName, schema: pa.Schema) -> pa.RecordBatchReader:
+    """Return the table's rows in the columns of `schema`; none when the table is missing.
+
+    Values come as text and are cast: what a proof compares is what anybody else would read.
+    """
+    return pa.RecordBatchReader.from_batches(schema, _batches(server, table, schema))
+
+
+def _batches(server: Server, table: TableName, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with server.connect() as db, duck.connect(threads=1) as cast:
+        found = find(db, table)
+        if found is None:
+            return
+        held = set(found.names)
+        items = ", ".join(_told(f) if f.name in held else "NULL::text" for f in schema)
+        casts = ", ".join(f"TRY_CAST({_read(f, i)} AS {duck_type(f.type)}) AS {quote(f.name)}" for i, f in enumerate(schema))
+        cursor = db.cursor(name="looking")
+        cursor.execute(f"SELECT {items} FROM {found.sql}".encode())
+        while batch := cursor.fetchmany(ROWS):
+            columns = [pa.array(c, pa.string()) for c in zip(*batch, strict=True)]
+            cast.register("told", pa.table(columns, names=[f"c{i}" for i in range(len(columns))]))
+            made = cast.sql(f"SELECT {casts} FROM told").to_arrow_table()
+            cast.unregister("told")
+            arrays = [made.column(i).combine_chunks().cast(f.type) for i, f in enumerate(schema)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _told(field: pa.Field) -> str:
+    """Return the SQL that gives a column as text DuckDB reads."""
+    name = quote(field.name)
+    if pa.types.is_binary(field.type):
+        return f"encode({name}, 'hex')"
+    return f"to_json({name})::text" if pa.types.is_nested(field.type) else f"{name}::text"
+
+
+def _read(field: pa.Field, position: int) -> str:
+    if pa.types.is_binary(field.type):
+        return f"unhex(c{position})"
+    return f"c{position}::JSON" if pa.types.is_nested(field.type) else f"c{position}"

@@ -1,0 +1,1 @@
+"""Change data capture: a slot, a snapshot of each table, then everything that happens to it."""

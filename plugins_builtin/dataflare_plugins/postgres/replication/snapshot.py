@@ -1,0 +1,97 @@
+"""Copying a table while it is written to: chunk by chunk in the order of its key, each as of a moment of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_plugins.postgres.codec.copy import Decoded
+from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.replication import rows, tables, visible
+from dataflare_plugins.postgres.replication.offsets import Progress
+from dataflare_plugins.postgres.replication.tables import Table
+from dataflare_sdk.schema import literal, quote
+
+CHUNK_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEnd:
+    """A chunk was read.
+
+    Attributes:
+        progress: how far the table is copied with it.
+        high: no transaction that commits at or after it is seen in the chunk.
+    """
+
+    progress: Progress
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outgrown:
+    """The table has other columns than were planned; nothing was read."""
+
+    table: Table
+
+
+def chunk(
+    connection: Any,
+    server: Server,
+    planned: Table,
+    schema: pa.Schema,
+    names: Sequence[str],
+    after: Progress,
+    *,
+    seen: Collection[int] = (),
+    snapshot: str | None = None,
+    stop: Progress | None = None,
+) -> Iterator[Decoded | ChunkEnd | Outgrown]:
+    """Yield the rows of the next chunk of a table, and its end.
+
+    Args:
+        connection: an ordinary connection, outside a transaction.
+        server: the database.
+        planned: the table; without a key all of it is one chunk.
+        schema: its columns as they were planned.
+        names: the columns to read.
+        after: how far it is copied.
+        seen: transactions that were streamed lately (32-bit ids); the chunk shows them.
+        snapshot: name of an exported snapshot to read as of; the whole table is then one chunk.
+        stop: read to there, however many rows it is (to read the same part again).
+    """
+    with visible.transaction(connection, seen, snapshot, lock=planned.sql) as high:
+        table = tables.load(connection, server, planned.sql, planned.stream)
+        if not table.arrow.equals(schema):
+            yield Outgrown(table)
+            return
+        columns = [table.column(n) for n in names]
+        if stop is not None:
+            last = stop.key if not stop.done else None
+        elif snapshot is not None or not table.key:
+            last = None
+        else:
+            last = _last_key(connection, table, after)
+        where = [_beside(table, ">", after.key)] if after.key is not None else []
+        where += [_beside(table, "<=", last)] if last is not None else []
+        condition = f" WHERE {' AND '.join(where)}" if where else ""
+        yield from rows.copied(connection, f"SELECT {', '.join(c.select for c in columns)} FROM {table.sql}{condition}", columns)
+    yield ChunkEnd(Progress(done=last is None, key=last), high)
+
+
+def _last_key(connection: Any, table: Table, after: Progress) -> tuple[str, ...] | None:
+    """Return the key of the chunk's last row, None when the table ends before."""
+    where = f" WHERE {_beside(table, '>', after.key)}" if after.key is not None else ""
+    keys = ", ".join(f"{quote(k)}::text" for k in table.key)
+    order = ", ".join(quote(k) for k in table.key)
+    row = connection.execute(f"SELECT {keys} FROM {table.sql}{where} ORDER BY {order} OFFSET {CHUNK_ROWS - 1} LIMIT 1").fetchone()
+    return None if row is None else tuple(row)
+
+
+def _beside(table: Table, operator: str, key: Sequence[str]) -> str:
+    columns = ", ".join(quote(k) for k in table.key)
+    values = ", ".join(f"{literal(v)}::{table.column(k).sql}" for k, v in zip(table.key, key, strict=True))
+    return f"({columns}) {operator} ({values})"

@@ -1,0 +1,1 @@
+"""Scratch twins of PostgreSQL databases, on a server of their own."""

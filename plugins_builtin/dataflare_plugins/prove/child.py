@@ -1,0 +1,68 @@
+"""One run of the workflow in a forked process, to be killed. Importing this imports all that every run needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from dataflare_sdk import Workflow, duck, failpoints, fold, scan_reader
+from dataflare_sdk.commands import RunOptions, Runtime
+
+PRELOADED = (sqlite3, duckdb, pyarrow, pyarrow.compute, pyarrow.parquet, duck, fold, scan_reader)
+"""Imported here so that a forked run does not have to; nothing of it is opened before the fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a forked process is to do.
+
+    Attributes:
+        workflow: the workflow on its twins.
+        home: folder whose configuration and policy hold.
+        report: file for the document of a run that came to an end.
+        log: file for whatever it prints.
+        once: stop where the sources stood when it began.
+        take_over: ignore the lock of another run.
+        failpoint: `name:nth` where it dies.
+        hits: file to note passed failpoints in.
+    """
+
+    workflow: Workflow
+    home: str
+    report: str
+    log: str
+    once: bool = False
+    take_over: bool = False
+    failpoint: str | None = None
+    hits: str | None = None
+
+
+def run(order: Order) -> None:
+    """Run the workflow; leave the document of the run behind if it lives to its end."""
+    _quiet(order.log)
+    failpoints.arm(order.failpoint, order.hits)
+    with Runtime(order.home, {"log.level": "error"}) as runtime:
+        report = runtime.run(order.workflow, RunOptions(once=order.once, take_over=order.take_over))
+    _leave(Path(order.report), report.document)
+
+
+def _quiet(log: str) -> None:
+    place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(place, 1)
+    os.dup2(place, 2)
+    os.close(place)
+
+
+def _leave(path: Path, document: dict[str, Any]) -> None:
+    staged = path.with_suffix(".new")
+    staged.write_text(json.dumps(document, default=str), encoding="utf-8")
+    staged.replace(path)

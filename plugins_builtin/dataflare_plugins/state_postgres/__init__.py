@@ -1,0 +1,1 @@
+"""The state store of many machines: one PostgreSQL database that all of them reach."""

@@ -1,0 +1,84 @@
+"""What starting a server of any kind needs: a port, a user that is not root, a folder of its own, an end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+UNPRIVILEGED = "nobody"
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def as_user() -> dict[str, Any]:
+    """Return the arguments for `subprocess` that make a program run as somebody who is not root."""
+    if os.geteuid() != 0:
+        return {}
+    who = pwd.getpwnam(UNPRIVILEGED)
+    return {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+
+
+def own_folder(prefix: str) -> Path:
+    """Make a folder directly under the temporary one (socket paths must be short), owned by the server's user."""
+    folder = Path(tempfile.mkdtemp(prefix=f"df-{prefix}-", dir="/tmp"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, UNPRIVILEGED)
+    folder.chmod(0o755)
+    return folder
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGQUIT when the thread that started us is gone, so that a killed test run leaves nothing."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
+
+
+def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a server in a folder it owns. It ends with the thread that started it."""
+    with log.open("ab") as out:
+        process: Any = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent if os.uname().sysname == "Linux" else None,
+            start_new_session=True,
+            **as_user(),
+        )
+    started: subprocess.Popen[bytes] = process
+    return started
+
+
+def wait_until(ready: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:
+    """Wait until `ready`, looking twenty times a second."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            raise TimeoutError(what())
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Send a signal to a process that we started and wait for its end; after ten seconds kill it."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
