@@ -54,6 +54,11 @@ class ChangeReader:
         server = preflight(self._session)
         if self._offset is None:
             self._state = self._fresh(server)
+            if self._until is not None and not self._until.get("at_least"):
+                # An epoch is read again. Somebody may hold its rows as they were then, so reading goes on from where the
+                # log stood then: the copy of now shows no less, and what follows is folded into both.
+                then = State.from_json(self._until)
+                self._state = replace(self._state, place=then.place, shapes=then.shapes or self._state.shapes)
         else:
             self._state = State.from_json(self._offset)
             self._state = replace(self._state, shapes=self._state.shapes or self._planned())
