@@ -19,6 +19,7 @@ demo: .venv/.made  ## run the flights example and show its result
 	$(BIN)/python examples/flights/show.py
 
 test: .venv/.made  ## everything that CI runs
+	./tests/servers/debian.sh
 	$(MAKE) --jobs 2 --output-sync=target lint pythons
 	$(MAKE) unit
 

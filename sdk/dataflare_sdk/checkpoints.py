@@ -1,6 +1,7 @@
 """The checkpoint row of databases: the truth about what a destination holds, in the transaction of its rows.
 
-One table, the same in every SQL database. Statements are plain SQL with `?` for parameters.
+One table, the same in every SQL database. Statements are plain SQL with `?` for parameters; what databases do not agree
+on is a `Dialect`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dataflare.contracts import Opened, Target
@@ -16,24 +18,52 @@ from dataflare_sdk.fence import FENCED, check_fence
 
 DAMAGED = code("state.damaged-checkpoint", 4, "The checkpoint row of a destination is damaged.", "Restore the database from a backup.")
 TABLE = "_dataflare_checkpoints"
-CREATE = (
-    f"CREATE TABLE IF NOT EXISTS {TABLE} (workflow_id VARCHAR NOT NULL, node VARCHAR NOT NULL, run_id VARCHAR NOT NULL, "
-    "epoch BIGINT NOT NULL, fence BIGINT NOT NULL, offsets VARCHAR NOT NULL, plan_hash VARCHAR NOT NULL, "
-    "schema_version BIGINT NOT NULL, crc BIGINT NOT NULL, PRIMARY KEY (workflow_id, node))"
-)
 Execute = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-"""Runs a statement in the open transaction and returns its rows; for an UPDATE with RETURNING, those it changed."""
+"""Runs a statement in the open transaction and returns its rows; for an UPDATE one for each row it changed."""
 
 
-def claim(execute: Execute, target: Target, what: str) -> Opened:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a database says otherwise.
+
+    Attributes:
+        name: type of ids, which are the key.
+        text: type of text of any length.
+        returning: what makes an UPDATE return the rows it changed; empty where `Execute` sees to that itself.
+    """
+
+    name: str = "VARCHAR"
+    text: str = "VARCHAR"
+    returning: str = " RETURNING epoch"
+
+    def create(self) -> str:
+        """Return the statement that makes the table."""
+        return (
+            f"CREATE TABLE IF NOT EXISTS {TABLE} (workflow_id {self.name} NOT NULL, node {self.name} NOT NULL, "
+            f"run_id {self.name} NOT NULL, epoch BIGINT NOT NULL, fence BIGINT NOT NULL, offsets {self.text} NOT NULL, "
+            f"plan_hash {self.name} NOT NULL, schema_version BIGINT NOT NULL, crc BIGINT NOT NULL, PRIMARY KEY (workflow_id, node))"
+        )
+
+
+PLAIN = Dialect()
+CREATE = PLAIN.create()
+
+
+def claim(execute: Execute, target: Target, what: str, dialect: Dialect = PLAIN) -> Opened:
     """Raise the fence of a destination's row to the run's and say what it holds; in the caller's transaction.
 
     A row of another run begins again at epoch 0.
 
+    Args:
+        execute: runs statements in the transaction.
+        target: who claims it.
+        what: the destination, for messages.
+        dialect: the database's; where making a table ends a transaction, it was made before.
+
     Raises:
         DataflareError: `state.fenced`, `state.damaged-checkpoint`.
     """
-    execute(CREATE, ())
+    execute(dialect.create(), ())
     rows = execute(
         f"SELECT run_id, epoch, fence, offsets, crc FROM {TABLE} WHERE workflow_id = ? AND node = ?", (target.workflow_id, target.node)
     )
@@ -49,7 +79,7 @@ def claim(execute: Execute, target: Target, what: str) -> Opened:
     return Opened(epoch, target.run_id if epoch else None, json.loads(offsets))
 
 
-def advance(execute: Execute, target: Target, epoch: int, offsets: Mapping[str, Any], what: str) -> None:
+def advance(execute: Execute, target: Target, epoch: int, offsets: Mapping[str, Any], what: str, dialect: Dialect = PLAIN) -> None:
     """Move a destination's row to an epoch, in the transaction of its rows.
 
     Raises:
@@ -58,7 +88,7 @@ def advance(execute: Execute, target: Target, epoch: int, offsets: Mapping[str, 
     text = json.dumps(dict(offsets), sort_keys=True)
     changed = execute(
         f"UPDATE {TABLE} SET epoch = ?, offsets = ?, crc = ? "
-        "WHERE workflow_id = ? AND node = ? AND run_id = ? AND epoch = ? AND fence = ? RETURNING epoch",
+        f"WHERE workflow_id = ? AND node = ? AND run_id = ? AND epoch = ? AND fence = ?{dialect.returning}",
         (epoch, text, _crc(target, target.run_id, epoch, text), target.workflow_id, target.node, target.run_id, epoch - 1, target.fence),
     )
     if len(changed) != 1:

@@ -1,0 +1,1 @@
+"""MySQL and MariaDB: tables and their binary log as a source, tables as a destination."""

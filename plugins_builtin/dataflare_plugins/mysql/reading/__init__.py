@@ -1,0 +1,1 @@
+"""Reading tables by SELECT: whole, in chunks by key, by a cursor."""

@@ -1,0 +1,1 @@
+"""Writing tables: types, evolution, checks, statements, the swap of an overwrite."""
