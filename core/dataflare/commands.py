@@ -88,11 +88,15 @@ class Invocation:
             if problem.severity == "error" or self.verbosity >= 0:
                 click.echo(self._redactor.text(str(problem)), err=True)
 
-    def fail(self, error: BaseException) -> int:
+    def fail(self, error: BaseException, document: Mapping[str, Any] | None = None) -> int:
         """Report an exception that ended the verb, and return the exit code.
 
         A `DataflareError` is reported by its problems; anything else is `internal.bug`. The traceback is
         printed with `-v` only.
+
+        Args:
+            error: the exception.
+            document: what `--json` prints instead of the plain `error` and `problems`.
         """
         known = error if isinstance(error, DataflareError) else INTERNAL.error(f"{type(error).__name__}: {error}")
         if self.verbosity > 0:
@@ -100,7 +104,7 @@ class Invocation:
 
             click.echo(self._redactor.text("".join(traceback.format_exception(error))), err=True)
         if self.json:
-            self.emit(_document(self.command, known))
+            self.emit(_document(self.command, known) if document is None else document)
         else:
             self.report(known.problems)
         return exit_code(known.problems) or 1

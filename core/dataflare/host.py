@@ -21,6 +21,9 @@ from dataflare.workflow import dotted
 
 __all__ = ["HostContext", "RuntimeHost"]
 
+_LOGGED_AS = {"run.retried": "warning", "lane.streaming": "info", "schema.changed": "info", "epoch.committed": "info"}
+"""Events of a run to the level they are logged at; its phases are for developers, its progress is for monitors."""
+
 
 class RuntimeHost:
     """Implements `contracts.Host`.
@@ -33,6 +36,7 @@ class RuntimeHost:
 
     Attributes:
         listeners: the kernel's own, told every event before the monitors.
+        workflow: the workflow that is run, for the log.
         failpoint: called with the name of every failpoint a component passes; the engine may set it.
     """
 
@@ -43,6 +47,7 @@ class RuntimeHost:
         self.secrets = Secrets(self._ask_secret, logs.redactor, providers)
         self.failpoint: Callable[[str], None] = lambda _name: None
         self.listeners: list[Callable[[RunEvent], None]] = []
+        self.workflow = ""
         self._audited: set[tuple[str, str]] = set()
         if any("redact" in m.hooks for m in plugins.registry.manifests):
             logs.redactor.ask = lambda text: [s for found in self.hook("redact", text=text) for s in found]
@@ -78,13 +83,23 @@ class RuntimeHost:
             raise _under(around.path, error) from error
 
     def emit(self, event: RunEvent) -> None:
-        """Tell all listeners and monitors; a failing one is logged and never fails the run."""
+        """Log it, and tell all listeners and monitors; a failing one is logged and never fails the run."""
+        self._log(event)
         try:
             for listener in tuple(self.listeners):
                 listener(event)
             self.hook("run_event", event=event)
         except Exception as error:
             self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(error))
+
+    def _log(self, event: RunEvent) -> None:
+        phase = event.event.startswith("phase.")
+        level = "debug" if phase else _LOGGED_AS.get(event.event)
+        if level is not None:
+            log = self.logs.bind(run=event.run_id, workflow=self.workflow, phase=event.phase)
+            # Each phase is a message of its own, or the log would take them for repeats.
+            message = f"{event.event} {event.phase}" if phase else event.event
+            getattr(log, level)(message, **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")})
 
     def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""

@@ -168,6 +168,12 @@ class Runtime:
         """
         return _Run(self, options or RunOptions(), on_start).go(source, params, profile)
 
+    def refused(self, error: DataflareError) -> RunReport:
+        """Return the report of a run that could not begin, as `run` would have returned it."""
+        run = _Run(self, RunOptions(), None)
+        run.fail(error)
+        return run.report()
+
     def authorize(self, action: str, resource: str) -> None:
         """Ask the security providers the configuration names.
 
@@ -179,7 +185,8 @@ class Runtime:
         authorize(self.plugins, self.config, action, resource)
 
     def obey(self, workflow: Workflow) -> None:
-        """Take the log level a workflow asks for, unless a stronger layer set one."""
+        """Take the log level a workflow asks for, unless a stronger layer set one, and name it in the log."""
+        self.host.workflow = workflow.name
         observe = workflow.settings.get("observe")
         level = observe.get("log") if isinstance(observe, Mapping) else None
         if level in LEVELS and self.config.explain()["log.level"]["origin"] == "default":
@@ -366,10 +373,18 @@ class _Run:
     def emit(self, phase: str, event: str, data: Mapping[str, Any] | None = None) -> None:
         self.runtime.host.emit(RunEvent(time.time(), self.run_id, phase, event, data or {}))
 
+    def log_end(self, status: str) -> None:
+        """Log how the run ended, with what it counted."""
+        log = self.runtime.logs.bind(run=self.result["run_id"], workflow=self.runtime.host.workflow)
+        # A failure is told by whoever asked for the run; the log only keeps it.
+        more = self.result.get("rows", {}) if status == "done" else {"code": (self.result.get("error") or {}).get("code")}
+        log.info(f"run.{status}", **more)
+
     def report(self) -> RunReport:
         status = self.result.get("status", "failed")
         tables = self.result.pop("tables", {})
         self.result["run_id"] = self.result.get("run_id") or self.run_id
+        self.log_end(status)
         document = {
             "dataflare": 1,
             "command": "run",

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from dataflare.contracts import Opened, RowRejection, Target, WriteSpec
 from dataflare_sdk.component import C, Component
+from dataflare_sdk.handover import Handover
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.scratch import DestinationTwin, ScratchPlace
 
@@ -73,6 +74,17 @@ class Destination(Component[C], ABC):
 
     def copied(self, rows: int) -> None:
         """The bulk statements are done and wrote `rows` rows."""
+
+    def takes_over(self, format: str, write: WriteSpec) -> bool:  # noqa: ARG002
+        """Whether it takes what a source hands over as it is; asked by the planner before `open`."""
+        return False
+
+    def take_over(self, handovers: Sequence[Handover]) -> int | None:
+        """Take everything the source hands over into its staging, after `open`; returns rows, None: the bytes do not fit.
+
+        The engine then calls `prepare` and `commit` as for batches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes nothing over: {len(handovers)}")
 
     @abstractmethod
     def prepare(self, epoch: int, final: bool) -> None:

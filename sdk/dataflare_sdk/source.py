@@ -12,6 +12,7 @@ from typing import Any
 
 from dataflare.contracts import End, ExtractSpec, Message, Offset, Partition, Reader, StreamInfo
 from dataflare_sdk.component import C, Component
+from dataflare_sdk.handover import Handover
 from dataflare_sdk.scan import ScanUnit
 from dataflare_sdk.scratch import ScratchPlace, SourceTwin
 
@@ -43,6 +44,14 @@ class Source(Component[C], ABC):
     def scan(self, partition: Partition, extract: ExtractSpec) -> Sequence[ScanUnit] | None:  # noqa: ARG002
         """Return the partition as SQL scans in reading order, or None: then only `open` reads it."""
         return None
+
+    def hands_over(self, extract: ExtractSpec) -> str | None:  # noqa: ARG002
+        """Return the format in which its partitions can be handed over as they are; None: they cannot."""
+        return None
+
+    def hand_over(self, partition: Partition, extract: ExtractSpec) -> Handover:
+        """Return a partition as bytes; only asked when `hands_over` gave a format."""
+        raise NotImplementedError(f"{type(self).__name__} hands nothing over: {partition.id}, {extract.mode}")
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return where an unbounded stream stands now; by default it is not unbounded."""

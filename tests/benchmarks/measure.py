@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 LAUNCHER = """
 import json, os, subprocess, sys, time
@@ -44,12 +45,16 @@ class Contestant:
         command: the process.
         output: file or folder it writes, removed before each run; None: it prints.
         folder: where it runs.
+        before: brings the world back to where a run begins; not timed.
+        prepare: a command that is run before, in the folder; not timed.
     """
 
     name: str
     command: Sequence[str]
     folder: Path
     output: Path | None = None
+    before: Callable[[], Any] | None = None
+    prepare: Sequence[str] = ()
     runs: list[Run] = field(default_factory=list)
 
     def once(self) -> Run:
@@ -57,6 +62,10 @@ class Contestant:
         if self.output is not None and self.output.exists():
             shutil.rmtree(self.output) if self.output.is_dir() else self.output.unlink()
         shutil.rmtree(self.folder / ".dataflare", ignore_errors=True)
+        if self.before is not None:
+            self.before()
+        if self.prepare:
+            subprocess.run(self.prepare, cwd=self.folder, env=ENVIRONMENT, capture_output=True, check=True)
         log = self.folder / "log.txt"
         launcher = [sys.executable, "-S", "-E", "-c", LAUNCHER, str(log), *self.command]
         told = subprocess.run(launcher, cwd=self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout

@@ -11,6 +11,7 @@ import pytest
 
 import dataflare
 from dataflare import hookspecs
+from dataflare.lifecycle import Runtime
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +37,23 @@ def test_a_workflow_in_the_docs_runs(block: str, tmp_path: Path) -> None:
     assert run.rows["written"] > 0
 
 
+CHECKED = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```yaml\n(# checks.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", CHECKED)
+def test_a_workflow_in_the_docs_is_valid(block: str, tmp_path: Path) -> None:
+    (tmp_path / "dataflare.yaml").write_text(block)
+    with Runtime(tmp_path) as runtime:
+        found = runtime.validate(runtime.parse(tmp_path / "dataflare.yaml"))
+    assert not [p for p in found.problems if p.severity == "error"], found.problems
+
+
 def test_there_are_such_workflows() -> None:
+    assert len(CHECKED) >= 4
     assert len(EXAMPLES) >= 4
 
 

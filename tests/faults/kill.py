@@ -105,7 +105,7 @@ destinations:
     from: odd
     with: {path: out/whole.parquet}
 runtime: {lane: bulk}
-state: {path: .dataflare/state.db}
+state: {checkpoint: {every: 1h}}
 """
 MADE = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note FROM range({ROWS}) t(i)"
 STREAMING, BULK = "streaming", "bulk"

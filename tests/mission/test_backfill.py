@@ -49,7 +49,9 @@ def ids(folder: Path) -> list[int]:
 
 
 def cursor(folder: Path) -> Any:
-    done = subprocess.run([sys.executable, "-m", "dataflare", "state", "show", "w.json", "--json"], cwd=folder, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dataflare", "state", "show", "w.json", "--json"], cwd=folder, capture_output=True, check=True
+    )
     return json.loads(done.stdout)["streams"]["orders"]["offset"]
 
 
@@ -147,3 +149,23 @@ def test_ranges_that_are_none(text: str, window: str | None) -> None:
     with pytest.raises(DataflareError) as caught:
         Range.parse(text, window)
     assert caught.value.code == "usage.backfill"
+
+
+def test_two_commands_at_once_do_not_run_a_window_twice(shop: Path) -> None:
+    """What was still to be done is looked up before the lock is held, and once more when it is."""
+    from dataclasses import replace
+
+    from dataflare.contracts import RunOptions
+    from dataflare.lifecycle import Runtime
+    from dataflare_plugins.commands.backfill import Backfill
+
+    with Runtime(shop) as runtime:
+        workflow = runtime.parse(shop / "w.json")
+        work = Backfill(runtime, workflow, Range.parse("2026-01-03..2026-01-04", None))
+        (one,) = work.windows()
+        assert one["status"] == "pending"
+        for _ in range(2):
+            report = runtime.run(work.workflow_of(one), replace(RunOptions(), window=work.window_of(one)))
+            assert report.status == "done", report.document
+        assert [w["status"] for w in work.windows()] == ["done"]
+    assert ids(shop) == list(range(20, 30))

@@ -121,3 +121,45 @@ def test_validate_opens_no_connection(tmp_path, monkeypatch):
     with Runtime(tmp_path) as runtime:
         found = runtime.validate(runtime.parse(workflow(Nowhere, {"consistency": "chunks"}, partition={"into": 4})))
     assert [(p.code, p.severity) for p in found.problems] == [("workflow.unknown-schema", "note")], found.problems
+
+
+ODD = {
+    "n": ("numeric(1000,500)", "12345678901234567890." + "3" * 480 + "0" * 20),
+    "free": ("numeric", "NaN"),
+    "r": ("int4range", "[1,5)"),
+    "mr": ("int4multirange", "{[1,3),[7,9)}"),
+    "e": ("mood", "ok"),
+    "c": ("pair", "(1,two)"),
+    "dom": ("positive", "7"),
+    "arr": ("text[]", "{a,NULL,\"b c\"}"),
+    "deep": ("int[][]", "{{1,2},{3,4}}"),
+    "ip": ("inet", "10.0.0.0/8"),
+    "iv": ("interval", "1 mon 2 days 03:00:00"),
+    "m": ("bit(4)", "1010"),
+    "j": ("jsonb", '{"a": [1, null]}'),
+    "u": ("uuid", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+    "ch": ("char(5)", "ab   "),
+    "tz": ("timetz", "12:00:00+02"),
+    "p": ("point", "(1.5,2)"),
+    "ts": ("tsvector", "'a' 'b'"),
+}  # fmt: skip
+
+
+def test_types_that_arrow_has_not_go_from_table_to_table(every_postgres, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    db = every_postgres
+    db.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text); CREATE DOMAIN positive AS int CHECK (VALUE > 0)"
+    )
+    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in ODD.items())
+    with db.connect() as con:
+        for table in ("src", "dst"):
+            con.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, {columns}, twice int GENERATED ALWAYS AS (id * 2) STORED)")
+        con.execute(f"INSERT INTO src VALUES (1, {', '.join(['%s'] * len(ODD))})", [v for _, v in ODD.values()])
+        con.execute("INSERT INTO src VALUES (2)")
+    for write in ({"mode": "append"}, {"mode": "upsert", "key": ["id"]}, {"mode": "overwrite"}):
+        run = dataflare.run({**workflow(db, {}, write=write), "name": write["mode"]})
+        assert run.status == "done", run.error
+        assert db.psql("SELECT * FROM dst ORDER BY id") == db.psql("SELECT * FROM src ORDER BY id")
+    kinds = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attnum > 0 AND attrelid = '{}'::regclass"
+    assert db.psql(kinds.format("dst")) == db.psql(kinds.format("src"))

@@ -350,3 +350,22 @@ def test_killed_anywhere_nothing_is_lost_or_doubled(site: Path, tmp_path: Path) 
     assert count == [(12 * 7 + 24, 12 * 7 + 24)]
     acks = [int(a) for a in (tmp_path / "acks.txt").read_text().split()]
     assert acks == sorted(acks)
+
+
+def test_a_run_that_is_stopped_within_a_transaction_gives_it_up(site: Path, tmp_path: Path) -> None:
+    history = [{"changes": [["", "c", {"id": 1, "a": "x", "n": 1}, None]]}]
+    history += [{"changes": [["", "c", {"id": i, "a": "y", "n": i}, None] for i in range(2, 2000)]}]
+    (tmp_path / "script.json").write_text(json.dumps({"columns": COLUMNS, "key": ["id"], "transactions": history, "cut": 1, "pause": 0.02}))
+    (tmp_path / "policy.yaml").write_text("trust: [scripted]\n")
+    sinks = {"o": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}}}
+    (tmp_path / "w.json").write_text(json.dumps({**document([], sinks), "state": {"checkpoint": {"every": "100ms"}}}))
+    command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "acks.txt").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, out
+    assert read_sqlite(tmp_path, "t", "id") == [(1,)]
+    assert play(tmp_path, history, document([], sinks))["resumed"]
+    assert len(read_sqlite(tmp_path, "t")) == 1999

@@ -103,7 +103,7 @@ def test_a_second_run_at_once_is_refused(tmp_path: Path) -> None:
         report = json.loads(second.stdout)
         assert (second.returncode, report["error"]["code"]) == (4, "run.busy")
         assert str(process.pid) in report["error"]["message"]
-        assert json.loads(cli(tmp_path, "status", "w.json", "--json").stdout)["status"] == "unfinished"
+        assert json.loads(cli(tmp_path, "status", "w.json", "--json").stdout)["status"] == "running"
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

@@ -72,6 +72,7 @@ class TaskSpec:
         inputs: edges that enter it over a channel.
         outputs: edges that leave it over a channel.
         statement: the SQL of a bulk task, for people; it is made anew from the nodes when it runs.
+        way: of a bulk task: `statement`, or `handover` where the destination takes the source's own bytes.
     """
 
     id: str
@@ -81,6 +82,7 @@ class TaskSpec:
     outputs: tuple[EdgeSpec, ...] = ()
     why: str = ""
     statement: str | None = None
+    way: str = "statement"
 
 
 @dataclass(frozen=True, slots=True)

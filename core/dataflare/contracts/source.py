@@ -95,7 +95,7 @@ class Source(Protocol):
     """Rows from somewhere. One instance, one task, one thread; only `cancel()` comes from outside.
 
     Attributes:
-        features: of `full incremental cdc replayable resumable_snapshot ordered parallel_partitions
+        features: of `full incremental overlap cdc replayable resumable_snapshot ordered parallel_partitions
             emits_deletes unbounded windows`. `replayable`: the same rows again for the same (offset, until).
             `windows`: an incremental extraction honours `extract.stop`.
         many_streams: it gives several streams, each an output of its own, named as `discover` names it; their

@@ -6,6 +6,7 @@ the first window that is not done, whatever ended it.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -101,10 +102,9 @@ def _value(text: str) -> Any:
 
 
 def _step(start: Any, window: str) -> Any:
-    try:
+    step: Any = None
+    with contextlib.suppress(ValueError):
         step = int(window) if isinstance(start, int) else timedelta(seconds=parse_duration(window))
-    except ValueError:
-        step = None
     if not step or step < type(step)(0):
         raise BAD_RANGE.error(f"'{window}' is no window of {'numbers' if isinstance(start, int) else 'time'}")
     return step
@@ -167,8 +167,9 @@ class Backfill:
 
 
 def _check(workflow: Workflow) -> None:
-    moving = [n.id for n in workflow.of("source") if _mode(n) == "cdc" or (_mode(n) == "incremental" and not n.blocks["extract"].get("cursor"))]
-    if moving or not any(_mode(n) == "incremental" for n in workflow.of("source")):
+    sources = workflow.of("source")
+    moving = [n.id for n in sources if _mode(n) != "full" and not (_mode(n) == "incremental" and n.blocks["extract"].get("cursor"))]
+    if moving or all(_mode(n) == "full" for n in sources):
         what = f"'{moving[0]}' has no cursor column" if moving else "no source is read incrementally, by a cursor"
         raise DataflareError(NOTHING_TO_BACKFILL.problem(what, **workflow.place("sources", *moving[:1])))
     for node in workflow.of("destination"):

@@ -37,7 +37,8 @@ def preview(call: Invocation, file: Path, node: str, rows: int, params: tuple[st
             raise NO_NODE.error(f"there is no node '{node}'", fix=f"there are {', '.join(names)}")
         if target.kind == "destination":
             # What it would get is what its inputs give: one as it is, several in union.
-            workflow, shown = _looked_at(workflow, target), node if len(target.inputs) > 1 else target.inputs[0]
+            workflow = _looked_at(workflow, target)
+            shown = node if len(target.inputs) > 1 else "".join(target.inputs)
         report = runtime.run(workflow, RunOptions(limit=(shown, rows), collect=(shown,)))
     if report.status == "failed":
         raise DataflareError(*(Problem(**p) for p in report.document["problems"] if p["severity"] == "error"))

@@ -35,18 +35,24 @@ def run(
     once: bool, watch: bool, strict: bool, take_over: bool, backfill: str | None, window: str | None, **flags: Any,
 ) -> int:  # fmt: skip
     """Run a workflow: everything in FILE, from sources to destinations."""
+    from dataflare_plugins.commands.codes import NOT_YET
+    from dataflare_sdk import DataflareError
+
     names = {"lane": "runtime.lane", "memory": "runtime.memory", "threads": "runtime.threads", "batch_rows": "runtime.batch.rows"}
     settings = {names[k]: v for k, v in flags.items() if v is not None}
-    if watch:
-        from dataflare_plugins.commands.codes import NOT_YET
-
-        raise NOT_YET.error("`run --watch` is not built yet")
     if (window is not None and backfill is None) or (backfill is not None and plan is not None):
         raise click.UsageError("--window needs --backfill, and --backfill takes no --plan")
-    options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=None if plan is None else read_plan(plan))
+    given = params_of(params)
     with call.runtime(file.parent, settings, profile) as runtime:
-        workflow = runtime.parse(file, params_of(params), profile)
-        runtime.authorize("run", workflow.name)
+        try:
+            if watch:
+                raise NOT_YET.error("`run --watch` is not built yet")
+            made = None if plan is None else read_plan(plan)
+            options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=made)
+            workflow = runtime.parse(file, given, profile)
+            runtime.authorize("run", workflow.name)
+        except DataflareError as error:
+            return call.fail(error, runtime.refused(error).document)
         to_stdout = any(n.kind == "destination" and n.use.partition("@")[0] == "stdout" for n in workflow.nodes)
         if backfill is not None:
             document = _windows(call, runtime, workflow, options, backfill, window)
@@ -82,7 +88,7 @@ def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOpti
     else:
         work.finish()
     first = {"dataflare": 1, "command": "run", "status": "done", "workflow": workflow.name}
-    rest = {"rows": {"read": 0, "dead_lettered": 0}, "error": None, "problems": []}
+    rest: dict[str, Any] = {"rows": {"read": 0, "dead_lettered": 0}, "error": None, "problems": []}
     return {**first, **(document or rest), "backfill": {"from": wanted.start, "to": wanted.stop, "id": work.id}, "windows": windows}
 
 

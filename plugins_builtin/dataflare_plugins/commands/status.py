@@ -68,7 +68,8 @@ def _nodes(workflow: Any, counts: Any) -> list[dict[str, Any]]:
     # A destination of several streams is counted once for each: `all.orders`.
     ids = [n for n in kinds if n in counts] + [n for n in counts if n not in kinds] if counts else list(kinds)
     return [
-        {"id": n, "kind": kinds.get(n) or kinds.get(n.partition(".")[0]), **{k: int(counts.get(n, {}).get(k, 0)) for k in names}} for n in ids
+        {"id": n, "kind": kinds.get(n) or kinds.get(n.partition(".")[0]), **{k: int(counts.get(n, {}).get(k, 0)) for k in names}}
+        for n in ids
     ]
 
 

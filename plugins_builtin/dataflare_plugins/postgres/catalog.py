@@ -126,8 +126,7 @@ def find(db: psycopg.Connection[Any], table: TableName) -> Relation | None:
         return None
     oid, schema, name, kind = row
     columns = db.execute(_COLUMNS, (oid,)).fetchall()
-    unique = [tuple(names) for _, names in db.execute(_UNIQUE, (oid,)).fetchall()]
-    primary = [tuple(names) for first, names in db.execute(_UNIQUE, (oid,)).fetchall() if first]
+    indexes = [(primary, tuple(names)) for primary, names in db.execute(_UNIQUE, (oid,)).fetchall()]
     found = TableName(schema, name)
     return Relation(
         sql=found.sql,
@@ -137,8 +136,8 @@ def find(db: psycopg.Connection[Any], table: TableName) -> Relation | None:
         columns=_carried(db, [(c[0], c[1], c[2], c[3], c[4]) for c in columns]),
         not_null=frozenset(c[0] for c in columns if c[5]),
         computed=frozenset(c[0] for c in columns if c[6]),
-        key=primary[0] if primary else (),
-        unique=tuple(unique),
+        key=next((names for primary, names in indexes if primary), ()),
+        unique=tuple(names for _, names in indexes),
     )
 
 

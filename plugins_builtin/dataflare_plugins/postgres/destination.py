@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation, TableName, find
-from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.connection import LOST, Server
+from dataflare_plugins.postgres.handover import FORMAT, copy_through, fits
 from dataflare_plugins.postgres.writing import swap
 from dataflare_plugins.postgres.writing.apply import Upsert, append
 from dataflare_plugins.postgres.writing.copy_in import REFUSED
@@ -30,6 +31,7 @@ from dataflare_sdk import (
 )
 from dataflare_sdk.checkpoints import TABLE, advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.handover import Handover
 from dataflare_sdk.schema import literal, quote
 
 if TYPE_CHECKING:
@@ -216,6 +218,30 @@ class PostgresDestination(Destination[PostgresTarget]):
         assert self._intake is not None
         return self._intake.take(batch)
 
+    def takes_over(self, format: str, write: WriteSpec) -> bool:
+        """Take the bytes of a COPY into the staging table of an overwrite."""
+        return format == FORMAT and write.mode == "overwrite"
+
+    def take_over(self, handovers: Sequence[Handover]) -> int | None:
+        """Fill the staging table, which nobody sees; the commit swaps it. None: the columns do not take these bytes.
+
+        Raises:
+            DataflareError: `data.refused`: the table refuses a row.
+        """
+        intake = self._intake
+        assert intake is not None
+        if intake.layout.broken or not all(fits(h.columns, intake.layout.columns) for h in handovers):
+            return None
+        rows = 0
+        with self._transaction() as db, self._server.refusals(REFUSED):
+            db.execute(f"TRUNCATE {intake.into.sql}".encode())
+            for handover in handovers:
+                taken = copy_through(self._server, db, intake.into.sql, intake.layout.columns, handover.chunks())
+                if taken != handover.rows:
+                    raise LOST.retriable(f"{self._what} took {taken} rows of {handover.rows}")
+                rows += taken
+        return rows
+
     def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
         """Nothing is promised: the truth is in the database after COMMIT."""
         failpoint("postgres.staged")
@@ -272,7 +298,8 @@ class PostgresDestination(Destination[PostgresTarget]):
             db.execute(f"SET lock_timeout = {literal(LOCK_TIMEOUT)}".encode())
             db.execute("BEGIN")
             yield db
-            db.execute("COMMIT")
+            with self._server.refusals(REFUSED):  # constraints that are checked at the end
+                db.execute("COMMIT")
 
     def _executor(self, db: psycopg.Connection[Any]) -> Any:
         """Return what runs the checkpoint's plain SQL: its table lies beside the table that is written."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation, TableName, describe_query, describe_table
 from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.handover import FORMAT, CopyHandover
 from dataflare_plugins.postgres.reading import full, incremental, ranges
 from dataflare_plugins.postgres.reading.horizon import horizon
 from dataflare_plugins.postgres.reading.reader import PostgresReader, Reading, chosen
 from dataflare_plugins.postgres.reading.snapshot import Snapshot
-from dataflare_plugins.postgres.replication.capture import Capture
-from dataflare_plugins.postgres.replication.options import CaptureOptions
 from dataflare_sdk import (
     CODES,
     Duration,
@@ -35,9 +34,22 @@ from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
 
+if TYPE_CHECKING:
+    from dataflare_plugins.postgres.replication.capture import Capture
+
+TABLES_OF_CHANGES = code(
+    "postgres.tables-of-changes",
+    3,
+    "Several tables are read together as changes only.",
+    "Use `extract: {mode: cdc}`, or a source for each table.",
+)
+CHANGES_OF_A_TABLE = code(
+    "postgres.changes-of-a-table",
+    3,
+    "Changes are read of whole tables: not of a query, and with the types the tables have.",
+    "Name tables; choose and cast columns in a `map`.",
+)
 TABLE_OR_QUERY = code("config.table-or-query", 3, "Give either `table` or `query`.", "Keep one of them.")
-CHANGES_OF_A_QUERY = code("postgres.changes-of-a-query", 3, "A query has no changes to read.", "Read `table` or `tables`.")
-ONE_TABLE = code("postgres.one-table", 3, "Only changes are read of several tables at once.", "Give `table`, or `extract: {mode: cdc}`.")
 MISSING_COLUMN = code("workflow.missing-column", 3, "A column that is named does not exist.", "Use a column of the input.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHUNKS_OF_A_QUERY = code(
@@ -58,6 +70,12 @@ class PostgresConfig:
     url: str = option("The database.", example="postgresql://reader:secret@db.example:5432/shop")
     table: str | None = option("The table or view; case counts.", default=None, example="public.orders")
     query: str | None = option("One SELECT, in PostgreSQL's dialect, instead of a table.", default=None)
+    tables: list[str] | None = option(
+        "Tables to read the changes of (`mode: cdc`), each a stream: `t`, of another schema than public `schema.t`.",
+        default=None,
+        example=["orders", "crm.customers"],
+        min_items=1,
+    )
     columns: dict[str, str] | None = option("Columns to read, with DuckDB types; by default all, as they are declared.", default=None)
     on_null_cursor: Literal["fail", "skip"] = option(
         "What incremental extraction does when rows have no value in the cursor column (NULL, NaN, infinity).", default="fail"
@@ -65,20 +83,15 @@ class PostgresConfig:
     horizon: Literal["none", "xmin"] = option(
         "`xmin`: incremental extraction goes by transactions and misses no row that commits late; it scans the table.", default="none"
     )
-    tables: list[str] | None = option(
-        "Several tables, each a stream of its own; with `mode: cdc` all from one log.",
-        default=None,
-        example=["public.orders", "public.items"],
-    )
-    slot: str | None = option("Replication slot of `mode: cdc`; by default one of this node's own is made.", default=None)
-    publication: str | None = option("Publication of `mode: cdc`; by default one is made.", default=None)
+    slot: str | None = option("The replication slot changes are read from; by default one of this node's own is made.", default=None)
+    publication: str | None = option("The publication that holds the tables; by default one is made.", default=None)
     on_slot_lost: Literal["fail", "resnapshot"] = option(
         "When the slot is gone, and with it changes nobody has read: stop, or empty the destination and copy the tables anew.",
         default="fail",
     )
-    max_slot_lag: Size | None = option("Stop when the slot holds back more of the log than this.", default=None, example="10GiB")
+    max_slot_lag: Size | None = option("Stop when the slot holds back more of the server's log than this.", default=None, example="10GiB")
     heartbeat: Duration | None = option(
-        "Write a message into the log this often, so that a capture moves on in a database nobody else writes to.",
+        "Write a message into the log this often, so that the slot moves on in a database nobody else writes to.",
         default=None,
         example="1m",
     )
@@ -89,20 +102,33 @@ class PostgresSource(Source[PostgresConfig]):
 
     Config = PostgresConfig
     features = frozenset(
-        {"full", "incremental", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
     )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        if sum(given is not None for given in (config.table, config.query, config.tables)) != 1:
+        if len([x for x in (config.table, config.query, config.tables) if x is not None]) != 1:
             raise TABLE_OR_QUERY.error("give one of `table`, `tables` and `query`", path="table")
-        self.many_streams = config.tables is not None
-        self._capture: Capture | None = None
         if config.query is not None:
             one_select(config.query)
         self._server = Server(config.url)
         self._table = None if config.table is None else TableName.of(config.table)
         self._snapshot: Snapshot | None = None
+        self.many_streams = config.tables is not None
+        self._captured: Capture | None = None
+
+    @property
+    def _capture(self) -> Capture:
+        """What reads changes; loaded when they are read."""
+        if self._captured is None:
+            from dataflare_plugins.postgres.replication.capture import Capture
+            from dataflare_plugins.postgres.replication.options import CaptureOptions
+
+            config = self.config
+            options = CaptureOptions(config.slot, config.publication, config.on_slot_lost, config.max_slot_lag, config.heartbeat)
+            names = config.tables if config.tables is not None else [str(config.table)]
+            self._captured = Capture(self.ctx, self._server, names, many=self.many_streams, options=options)
+        return self._captured
 
     def check(self) -> None:
         """Connect and find the table, or have the server plan the query.
@@ -110,7 +136,10 @@ class PostgresSource(Source[PostgresConfig]):
         Raises:
             DataflareError: see `Server.connect`, `describe_table`, `describe_query`.
         """
-        self._described()
+        if self.many_streams:
+            self._capture.check()
+        else:
+            self._described()
 
     @classmethod
     def scratch(cls, config: PostgresConfig, place: ScratchPlace) -> SourceTwin:
@@ -130,11 +159,11 @@ class PostgresSource(Source[PostgresConfig]):
             DataflareError: `workflow.missing-column`, `source.no-cursor`, and what `check` raises.
         """
         self._suits(extract)
-        if extract.mode == "cdc" and not self.ctx.offline:
-            return self._captured().discover(extract)
+        if extract.mode == "cdc":
+            return self._capture.discover(extract)
         declared = self._declared()
         if self.ctx.offline:
-            return [] if self.many_streams else [StreamInfo(self.ctx.node, declared)]
+            return [StreamInfo(self.ctx.node, declared)]
         relation = self._described()
         schema = declared or relation.schema
         self._has(relation, schema.names, "columns")
@@ -144,25 +173,13 @@ class PostgresSource(Source[PostgresConfig]):
         cursors = tuple(c.name for c in relation.columns)
         return [StreamInfo(self.ctx.node, schema, key=relation.key, cursors=cursors, pins=pins)]
 
-    def _captured(self) -> Capture:
-        if self._capture is None:
-            tables = self.config.tables or [str(self.config.table)]
-            self._capture = Capture(
-                self.ctx,
-                self._server,
-                tables,
-                many=self.many_streams,
-                slot=self.config.slot,
-                publication=self.config.publication,
-                options=CaptureOptions(self.config.on_slot_lost, self.config.max_slot_lag, self.config.heartbeat),
-            )
-        return self._capture
-
     def _suits(self, extract: ExtractSpec) -> None:
+        if self.many_streams and extract.mode != "cdc":
+            raise TABLES_OF_CHANGES.error(f"`tables` cannot be read by `mode: {extract.mode}`", path="tables")
         if extract.mode == "cdc" and self.config.query is not None:
-            raise CHANGES_OF_A_QUERY.error("a query has no changes", path="query")
-        if extract.mode != "cdc" and self.config.tables is not None:
-            raise ONE_TABLE.error(f"`tables` is for `mode: cdc`; `mode: {extract.mode}` reads one", path="tables")
+            raise CHANGES_OF_A_TABLE.error("changes cannot be read of a query", path="query")
+        if extract.mode == "cdc" and self.config.columns is not None:
+            raise CHANGES_OF_A_TABLE.error("`columns` cannot be given with `mode: cdc`", path="columns")
         if self.config.query is not None and extract.options.get("consistency") == "chunks":
             raise CHUNKS_OF_A_QUERY.error("a query cannot be read in chunks", path="query")
         if self.config.horizon == "xmin" and extract.overlap:
@@ -202,8 +219,8 @@ class PostgresSource(Source[PostgresConfig]):
     # -- parts -------------------------------------------------------------------------------------------
 
     def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
-        """Return one partition for all tables whose changes are read; else those of the table."""
-        return self._captured().partitions(streams) if extract.mode == "cdc" else super().parts(streams, extract)
+        """Return the partitions; changes of all tables are read together, from one log."""
+        return self._capture.parts(streams) if extract.mode == "cdc" else super().parts(streams, extract)
 
     def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
         """Return one partition, or with `partition: {by, into}` several of about equal size.
@@ -223,7 +240,7 @@ class PostgresSource(Source[PostgresConfig]):
         if into < 2 or self.ctx.offline or extract.mode != "full":
             return [{}]
         by = wanted.get("by")
-        with self._server.connect() as db, self._server.explained():
+        with self._server.connect() as db, self._server.explained(ranges.NO_PARTITION_COLUMN):
             relation = self._relation(db)
             if by is not None:
                 return ranges.by_column(db, relation, str(by), into)
@@ -244,7 +261,7 @@ class PostgresSource(Source[PostgresConfig]):
             DataflareError: `source.changed`: the columns are others than when the run was planned.
         """
         if extract.mode == "cdc":
-            return self._captured().open(partition, extract, offset, until)
+            return self._capture.open(partition, extract, offset, until)
         db = self._server.connect()
         try:
             reading = self._reading(db, partition, extract)
@@ -275,32 +292,50 @@ class PostgresSource(Source[PostgresConfig]):
             self._snapshot.join(reading.db)
         return full.instant(reading, partition.spec, offset)
 
+    def hands_over(self, extract: ExtractSpec) -> str | None:
+        """Hand over a table or query that is read as of one moment, with the columns it has."""
+        plain = extract.mode == "full" and extract.options.get("consistency") != "chunks" and self.config.columns is None
+        return FORMAT if plain and not self.many_streams else None
+
+    def hand_over(self, partition: Partition, extract: ExtractSpec) -> CopyHandover:
+        """Return a partition as the bytes of a COPY, on a connection of its own."""
+        db = self._server.connect()
+        try:
+            reading = self._reading(db, partition, extract)
+            if partition.spec["part"]:
+                self._snapshot = self._snapshot or Snapshot(self._server)
+                self._snapshot.join(db)
+            where = ranges.predicate(partition.spec["part"])
+            return CopyHandover(reading, f"SELECT {reading.select} FROM {reading.relation.sql} AS given WHERE {where}")
+        except BaseException:
+            db.close()
+            raise
+
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
-        """Return where the log ends now, of a stream of changes."""
-        return self._captured().position() if extract.mode == "cdc" else None
+        """Return where the server's log ends now, for changes; what is read whole ends by itself."""
+        return self._capture.position() if extract.mode == "cdc" else None
 
     def ack(self, partition: Partition, offset: Offset) -> None:  # noqa: ARG002
-        """Confirm to the server what is durable everywhere."""
-        if self._capture is not None:
-            self._capture.ack(offset)
+        """Let the server forget the log that nobody needs any more."""
+        if self._captured is not None:
+            self._captured.ack(offset)
+
+    def cancel(self) -> None:
+        """Make a read of changes that waits return."""
+        if self._captured is not None:
+            self._captured.cancel()
 
     def idle(self) -> None:
-        """Keep the connections alive that nothing is read from."""
-        if self._capture is not None:
-            self._capture.idle()
+        """Keep connections alive."""
+        if self._captured is not None:
+            self._captured.idle()
         if self._snapshot is not None:
             self._snapshot.keep()
 
-    def cancel(self) -> None:
-        """Make a read that waits return."""
-        if self._capture is not None:
-            self._capture.cancel()
-
     def close(self) -> None:
-        """Close every connection."""
-        if self._capture is not None:
-            self._capture.close()
-            self._capture = None
+        """Close every connection that is left."""
+        if self._captured is not None:
+            self._captured.close()
         if self._snapshot is not None:
             self._snapshot.close()
             self._snapshot = None

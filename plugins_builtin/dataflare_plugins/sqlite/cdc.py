@@ -14,18 +14,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.sqlite import capture
-from dataflare_plugins.sqlite.convert import Converter
-from dataflare_sdk import Batch, Offset, Origin, Pause, RowRejection, SchemaChange
-from dataflare_sdk import schema as schemas
-from dataflare_sdk.changes import CREATE, DELETE, READ, UPDATE, Changes
+from dataflare_plugins.sqlite import capture, chunks, log
+from dataflare_plugins.sqlite.log import Batches
+from dataflare_plugins.sqlite.streams import Followed, Place
+from dataflare_sdk import Batch, Offset, Pause, SchemaChange
 from dataflare_sdk.schema import quote
 
 POLL = 0.05
@@ -36,47 +34,6 @@ LAG_EVERY = 1.0
 """Seconds between two notes of how far the copies are behind."""
 ASKED = "resnapshot"
 """The plugin's value that names them, a JSON list."""
-_OPS = {"c": CREATE, "u": UPDATE, "d": DELETE, "m": DELETE}
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A stream of changes.
-
-    Attributes:
-        name: the stream.
-        table: the table it follows.
-        schema: the columns the workflow uses.
-        key: columns that identify a row.
-        columns: all columns of the table that the plan knows.
-    """
-
-    name: str
-    table: str
-    schema: pa.Schema
-    key: tuple[str, ...]
-    columns: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Place:
-    """An offset, in the making."""
-
-    log: int
-    todo: dict[str, Any]
-    end: int
-    streams: tuple[str, ...]
-    asked: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, offset: Offset) -> Place:
-        """Read an offset."""
-        return cls(int(offset["log"]), dict(offset.get("todo") or {}), int(offset.get("end") or 0), tuple(offset.get("streams") or ()))
-
-    def offset(self) -> dict[str, Any]:
-        """Return it as an offset."""
-        asked = {"asked": list(self.asked)} if self.asked else {}
-        return {"v": 1, "log": self.log, "todo": dict(self.todo), "end": self.end, "streams": sorted(self.streams), **asked}
 
 
 class ChangeReader:
@@ -113,7 +70,7 @@ class ChangeReader:
         self._explained = explained
         self._columns = columns
         self._followed = {f.name: f for f in followed}
-        self._converters = {f.name: Converter(f.schema) for f in followed}
+        self._batches = {f.name: Batches(f, ctx.node) for f in followed}
         self._until = until
         self._wanted, self._deadline = 65_536, 0.0
         self._seen: tuple[Any, ...] | None = None
@@ -140,8 +97,8 @@ class ChangeReader:
         """Close the file."""
         self._told_at = float("inf")  # there is nothing to tell any more
         self._messages.close()
-        for converter in self._converters.values():
-            converter.close()
+        for batches in self._batches.values():
+            batches.close()
         self._db.close()
 
     # -- beginning ---------------------------------------------------------------------------------------
@@ -190,7 +147,7 @@ class ChangeReader:
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def _run(self) -> Iterator[Any]:
+    def _run(self) -> Generator[Any, None, None]:
         while True:
             self._look_at_requests()
             self.tell_lag()
@@ -311,54 +268,31 @@ class ChangeReader:
 
     def _snapshots(self) -> Iterator[Batch]:
         for name in sorted(self._place.todo):
-            upto = (self._until or {}).get("todo", {}).get(name, _WHOLE)
+            upto = (self._until or {}).get("todo", {}).get(name, chunks.WHOLE)
             if upto is not None:
                 yield from self._snapshot(self._followed[name], upto)
 
     def _snapshot(self, one: Followed, upto: Any) -> Iterator[Batch]:
         """Yield the rows of a table after the last one read, up to a key if that is where an epoch ended."""
-        order = self._order(one.table)
+        order = chunks.order_of(self._db, one.table)
         if not order:
             yield from self._at_once(one)
             return
-        while one.name in self._place.todo:
-            after = self._place.todo[one.name]
+        place = self._place
+        while one.name in place.todo:
+            after = place.todo[one.name]
             if after == upto:
                 return
-            keyless, rows, newest = self._chunk(one, order, after, upto)
-            width = len(one.schema)
-            if upto is _WHOLE and len(rows) < self._wanted:
-                del self._place.todo[one.name]
-            elif rows:
-                self._place.todo[one.name] = _told(rows[-1][width:])
-            self._place.end = max(self._place.end, newest)
-            yield self._read_batch(one, [r[:width] for r in keyless + rows], newest, self._place.offset())
-            if not rows:
+            with self._moment() as db:
+                found = chunks.chunk(db, one, order, after, upto, self._wanted)
+            if upto is chunks.WHOLE and not found.full:
+                del place.todo[one.name]
+            elif found.last is not None:
+                place.todo[one.name] = found.last
+            place.end = max(place.end, found.newest)
+            yield self._batches[one.name].of_rows(found.rows, found.newest, place.offset())
+            if found.last is None:
                 return
-
-    def _order(self, table: str) -> tuple[str, ...]:
-        """Return the primary key: by it a table can be read in chunks."""
-        rows = self._db.execute(f"PRAGMA table_info({quote(table)})").fetchall()
-        return tuple(r[1].decode() for r in sorted(rows, key=lambda r: r[5]) if r[5])
-
-    def _chunk(
-        self, one: Followed, order: Sequence[str], after: Any, upto: Any
-    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], int]:
-        """Return rows without a whole key, rows in the order of the key with it behind them, and the newest change they may show."""
-        names, keys = (", ".join(quote(n) for n in some) for some in (one.schema.names, order))
-        kinds = ", ".join(f"typeof({quote(k)})" for k in order)
-        bounds, values = [f"({' AND '.join(f'{quote(k)} IS NOT NULL' for k in order)})"], list[Any]()
-        for sign, key in ((">", after), ("<=", None if upto is _WHOLE else upto)):
-            if key is not None:
-                bounds.append(f"({keys}) {sign} ({', '.join('CAST(? AS TEXT)' if kind == 'text' else '?' for kind, _ in key)})")
-                values += [_bound(kind, value) for kind, value in key]
-        select = f"SELECT {names}, {keys}, {kinds} FROM {quote(one.table)} WHERE"
-        with self._moment() as db:
-            newest, keyless = capture.position(db), list[tuple[Any, ...]]()
-            if after is None:  # a primary key of SQLite may be NULL, and such rows have no place in its order
-                keyless = db.execute(f"{select} {' OR '.join(f'{quote(k)} IS NULL' for k in order)}").fetchall()
-            rows = db.execute(f"{select} {' AND '.join(bounds)} ORDER BY {keys} LIMIT ?", (*values, self._wanted)).fetchall()
-        return keyless, rows, newest
 
     def _at_once(self, one: Followed) -> Iterator[Batch]:
         """Yield a table without primary key in one read transaction; there is no place to resume within."""
@@ -366,130 +300,29 @@ class ChangeReader:
             newest = capture.position(db)
             cursor = db.execute(f"SELECT {', '.join(quote(n) for n in one.schema.names)} FROM {quote(one.table)}")
             while rows := cursor.fetchmany(self._wanted):
-                yield self._read_batch(one, rows, newest, None)
+                yield self._batches[one.name].of_rows(rows, newest, None)
         del self._place.todo[one.name]
         self._place.end = max(self._place.end, newest)
-        yield self._read_batch(one, [], newest, self._place.offset())
-
-    def _read_batch(self, one: Followed, rows: Sequence[tuple[Any, ...]], newest: int, offset: Offset | None) -> Batch:
-        return self._batch(one, rows, [READ] * len(rows), [newest] * len(rows), [None] * len(rows), offset, settled=True)
+        yield self._batches[one.name].empty(self._place.offset())
 
     # -- changes -----------------------------------------------------------------------------------------
 
     def _changes(self, limit: int) -> Iterator[Batch]:
         """Yield the changes up to `limit`, which is the end of a transaction: no batch before it is a place to resume."""
-        names = {f.table: f for f in self._followed.values()}
-        tables = ", ".join("?" * len(names))
-        sql = f"SELECT id, tbl, op, at FROM {capture.LOG} WHERE id > ? AND id <= ? AND tbl IN ({tables}) ORDER BY id LIMIT ?"
+        streams = list(self._followed.values())
         while True:
             with self._moment() as db:
-                entries = db.execute(sql, (self._place.log, limit, *names, self._wanted)).fetchall()
-                pages = [
-                    (one, self._page(db, one, [e for e in entries if e[1].decode() == table and e[2] != b"s"]))
-                    for table, one in names.items()
-                ]
-            last = entries[-1][0] if len(entries) == self._wanted else limit
-            made = [self._change_batch(one, page) for one, page in pages if page]
-            yield from made[:-1]
-            self._place.log = last
-            if last == limit:
-                for name, one in self._captured.items():
-                    if one.since == last:  # what was logged before lacks columns: the stream is read anew from here
-                        self._place.todo[name] = None
-                final = made[-1] if made else self._batch(next(iter(names.values())), [], [], [], [], None)
-                final.offset = self._place.offset()
-                yield final
-                return
-            yield from made[-1:]
-
-    def _page(self, db: sqlite3.Connection, one: Followed, entries: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Return the changes of a table with their rows: (id, op, at, row)."""
-        if not entries:
-            return []
-        names = ", ".join(quote(n) for n in one.schema.names)
-        sql = f"SELECT _dataflare_id, {names} FROM {quote(capture.shadow(one.table))} WHERE _dataflare_id BETWEEN ? AND ?"
-        rows = {r[0]: r[1:] for r in db.execute(sql, (entries[0][0], entries[-1][0]))}
-        if any(e[0] not in rows for e in entries):
-            raise capture.CAPTURE_LOST.error(f"rows of the log of '{one.table}' are gone")
-        there = self._there(db, one, [e[0] for e in entries if e[2] == b"m"])
-        return [(id, op.decode(), at, rows[id]) for id, _, op, at in entries if id not in there]
-
-    def _there(self, db: sqlite3.Connection, one: Followed, ids: Sequence[int]) -> set[int]:
-        """Return those of the rows that a REPLACE may have removed that are there: they were not."""
-        if not ids:
-            return set()
-        same = " AND ".join(f"t.{quote(k)} IS s.{quote(k)}" for k in one.key)
-        sql = f"SELECT EXISTS (SELECT 1 FROM {quote(one.table)} t WHERE {same}) FROM {quote(capture.shadow(one.table))} s WHERE s._dataflare_id = ?"
-        return {id for id in ids if db.execute(sql, (id,)).fetchone() == (1,)}
-
-    def _change_batch(self, one: Followed, page: Sequence[tuple[Any, ...]]) -> Batch:
-        settled = page[0][0] > self._place.end
-        ids, ops, times, rows = zip(*page, strict=True)
-        return self._batch(one, rows, [_OPS[o] for o in ops], ids, times, None, settled=settled)
-
-    def _batch(
-        self, one: Followed, rows: Sequence[tuple[Any, ...]], ops: Sequence[int], ids: Sequence[int], times: Sequence[Any],
-        offset: Offset | None, *, settled: bool = True,
-    ) -> Batch:  # fmt: skip
-        """Return rows with what happened to them; values that do not fit their column are rejected."""
-        if not rows:
-            return Batch(one.name, pa.RecordBatch.from_pylist([], schema=one.schema), offset)
-        data, bad = self._converters[one.name].convert(rows)
-        changes = Changes(
-            op=pa.array(ops, pa.uint8()),
-            pos=pa.array(ids, pa.int64()),
-            txid=pa.nulls(len(rows), pa.int64()),
-            commit_ts=pa.array([None if t is None else int(t * 1e6) for t in times], pa.int64()).cast(pa.timestamp("us", "UTC")),
-            settled=settled,
-        )
-        base = {"table": one.table, "change": ids[0]}
-        batch = Batch(one.name, data, offset, (), Origin(self._ctx.node, data, base, 1), changes)
-        if not bad:
-            return batch
-        kept = batch.take(pa.array([i for i in range(len(rows)) if i not in bad], pa.int64()))
-        kept.rejected = tuple(
-            RowRejection(
-                "data.bad-value", f"the value of '{name}' is no {kind}", {"table": one.table, "change": ids[i]},
-                row={n: _plain(v) for n, v in zip(one.schema.names, rows[i], strict=True)}, detail={"column": name},
-            )
-            for i, (name, kind) in bad.items()
-        )  # fmt: skip
-        return kept
-
-
-_WHOLE: Any = object()
-"""For a key to read up to: there is none."""
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _told(values: Sequence[Any]) -> list[list[Any]]:
-    """Return a key for an offset: kind and value of each column; `values` are the columns, then their kinds."""
-    half = len(values) // 2
-    return [[kind.decode(), _in_json(kind.decode(), v)] for v, kind in zip(values[:half], values[half:], strict=True)]
-
-
-def _in_json(kind: str, value: Any) -> Any:
-    if kind == "blob":
-        return value.hex()
-    return value.decode("utf-8", "surrogateescape") if kind == "text" else value
-
-
-def _bound(kind: str, value: Any) -> Any:
-    if kind == "blob":
-        return bytes.fromhex(value)
-    return value.encode("utf-8", "surrogateescape") if kind == "text" else value
-
-
-def followed(spec: Mapping[str, Any], used: Callable[[str], Sequence[str] | None]) -> list[Followed]:
-    """Return the streams of a partition that anybody uses, with the columns that are used."""
-    made = []
-    for name, one in spec["streams"].items():
-        columns = used(name)
-        if columns is not None:
-            schema = schemas.from_json(one["schema"])
-            kept = pa.schema([schema.field(c) for c in columns])
-            made.append(Followed(name, one["table"], kept, tuple(one["key"]), tuple(one["names"])))
-    return made
+                found = log.entries(db, [f.table for f in streams], self._place.log, limit, self._wanted)
+                pages = [(f.name, log.page(db, f, found)) for f in streams]
+            made = [self._batches[n].of_changes(p, settled=p[0][0] > self._place.end) for n, p in pages if p]
+            self._place.log = found[-1][0] if len(found) == self._wanted else limit
+            if self._place.log == limit:
+                break
+            yield from made
+        yield from made[:-1]
+        for name, one in self._captured.items():
+            if one.since == limit:  # what was logged before lacks columns: the stream is read anew from here
+                self._place.todo[name] = None
+        last = made[-1] if made else self._batches[streams[0].name].empty({})
+        last.offset = self._place.offset()
+        yield last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -14,21 +13,17 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.sqlite import capture
-from dataflare_plugins.sqlite.cdc import ASKED, ChangeReader, followed
-from dataflare_plugins.sqlite.convert import Converter
+from dataflare_plugins.sqlite.cdc import ASKED, ChangeReader
 from dataflare_plugins.sqlite.destination import BUSY, NOT_A_DATABASE
+from dataflare_plugins.sqlite.reading import BAD_QUERY, Reading, Table, TableReader
+from dataflare_plugins.sqlite.streams import followed
 from dataflare_plugins.sqlite.types import arrow_of, read_as
 from dataflare_sdk import (
     CODES,
-    Batch,
     ExtractSpec,
-    IteratorReader,
     Offset,
-    Origin,
     Partition,
-    Pause,
     RetriableError,
-    RowRejection,
     ScratchPlace,
     Source,
     SourceTwin,
@@ -50,7 +45,6 @@ CDC_ONLY = code(
     "A source of changes needs tables, and several tables need `mode: cdc`.",
     "Change `extract.mode`, or give `table`.",
 )
-BAD_QUERY = code("sqlite.bad-query", 3, "SQLite refuses the query.", "Mend the query; it is SQLite's dialect.")
 NO_CURSOR = code("source.no-cursor", 3, "The cursor column does not exist.", "Use a column of the stream.")
 CHANGED = code(
     "source.changed",
@@ -76,7 +70,9 @@ class SqliteSource(Source[SqliteConfig]):
     """Reads in one transaction: every row is of the same moment."""
 
     Config = SqliteConfig
-    features = frozenset({"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"})
+    features = frozenset(
+        {"full", "incremental", "cdc", "replayable", "ordered", "resumable_snapshot", "emits_deletes", "unbounded", "windows"}
+    )
 
     def __init__(self, config: SqliteConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -119,7 +115,8 @@ class SqliteSource(Source[SqliteConfig]):
                 raise CODES["workflow.missing-column"].error(f"there is no column '{column}'", fix=fix, path=f"columns.{column}")
         if extract.mode == "incremental" and extract.cursor not in kinds:
             raise NO_CURSOR.error(f"there is no column '{extract.cursor}'; there are {', '.join(kinds)}", path="cursor")
-        key, pins = self._key(db, table), {"schema": schemas.to_json(schema), "names": list(kinds)}
+        key = self._key(db, table)
+        pins: dict[str, Any] = {"schema": schemas.to_json(schema), "names": list(kinds)}
         if extract.mode == "cdc":
             pins |= {"table": self._table(db, str(table)), "key": list(extract.key or key)}
         else:
@@ -240,9 +237,11 @@ class SqliteSource(Source[SqliteConfig]):
                 raise CHANGED.error(f"'{self.config.path}' changed since the run was planned", path="path")
         schema = schemas.from_json(pins["schema"])
         names = list(extract.columns or schema.names)
-        reading = _Reading(self, names, pa.schema([schema.field(n) for n in names]), extract)
+        db = self._connect()
+        table = Table(self.ctx.node, self.config.table or "query", self._relation(), self._row_id(db))
+        reading = Reading(db, table, pa.schema([schema.field(n) for n in names]), extract)
         rows = reading.incremental(offset, until) if extract.mode == "incremental" else reading.full(offset, until)
-        return _Reader(rows, reading)
+        return TableReader(rows, reading)
 
     # -- changes -----------------------------------------------------------------------------------------
 
@@ -294,7 +293,7 @@ class SqliteSource(Source[SqliteConfig]):
             return BUSY.retriable(f"'{self.config.path}' is held by another process", path="path")
         return capture.CANNOT_CAPTURE.error(f"'{self.config.path}' cannot be captured: {error}", path="path")
 
-    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return the newest change; a table ends by itself."""
         if extract.mode != "cdc":
             return None
@@ -320,127 +319,3 @@ class SqliteSource(Source[SqliteConfig]):
         left = [name for name in asked if name not in offset.get("asked", ())]
         if left != asked:
             self.ctx.state_put(ASKED, json.dumps(left).encode())
-
-
-class _Reader(IteratorReader):
-    """A reader that tells its iterator how many rows are wanted."""
-
-    def __init__(self, rows: Iterator[Any], reading: _Reading) -> None:
-        super().__init__(rows)
-        self._reading = reading
-
-    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Any:
-        """Return the next batch; at the end what the mode asks for."""
-        self._reading.wanted = max_rows
-        return super().read(max_rows, max_bytes, deadline)
-
-    def close(self) -> None:
-        """End the transaction."""
-        super().close()
-        self._reading.close()
-
-
-class _Reading:
-    """One read of the table."""
-
-    def __init__(self, source: SqliteSource, names: Sequence[str], schema: pa.Schema, extract: ExtractSpec) -> None:
-        self.wanted = 65_536
-        self._source = source
-        self._schema = schema
-        self._extract = extract
-        self._db = source._connect()
-        self._row_id = source._row_id(self._db)
-        self._converter = Converter(schema)
-        self._columns = ", ".join(quote(n) for n in names)
-
-    def full(self, offset: Offset | None, until: Offset | None) -> Iterator[Any]:
-        """Yield batches in the order of the table, from any row on."""
-        row = int((offset or {}).get("row", 0))
-        limit = -1 if until is None else int(until["row"]) - row
-        order = f" ORDER BY {self._row_id}" if self._row_id else ""
-        cursor = self._execute(f"SELECT {self._columns} FROM {self._source._relation()}{order} LIMIT {limit} OFFSET {row}", ())
-        while rows := cursor.fetchmany(self.wanted):
-            first = row + 1
-            row += len(rows)
-            yield self._batch(rows, first, {"v": 1, "row": row})
-
-    def incremental(self, offset: Offset | None, until: Offset | None) -> Iterator[Any]:
-        """Yield what has come since: `>=` the last cursor, without the rows of that value that were read already."""
-        at = (offset or {}).get("cursor", self._extract.start)
-        seen = set((offset or {}).get("seen", ()))
-        cursor_column = quote(str(self._extract.cursor))
-        where = f"{cursor_column} IS NOT NULL" + ("" if at is None else f" AND {cursor_column} >= ?")
-        where += "" if self._extract.stop is None else f" AND {cursor_column} < ?"
-        order = f"{cursor_column}{', ' + self._row_id if self._row_id else ''}"
-        identity = self._identity()
-        sql = f"SELECT {self._columns}, {cursor_column}, {identity} FROM {self._source._relation()} WHERE {where} ORDER BY {order}"
-        cursor = self._execute(sql, [v for v in (at, self._extract.stop) if v is not None])
-        width, row = len(self._schema), int((offset or {}).get("row", 0))
-        while rows := cursor.fetchmany(self.wanted):
-            fresh = []
-            for one in rows:
-                value, mark = _json(one[width]), _mark(one[width + 1 :])
-                if (value == at and mark in seen) or _beyond(value, mark, until):
-                    continue
-                if value != at:
-                    at, seen = value, set()
-                seen.add(mark)
-                fresh.append(one[:width])
-            if fresh:
-                first = row + 1
-                row += len(fresh)
-                yield self._batch(fresh, first, {"v": 1, "cursor": at, "seen": sorted(seen), "row": row})
-        yield Pause()
-
-    def _identity(self) -> str:
-        if self._extract.key:
-            return ", ".join(quote(k) for k in self._extract.key)
-        return self._row_id or ", ".join(quote(n) for n in self._schema.names)
-
-    def _execute(self, sql: str, parameters: Sequence[Any]) -> sqlite3.Cursor:
-        try:
-            self._db.execute("BEGIN")
-            return self._db.execute(sql, parameters)
-        except sqlite3.Error as error:
-            raise BAD_QUERY.error(f"SQLite refuses the query: {error}", path="query") from error
-
-    def _batch(self, rows: Sequence[tuple[Any, ...]], first: int, offset: dict[str, Any]) -> Batch:
-        data, bad = self._converter.convert(rows)
-        table = self._source.config.table or "query"
-        base = {"table": table}
-        rejected = [
-            RowRejection(
-                "data.bad-value", f"the value of '{name}' is no {kind}", {**base, "row": first + i},
-                row={n: _json(v) for n, v in zip(self._schema.names, rows[i], strict=True)}, detail={"column": name},
-            )
-            for i, (name, kind) in bad.items()
-        ]  # fmt: skip
-        kept = None
-        if bad:
-            kept = pa.array([i for i in range(len(rows)) if i not in bad], pa.int64())
-        origin = Origin(self._source.ctx.node, data, base, first)
-        if kept is not None:
-            return Batch(self._source.ctx.node, data.take(kept), offset, tuple(rejected), origin.take(kept))
-        return Batch(self._source.ctx.node, data, offset, (), origin)
-
-    def close(self) -> None:
-        """End the transaction and close the file."""
-        self._converter.close()
-        self._db.close()
-
-
-def _beyond(value: Any, mark: str, until: Offset | None) -> bool:
-    if until is None:
-        return False
-    last = until["cursor"]
-    return bool(value > last) or (value == last and mark not in until["seen"])
-
-
-def _json(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _mark(values: Sequence[Any]) -> str:
-    if len(values) == 1 and isinstance(values[0], int):
-        return str(values[0])
-    return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:16]

@@ -59,7 +59,7 @@ class Session:
             DataflareError: `state.unusable`: it is refused, and will be again.
         """
         with self.explained():
-            db = self._driver.connect(
+            db: psycopg.Connection[Any] = self._driver.connect(
                 self._url, autocommit=True, application_name=name, connect_timeout=10, keepalives_idle=30, keepalives_interval=10
             )
             try:

@@ -128,7 +128,7 @@ class StatePostgres(SqlStateStore[StateConfig]):
             return []
         with self._guard, self._session.explained():
             try:
-                return self._db.execute(sql.replace("?", "%s"), arguments).fetchall()
+                return self._db.execute(sql.replace("?", "%s").encode(), arguments).fetchall()
             except UndefinedTable:
                 return []
 
@@ -138,7 +138,7 @@ class StatePostgres(SqlStateStore[StateConfig]):
             self._make(db)
 
             def execute(sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
-                cursor = db.execute(sql.replace("?", "%s"), arguments)
+                cursor = db.execute(sql.replace("?", "%s").encode(), arguments)
                 return cursor.fetchall() if cursor.description is not None else []
 
             with db.transaction():

@@ -22,6 +22,7 @@ FEATURES = frozenset(
     [
         "full",
         "incremental",
+        "overlap",
         "cdc",
         "replayable",
         "resumable_snapshot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ class ScriptedReader:
             self.number = self.at * 1000
         stream = self.left[0][0] or self.source.ctx.node
         cut = self.source.script.get("cut", 3)
+        time.sleep(self.source.script.get("pause", 0))
         part = []
         while self.left and len(part) < cut and (self.left[0][0] or self.source.ctx.node) == stream:
             part.append(self.left.pop(0))

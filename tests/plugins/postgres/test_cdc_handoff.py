@@ -8,8 +8,9 @@ import pytest
 from tests.plugins.postgres.capturing import BIG, Writers, mixed, oracle
 
 from dataflare_plugins.postgres.replication import snapshot
+from dataflare_sdk import Pause
 
-TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int)"
+TABLE = "CREATE TABLE t (id int PRIMARY KEY, v text, big text, n int); ALTER TABLE t ALTER big SET STORAGE EXTERNAL"
 
 
 def filled(database, rows=400):
@@ -47,4 +48,17 @@ def test_handoff_under_load_with_random_stops(postgres, made, small_chunks, seed
                 if rng.random() < 0.2:
                     engine.ack()
     engine.catch_up()
+    assert engine.tables.rows["t"] == oracle(postgres)
+    assert engine.tables.ops["partial"]
+
+
+def test_once_ends_at_one_moment_of_all_chunks(postgres, made, small_chunks):
+    filled(postgres)
+    engine = made(postgres, ["t"], {"t": ("id",)})
+    engine.start(engine.build().position())
+    engine.step()
+    assert len(engine.tables.rows["t"]) == 37
+    postgres.execute("UPDATE t SET v = 'new' WHERE id IN (1, 399); DELETE FROM t WHERE id IN (2, 400)")
+    while not isinstance(engine.step(), Pause):
+        pass
     assert engine.tables.rows["t"] == oracle(postgres)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+from tests.servers.postgres import Database
 
 from dataflare_plugins.postgres.destination import PostgresDestination
-from dataflare_sdk import Batch, DataflareError, Target, WriteSpec
+from dataflare_sdk import Batch, DataflareError, RetriableError, Target, WriteSpec
 from dataflare_sdk.changes import DELETE, TRUNCATE, UPDATE, Changes
 from dataflare_sdk.testing import DestinationSuite, FakeContext
 
@@ -158,6 +159,7 @@ def test_an_older_version_never_overwrites_a_newer_one(postgres, writer):
     w = writer(mode="upsert", key=("id",), pos_column="n")
     w.all([(1, "new", 10), (2, "x", 1)], final=False)
     w.all([(1, "old", 9), (2, "y", 2)], final=False)
+    assert postgres.psql("SELECT * FROM t ORDER BY id") == "1\tnew\t10\n2\ty\t2\n"
     w.all([(1, "same", 10)])
     assert postgres.psql("SELECT * FROM t ORDER BY id") == "1\tsame\t10\n2\ty\t2\n"
 
@@ -359,3 +361,104 @@ def test_a_unique_value_may_move_from_a_deleted_row(postgres, writer):
     postgres.execute("CREATE UNIQUE INDEX ON t (name)")
     w.all([(1, None, None), (2, "same", 2)], changes=changes([DELETE, UPDATE]))
     assert postgres.psql("SELECT * FROM t") == "2\tsame\t2\n"
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+def refusal(act):
+    with pytest.raises(DataflareError) as caught:
+        act()
+    return caught.value
+
+
+def test_a_schema_that_is_not_there(postgres, writer):
+    assert refusal(lambda: writer(table="nowhere.t")).code == "postgres.no-schema"
+
+
+def test_a_view_is_not_written(postgres, writer):
+    postgres.execute("CREATE VIEW t AS SELECT 1 AS id")
+    assert refusal(writer).code == "postgres.not-a-table"
+
+
+def test_a_right_that_is_missing(postgres, tmp_path):
+    role = f"weak_{postgres.name}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'; CREATE SCHEMA closed")
+
+    class Weak:
+        url = postgres.server.url(postgres.name, user=role, password="pw")
+
+    error = refusal(lambda: Writer(Weak, tmp_path, table="closed.t"))
+    assert (error.code, error.exit_code) == ("postgres.permission", 4)
+    postgres.execute(f"DROP ROLE {role}")
+
+
+def test_a_server_that_takes_no_writes(postgres, writer):
+    postgres.execute(f"ALTER DATABASE {postgres.name} SET default_transaction_read_only = on")
+    assert refusal(writer).code == "postgres.read-only"
+
+
+def test_a_lock_that_is_held_may_be_waited_for(postgres, writer, monkeypatch):
+    monkeypatch.setattr("dataflare_plugins.postgres.destination.LOCK_TIMEOUT", "50ms")
+    w = writer()
+    w.write([(1, "a", 1)])
+    with postgres.connect(autocommit=False) as other:
+        other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        error = refusal(w.commit)
+    assert isinstance(error, RetriableError)
+    assert error.code == "postgres.busy"
+
+
+def test_a_killed_server_takes_all_of_an_epoch_or_nothing(own_postgres, tmp_path):
+    server = own_postgres(fsync=True)
+    w = Writer(Database(server, "postgres"), tmp_path)
+    w.all([(1, "a", 1)], final=False)
+    w.write([(2, "b", 2)])
+    server.kill()
+    error = refusal(w.commit)
+    assert isinstance(error, RetriableError)
+    w.close()
+    server.start()
+    again = Writer(Database(server, "postgres"), tmp_path, fence=2)
+    assert again.opened.epoch == 1
+    again.all([(2, "b", 2)])
+    again.close()
+    assert server.psql("SELECT id FROM t ORDER BY id") == "1\n2\n"
+
+
+def test_a_constraint_that_is_checked_at_the_end(postgres, writer):
+    postgres.execute("CREATE TABLE t (id bigint UNIQUE DEFERRABLE INITIALLY DEFERRED, name text, n bigint)")
+    w = writer()
+    w.write([(1, "a", 1), (1, "b", 2)])
+    assert refusal(w.commit).code == "data.refused"
+
+
+def test_a_connection_that_is_cut_in_the_middle(postgres, writer, monkeypatch):
+    w = writer()
+    w.write([(1, "a", 1)])
+
+    def cut(name):
+        if name == "postgres.commit.applied":
+            postgres.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{postgres.name}' AND application_name = 'dataflare'"
+            )
+
+    monkeypatch.setattr("dataflare_plugins.postgres.destination.failpoint", cut)
+    error = refusal(w.commit)
+    assert (error.code, isinstance(error, RetriableError)) == ("postgres.connection-lost", True)
+    assert postgres.psql("SELECT count(*) FROM t") == "0\n"
+    monkeypatch.setattr("dataflare_plugins.postgres.destination.failpoint", lambda name: None)
+    w.made.commit(1, {}, True)
+    assert postgres.psql("SELECT count(*) FROM t") == "1\n"
+
+
+def test_names_and_numbers_postgresql_has_not(postgres, tmp_path):
+    made = PostgresDestination(PostgresDestination.configure({"url": postgres.url, "table": "t"}), FakeContext(tmp_path, "o"))
+    for schema, word in (
+        (pa.schema([("x" * 64, pa.int64())]), "63 bytes"),
+        (pa.schema([("", pa.int64())]), "cannot be used"),
+        (pa.schema([(f"c{i}", pa.int64()) for i in range(1601)]), "1600"),
+    ):
+        (reason,) = made.accepts(schema, WriteSpec())
+        assert word in reason
+    assert made.accepts(SCHEMA, WriteSpec()) == []

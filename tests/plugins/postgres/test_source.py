@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 
+from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.source import PostgresConfig, PostgresSource
 from dataflare_sdk import DataflareError, End, ExtractSpec, Partition, Pause, RetriableError
 from dataflare_sdk.testing import FakeContext, SourceSuite
@@ -286,16 +288,21 @@ def test_a_horizon_loses_no_late_commit(every_postgres, tmp_path):
 def test_a_horizon_holds_back_what_is_not_settled(postgres, tmp_path):
     postgres.execute("CREATE TABLE rows (id bigserial PRIMARY KEY, v text)")
     postgres.execute("INSERT INTO rows (v) VALUES ('a')")
-    made = source(postgres, tmp_path, horizon="xmin")
-    writing = postgres.connect(autocommit=False)
-    writing.execute("INSERT INTO rows (v) VALUES ('open')")
-    postgres.execute("INSERT INTO rows (v) VALUES ('after')")
-    first = drain(made, BY_ID)
-    writing.commit()
+    made, offset, found = source(postgres, tmp_path, horizon="xmin"), None, []
+    writers = [postgres.connect(autocommit=False) for _ in range(2)]
+    for writer in writers:
+        # Each run meets an open transaction, and rows that were committed after it began.
+        writer.execute("INSERT INTO rows (v) VALUES ('open')")
+        postgres.execute("INSERT INTO rows (v) VALUES ('after')")
+        batches = drain(made, BY_ID, offset)
+        found.append(sorted(values(batches)))
+        offset = last(batches)
+        writer.commit()
     postgres.execute("UPDATE rows SET v = 'changed' WHERE id = 1")
-    second = drain(made, BY_ID, last(first))
-    writing.close()
-    assert (values(first), sorted(values(second))) == ([1], [1, 2, 3])
+    found.append(sorted(values(drain(made, BY_ID, offset))))
+    for writer in writers:
+        writer.close()
+    assert found == [[1], [2, 3], [1, 4, 5]]
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -366,6 +373,38 @@ def test_what_the_file_says_wrongly(postgres, tmp_path, more, code, path, hint):
     problem = refusal(lambda: source(postgres, tmp_path, **more).discover(ExtractSpec(), None))
     assert (problem.code, problem.path) == (code, path)
     assert hint in str(problem.fix)
+
+
+@pytest.mark.parametrize("by", ["idd", "j"])
+def test_a_column_that_cuts_nothing(postgres, tmp_path, by):
+    postgres.execute("CREATE TABLE rows (id int, j json)")
+    made, extract = source(postgres, tmp_path), ExtractSpec(options={"partition": {"by": by, "into": 2}})
+    problem = refusal(lambda: made.partitions(made.discover(extract, None)[0], extract))
+    assert problem.code == "postgres.no-partition-column"
+
+
+def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
+    class Nowhere:
+        url = "postgresql://u@127.0.0.1:1/x"
+
+    made = source(Nowhere, tmp_path)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    problem = refusal(made.check)
+    assert problem.code == "postgres.missing-extra"
+    assert "dataflare[postgres]" in str(problem.fix)
+
+
+def test_a_password_is_in_no_text():
+    server = Server("postgresql://me:s%40cret@db.example:6000/shop?sslmode=require&password=other-one")
+    assert server.shown == "postgresql://me@db.example:6000/shop"
+    assert server.clean(ValueError("s%40cret s@cret\nother-one")) == "*** *** ***"
+
+
+@pytest.mark.parametrize("url", ["mysql://u@h/d", "host=h dbname=d", "postgresql://u:pass-word@h:port/d"])
+def test_a_url_that_is_none(url):
+    problem = refusal(lambda: Server(url))
+    assert (problem.code, problem.path) == ("postgres.bad-url", "url")
+    assert "pass-word" not in str(problem)
 
 
 def test_a_cursor_that_is_not_there(postgres, tmp_path):

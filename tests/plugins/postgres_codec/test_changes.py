@@ -87,6 +87,8 @@ def test_a_keepalive_within_a_transaction_reaches_nothing() -> None:
     list(decoder.feed([m.begin(1000), m.keepalive(5000, 1)], 2000))
     assert not decoder.reached
     assert decoder.wal_end == 5000
+    list(decoder.feed([m.commit(1000)], 2000))
+    assert not decoder.reached
     assert decoder.wants_reply()
     assert not decoder.wants_reply()
 
@@ -110,6 +112,18 @@ def test_a_value_larger_than_the_buffers() -> None:
     assert decoder._guest.used < 64 << 20
 
 
+def test_a_refused_change_is_refused_once_where_its_row_is_decoded_twice() -> None:
+    """Its text finds no room after its date was refused: the rows before it are given, then it comes again."""
+    decoder = ChangeDecoder(form, max_bytes=1)
+    rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i % 3 == 2 else i), b"x" * 900)) for i in range(30)]
+    columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1), ("t", m.TEXT, -1)]
+    events = list(decoder.feed([m.relation(9, columns), m.begin(), *rows, m.commit()])) + decoder.drain()
+    batches = [e for e in events if isinstance(e, ChangeBatch)]
+    assert len(batches) > 5
+    assert [i for b in batches for i in b.data.column(0).to_pylist()] == [i for i in range(30) if i % 3 != 2]
+    assert [r.row["id"] for b in batches for r in b.rejected if r.row] == list(range(2, 30, 3))
+
+
 def test_many_tables_do_not_add_up() -> None:
     decoder = ChangeDecoder(form, max_bytes=8 << 20)
     rows = 0
@@ -124,6 +138,40 @@ def test_many_tables_do_not_add_up() -> None:
     rows += sum(b.data.num_rows for b in decoder.drain())
     assert rows == 200_000
     assert decoder._guest.used < 24 << 20
+
+
+def test_a_busy_table_gets_the_room_that_others_no_longer_need() -> None:
+    decoder, sizes = ChangeDecoder(form, max_bytes=4 << 20), []
+    for t in range(100):
+        stream = [
+            m.relation(t, COLUMNS, name=f"t{t}"),
+            m.begin(),
+            *[m.insert(t, m.values(m.big(i), b"x" * 200)) for i in range(2000)],
+            m.commit(),
+        ]
+        sizes += [e.data.num_rows for e in decoder.feed(stream) if isinstance(e, ChangeBatch) and e.relation.oid == t == 99]
+    sizes += [b.data.num_rows for b in decoder.drain() if b.relation.oid == 99]
+    assert sum(sizes) == 2000
+    assert max(sizes) > 500
+
+
+def test_a_table_without_a_key_has_none_that_could_change() -> None:
+    """REPLICA IDENTITY FULL marks every column as part of the identity; that is no key."""
+    decoder = ChangeDecoder(lambda relation: Form(form(relation).columns))
+    old, new = m.values(m.big(1), b"a"), m.values(m.big(2), b"b")
+    list(decoder.feed([m.relation(9, COLUMNS, b"f"), m.begin(), m.update(9, new, b"O" + old), m.commit()]))
+    (batch,) = decoder.drain()
+    assert ops(batch) == [("u", 2, "b")]
+
+
+def test_a_refused_change_after_the_last_commit_counts_from_it() -> None:
+    decoder = ChangeDecoder(form)
+    columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1)]
+    rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i == 3 else 0))) for i in range(5)]
+    list(decoder.feed([m.relation(9, columns), m.begin(1000), *rows[:2], m.commit(1000), m.begin(2000), *rows[2:]]))
+    whole, rest = decoder.drain()
+    assert (whole.data.column(0).to_pylist(), whole.rejected) == ([0, 1], ())
+    assert (rest.data.column(0).to_pylist(), [r.index for r in rest.rejected]) == ([2, 4], [1])
 
 
 def test_ddl_again_and_again_does_not_add_up() -> None:
@@ -170,3 +218,75 @@ def test_what_is_no_message_is_an_error(broken: list[bytes]) -> None:
     assert caught.value.code == "postgres.protocol"
     assert caught.value.exit_code == 4
     assert not decoder.drain()
+
+
+def test_a_change_of_which_every_value_is_refused() -> None:
+    """Both rows of an update that changes the key, and both rows before them, in as many columns as there can be."""
+    decoder = ChangeDecoder(form)
+    columns = [("id", m.BIGINT, -1), *((f"d{i}", m.DATE, -1) for i in range(1599))]
+    old, new = (m.values(m.big(i), *[m.whole(0x7FFFFFFF)] * 1599) for i in (1, 2))
+    list(decoder.feed([m.relation(9, columns, b"f"), m.begin(), *[m.update(9, new, b"O" + old)] * 3, m.commit()]))
+    (batch,) = decoder.drain()[-1:]
+    assert batch.data.num_rows == 0
+    assert batch.position == 1008
+
+
+def one(kind: int, value: bytes | str, typmod: int = -1) -> list[Any]:
+    """Decode one value, of a stream in text when it is text."""
+    decoder = ChangeDecoder(form, text=isinstance(value, str))
+    row = m.insert(9, m.values("1" if isinstance(value, str) else m.big(1), value))
+    list(decoder.feed([m.relation(9, [("id", m.BIGINT, -1), ("x", kind, typmod)]), m.begin(), row, m.commit()]))
+    (batch,) = decoder.drain()
+    batch.data.validate(full=True)
+    column = batch.data.column("x")
+    return (column.cast("int32") if kind == m.DATE else column.cast("int64") if kind in (1114, 1184) else column).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (m.DATE, "1970-01-01", 0),
+        (m.DATE, "2000-02-29", 11016),
+        (m.DATE, "0001-12-31 BC", -719163),
+        (m.DATE, "0044-03-15 BC", -735160),
+        (m.DATE, "0101-03-01 BC", -755993),
+        (m.DATE, "4713-01-01 BC", -2440550),
+        (m.DATE, "5874897-12-31", 2145042905),
+        (1114, "1969-12-31 23:59:59.5", -500_000),
+        (1114, "0001-12-31 23:59:59 BC", -62135596801000000),
+        (1184, "1970-01-01 05:30:00+05:30", 0),
+        (1184, "1969-12-31 16:00:00-08", 0),
+        (1184, "1970-01-01 00:00:30.000001+00:00:30", 1),
+        (21, "-32768", -32768),
+        (20, "-9223372036854775808", -(2**63)),
+        (26, "4294967295", 2**32 - 1),
+        (701, "-1.2345678901234567e-05", -1.2345678901234567e-05),
+        (m.BYTEA, "\\x00FFaa", b"\x00\xff\xaa"),
+        (m.TEXTS, '{a,"b,\\"\\\\",NULL,"NULL",""}', ["a", 'b,"\\', None, "NULL", ""]),
+        (m.INTS, "[-3:-2]={1,NULL}", [1, None]),
+        (m.INTS, "{}", []),
+    ],
+)
+def test_text_of_a_value(kind: int, text: str, value: Any) -> None:
+    assert one(kind, text) == [value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (m.DATE, "2000-13-01"), (m.DATE, "2000-01-01 AD"), (m.DATE, "200-01-01"), (m.DATE, ""),
+        (1114, "2000-01-01"), (1114, "2000-01-01 00:00:00+00"), (1184, "2000-01-01 00:00:00"), (1114, "2000-01-01 00:00:00."),
+        (21, "32768"), (21, "-32769"), (20, "9223372036854775808"), (20, "1e3"), (26, "-1"), (26, "4294967296"), (16, "true"), (16, ""),
+        (m.BYTEA, "\\000"), (m.BYTEA, "\\x0"), (m.BYTEA, "\\xgg"),
+        (m.INTS, "{1,}"), (m.INTS, "{1"), (m.INTS, "{1}x"), (m.INTS, "1"), (m.INTS, "{1 2}"), (m.TEXTS, '{"a'), (m.TEXTS, '{"a"b}'), (m.INTS, "[1:2]"),
+        (16, b""), (16, b"\1\1"), (21, b"\1"), (m.INTS, b""), (m.INTS, bytes(12) + b"x"),
+        (m.INTS, bytes.fromhex("0000000100000000000000170000000100000001") + b"\0\0\0\4" + b"\0\0\0\1" + b"x"),
+        (m.INTS, bytes.fromhex("0000000100000000000000170000000200000001") + b"\0\0\0\4" + b"\0\0\0\1"),
+        (m.INTS, bytes.fromhex("0000000100000000000000177fffffff00000001") + b"\0\0\0\4" + b"\0\0\0\1"),
+        (3802, b"\2{}"), (3802, b""), (2950, bytes(15)), (m.NUMERIC, bytes(7)), (m.NUMERIC, bytes(9)), (m.NUMERIC, b"\0\1" + bytes(6)),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_of_its_type_is_an_error(kind: int, value: bytes | str) -> None:
+    with pytest.raises(DataflareError) as caught:
+        one(kind, value)
+    assert caught.value.code == "postgres.protocol"

@@ -130,6 +130,56 @@ def test_long_values_grow_the_columns() -> None:
     assert pa.Table.from_batches(read).equals(pa.Table.from_batches([batch]))
 
 
+def test_a_refused_row_is_refused_once_where_it_is_decoded_twice() -> None:
+    """Its text finds no room after its date was refused: the rows before it are given, then it comes again."""
+    dates = pa.array([5 if i % 3 == 2 else 0 for i in range(300)], pa.int32()).cast(pa.date32())
+    batch = pa.record_batch({"d": dates, "t": ["x" * 900] * 300, "i": list(range(300))})
+    wire, _ = encode(batch, targets(batch.schema))
+    wire = wire.replace((5 - 10957).to_bytes(4, "big", signed=True), b"\x7f\xff\xff\xff")
+    decoder = CopyDecoder(targets(batch.schema), max_bytes=1)
+    read = [*decoder.feed([wire]), decoder.finish()]
+    assert len(read) > 3
+    assert [i for d in read if d for i in d.data.column("i").to_pylist()] == [i for i in range(300) if i % 3 != 2]
+    assert [r.row["i"] for d in read if d for r in d.rejected if r.row] == list(range(2, 300, 3))
+
+
+def test_elements_of_a_refused_list_leave_nothing_behind() -> None:
+    """The next list takes their places: a NULL among them must not make its elements NULL."""
+    days = pa.array([[None, None, 5], [1, 2, 3], None, [4]], pa.list_(pa.int32())).cast(pa.list_(pa.date32()))
+    batch = pa.record_batch({"d": days})
+    wire, _ = encode(batch, targets(batch.schema))
+    wire = wire.replace((5 - 10957).to_bytes(4, "big", signed=True), b"\x7f\xff\xff\xff")
+    decoder = CopyDecoder(targets(batch.schema))
+    decoder.feed([wire])
+    read = decoder.finish()
+    assert read is not None
+    assert read.kept.to_pylist() == [1, 2, 3]
+    assert read.data.column(0).to_pylist() == days.to_pylist()[1:]
+
+
+@pytest.mark.parametrize("value", ["1.234", "1234.5", "-1000", "0.001", "123456789012345678901234567890123456", "1e-9"])
+def test_a_number_its_column_should_not_hold_is_refused_and_not_cut(value: str) -> None:
+    batch = pa.record_batch({"n": [value, "-999.99"] if "e" not in value else [format(Decimal(value), "f"), "-999.99"]})
+    wire, _ = encode(batch, [column("n", 1700)])
+    decoder = CopyDecoder([column("n", 1700, (5 << 16 | 2) + 4)])
+    decoder.feed([wire])
+    read = decoder.finish()
+    assert read is not None
+    assert read.data.column(0).to_pylist() == [Decimal("-999.99")]
+    assert [r.cause for r in read.rejected] == ["column 'n' holds a value that DECIMAL(5,2) has no room for"]
+
+
+@pytest.mark.parametrize("typmod", [-1, (12 << 16 | 2) + 4, (12 << 16 | 4) + 4])
+@pytest.mark.parametrize("value", ["1234.5", "0.5"])
+def test_a_digit_of_a_number_beyond_9999_is_no_number(value: str, typmod: int) -> None:
+    wire, _ = encode(pa.record_batch({"n": [value]}), [column("n", 1700)])
+    decoder = CopyDecoder([column("n", 1700, typmod)])
+    at = wire.rindex(bytes([5000 >> 8, 5000 & 255]))
+    with pytest.raises(DataflareError) as caught:
+        decoder.feed([wire[:at] + (10000).to_bytes(2, "big") + wire[at + 2 :]])
+    assert caught.value.code == "postgres.protocol"
+
+
 def refused(values: pa.Array, to: Column) -> dict[int, str]:
     batch = pa.record_batch({"x": values})
     encoder = CopyEncoder(batch.schema, [to])
@@ -168,6 +218,14 @@ def test_a_value_the_server_has_not_refuses_its_row(values: pa.Array, to: Column
         found = refused(values, to)
     assert list(found) == [1]
     assert cause in found[1]
+
+
+def test_a_refused_row_of_a_later_piece_has_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflare_plugins.postgres.codec.encode._PIECE", 1000)
+    batch = pa.record_batch({"t": ["x" * 99] * 50 + ["\0"] + ["x" * 99] * 50})
+    made = CopyEncoder(batch.schema, [column("t", 25)]).encode(batch)
+    assert [r.index for r in made.rejected] == [50]
+    assert len(made.chunks) > 10
 
 
 def test_text_that_is_not_utf8_is_refused_both_ways() -> None:

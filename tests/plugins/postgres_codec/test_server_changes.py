@@ -322,6 +322,10 @@ def test_what_arrow_has_not_refuses_the_change_alone(stream: Stream) -> None:
     (batch,) = (e for e in read(stream, stream.decoder(), stream.end()) if isinstance(e, ChangeBatch))
     assert batch.data.column(0).to_pylist() == [1, 3]
     assert len(batch.changes.op) == 2
+    assert [r.detail["op"] for r in batch.rejected] == ["c", "u"]
+    assert [lsn(r.position["lsn"]) for r in batch.rejected if r.position] == sorted(
+        lsn(r.position["lsn"]) for r in batch.rejected if r.position
+    )
     assert [(r.index, r.cause) for r in batch.rejected] == [
         (1, "column 'x' holds infinity, which DATE has not"),
         (3, "column 'n' holds NaN, which DECIMAL(4,1) has not"),

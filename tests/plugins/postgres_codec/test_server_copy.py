@@ -119,7 +119,7 @@ def test_the_table_of_types(every: Any) -> None:
     assert {n: k for n, (k, text) in kinds.items() if not text} == {
         "id": "int64", "b": "bool", "i2": "int16", "i4": "int32", "o": "int64", "f4": "float", "f8": "double", "n": "decimal128(20, 5)",
         "n38": "decimal128(38, 10)", "n40": "string", "nx": "string", "t": "string", "v": "string", "c": "string", "nm": "string", "e": "string",
-        "j": "string", "jb": "string", "u": "string", "by": "binary", "x": "string", "d": "date32[day]", "ts": "timestamp[us]",
+        "j": "string", "jb": "string", "u": "string", "by": "binary", "d": "date32[day]", "ts": "timestamp[us]",
         "ts0": "timestamp[us, tz=UTC]", "tz": "timestamp[us, tz=UTC]", "ti": "time64[us]", "dm": "decimal128(10, 2)",
         "dms": "list<item: decimal128(10, 2)>", "ai": "list<item: int32>", "an": "list<item: decimal128(8, 2)>", "at": "list<item: string>",
         "av": "list<item: string>", "au": "list<item: string>", "ab": "list<item: binary>", "ad": "list<item: date32[day]>",

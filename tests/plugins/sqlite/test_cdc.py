@@ -415,3 +415,20 @@ def test_how_far_the_durable_copy_is_behind(db: sqlite3.Connection, tmp_path: Pa
     one.read()
     one.read()
     assert one.ctx.gauges == {"lag_rows": 0, "lag_seconds": 0}
+
+
+def test_a_run_that_stops_where_it_began_still_ends_at_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
+    """Chunks show what was committed since: the changes of that, too, are read before it stops."""
+    make(db, 10)
+    one = Following(tmp_path, table="t")
+    with closing(one.source()) as source:
+        until = source.position(one.part, one.spec())
+        reader = source.open(one.part, one.spec(), None, until)
+        one._drain(source, reader, 3, 1)
+        db.execute("BEGIN")
+        db.execute("UPDATE t SET v = 'moved' WHERE id = 0")  # read already
+        db.execute("UPDATE t SET v = 'moved' WHERE id = 9")  # not yet
+        db.execute("COMMIT")
+        one._drain(source, reader, 3, None)
+        reader.close()
+    assert one.copy() == table(db)

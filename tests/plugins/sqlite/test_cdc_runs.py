@@ -115,7 +115,16 @@ def compare(folder: Path) -> None:
     assert rows(folder / "out.db", twice) == [], "a change was written twice"
 
 
-POINTS = ["task.source.batch:3", "job.epoch.logged:2", "sqlite.commit.applied:2", "job.epoch.committed:3", "state.done.before:4", None, None, None]
+POINTS = [
+    "task.source.batch:3",
+    "job.epoch.logged:2",
+    "sqlite.commit.applied:2",
+    "job.epoch.committed:3",
+    "state.done.before:4",
+    None,
+    None,
+    None,
+]
 
 
 @pytest.mark.timeout(300)
@@ -146,7 +155,13 @@ def test_a_new_column_in_mid_stream(tmp_path: Path) -> None:
     prepare(tmp_path)
     process = start(tmp_path)
     out = tmp_path / "out.db"
-    wait(lambda: out.exists() and rows(out, "SELECT 1 FROM sqlite_master WHERE name = 'lines'") and rows(out, "SELECT count(*) FROM lines") == [(900,)])
+    wait(
+        lambda: (
+            out.exists()
+            and rows(out, "SELECT 1 FROM sqlite_master WHERE name = 'lines'")
+            and rows(out, "SELECT count(*) FROM lines") == [(900,)]
+        )
+    )
     with closing(sqlite3.connect(tmp_path / "shop.db", isolation_level=None)) as db:
         db.execute("UPDATE orders SET total = 0 WHERE id = 1")
         db.execute("ALTER TABLE orders ADD COLUMN note TEXT DEFAULT 'none'")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers.processes import wait_until
 
 import dataflare
 from dataflare_plugins.state_postgres.session import LOST
@@ -137,3 +138,29 @@ def test_validate_asks_no_server_and_places_what_is_wrong(folder: Path) -> None:
     (folder / "dataflare.yaml").write_text(WORKFLOW.replace("store: postgres", "store: postgre"))
     code, document = command("validate")
     assert (code, document["problems"][0]["code"], document["problems"][0]["path"]) == (3, "plugin.unknown", "state.store")
+
+
+@pytest.mark.timeout(180)
+def test_the_server_dies_in_mid_run_and_comes_back(tmp_path: Path, own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = own_postgres(fsync=True)
+    monkeypatch.setenv("STATE_URL", server.url())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataflare.yaml").write_text(WORKFLOW.replace("attempts: 3, initial: 1ms", "attempts: 30, initial: 200ms, max: 1s"))
+    (tmp_path / "slow.py").write_text("import time\ndef slow(batch):\n    time.sleep(0.1)\n    return batch\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dataflare", "run", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (tmp_path / "o.db").exists() and len(table_of()) > 500, lambda: "no epoch was committed")
+    server.kill()
+    assert process.poll() is None, "it was over before the server died"
+    server.start()
+    out, err = process.communicate(timeout=120)
+    assert json.loads(out)["status"] == "done", err[-2000:]
+    assert rows() == EXPECTED
+
+
+def table_of() -> list[int]:
+    try:
+        return rows()
+    except sqlite3.OperationalError:
+        return []

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.engine.planning.bound import BoundGraph
 from dataflare_sdk import DataflareError, Node, WriteSpec, code
 from dataflare_sdk.changes import COLUMNS
-
-if TYPE_CHECKING:
-    from dataflare_plugins.engine.planning.planner import Planner
 
 CHANGES_REFUSED = code(
     "workflow.changes-refused",
@@ -24,92 +22,80 @@ KEY_LOST = code(
 )
 
 
-class ChangeFlow:
-    """Follows the changes of a planner's sources downstream.
+def begins(graph: BoundGraph, node: Node, output: str, key: Sequence[str]) -> None:
+    """Note that a source gives changes."""
+    graph.keys[node.id, output] = tuple(key)
 
-    Attributes:
-        keys: (node, output) that carries changes to the columns of that output that identify a row; () when the
-            key is not known or was lost on the way, which only an appending destination puts up with.
-        lost: (node, output) to the step that lost the key.
+
+def arriving(graph: BoundGraph, node: str) -> tuple[str, ...] | None:
+    """Return the key of the changes that arrive at a node, None when plain rows do.
+
+    Raises:
+        DataflareError: `workflow.changes-refused`: changes and plain rows, or changes by different keys, meet.
     """
+    incoming = [e for e in graph.edges if e.target == node]
+    found = [graph.keys.get((e.source, e.output)) for e in incoming]
+    if all(k is None for k in found):
+        return None
+    if len(set(found)) > 1:
+        raise CHANGES_REFUSED.error(f"'{node}' would unite changes with other rows, or with changes by another key")
+    return found[0]
 
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
-        self.keys: dict[tuple[str, str], tuple[str, ...]] = {}
-        self.lost: dict[tuple[str, str], str] = {}
 
-    def source(self, node: Node, output: str, key: Sequence[str]) -> None:
-        """Note that a source gives changes."""
-        self.keys[node.id, output] = tuple(key)
+def through(graph: BoundGraph, node: Node, component: Any, outputs: Mapping[str, pa.Schema]) -> None:
+    """Follow changes through a processor.
 
-    def arriving(self, node: str) -> tuple[str, ...] | None:
-        """Return the key of the changes that arrive at a node, None when plain rows do.
+    Raises:
+        DataflareError: `workflow.changes-refused`.
+    """
+    key = arriving(graph, node.id)
+    if key is None:
+        return
+    if component.changes != "rowwise":
+        raise CHANGES_REFUSED.error(f"'{node.use}' cannot take changes; what it makes of a row depends on other rows, or it does not say")
+    kept = component.kept()
+    names = {before: after for after, before in kept.items()}
+    before = next(((e.source, e.output) for e in graph.edges if e.target == node.id), ("", ""))
+    for output in outputs:
+        found = tuple(names[k] for k in key if k in names)
+        survives = len(found) == len(key) and all(k in outputs[output].names for k in found)
+        graph.keys[node.id, output] = found if survives else ()
+        lost = graph.lost.get(before) or (None if survives else node.id)
+        if lost is not None:
+            graph.lost[node.id, output] = lost
 
-        Raises:
-            DataflareError: `workflow.changes-refused`: changes and plain rows, or changes by different keys, meet.
-        """
-        incoming = [e for e in self._planner.edges if e.target == node]
-        found = [self.keys.get((e.source, e.output)) for e in incoming]
-        if all(k is None for k in found):
-            return None
-        if len(set(found)) > 1:
-            raise CHANGES_REFUSED.error(f"'{node}' would unite changes with other rows, or with changes by another key")
-        return found[0]
 
-    def through(self, node: Node, component: Any, outputs: Mapping[str, pa.Schema]) -> None:
-        """Follow changes through a processor.
+def written(graph: BoundGraph, node: Node, component: Any, write: WriteSpec) -> tuple[str, ...] | None:
+    """Return the key by which a destination applies the changes that arrive, None when it writes plain rows.
 
-        Raises:
-            DataflareError: `workflow.changes-refused`.
-        """
-        key = self.arriving(node.id)
-        if key is None:
-            return
-        if component.changes != "rowwise":
-            raise CHANGES_REFUSED.error(
-                f"'{node.use}' cannot take changes; what it makes of a row depends on other rows, or it does not say"
-            )
-        kept = component.kept()
-        names = {before: after for after, before in kept.items()}
-        before = next(((e.source, e.output) for e in self._planner.edges if e.target == node.id), ("", ""))
-        for output in outputs:
-            found = tuple(names[k] for k in key if k in names)
-            survives = len(found) == len(key) and all(k in outputs[output].names for k in found)
-            self.keys[node.id, output] = found if survives else ()
-            lost = self.lost.get(before) or (None if survives else node.id)
-            if lost is not None:
-                self.lost[node.id, output] = lost
+    Raises:
+        DataflareError: `workflow.changes-refused`, `workflow.key-lost`.
+    """
+    key = arriving(graph, node.id)
+    if key is None or write.mode == "append":
+        return None
+    if write.mode == "overwrite":
+        raise CHANGES_REFUSED.error(f"'{node.id}' is overwritten, but changes arrive; use upsert or append")
+    if not {"delete", "partial_update"} <= component.features:
+        raise CHANGES_REFUSED.error(f"'{node.use}' cannot apply changes; append them as rows with `write: {{mode: append}}`")
+    if not key:
+        before = next(((e.source, e.output) for e in graph.edges if e.target == node.id), ("", ""))
+        if before in graph.lost:
+            raise KEY_LOST.error(f"the key of the changes for '{node.id}' is lost in '{graph.lost[before]}'")
+        if not write.key:
+            raise KEY_LOST.error(f"the source of '{node.id}' has no key; give `extract: {{key: [...]}}`")
+    if key and write.key and set(write.key) != set(key):
+        raise CHANGES_REFUSED.error(
+            f"'{node.id}' is keyed by ({', '.join(write.key)}), its changes by ({', '.join(key)}); a deletion knows only its key"
+        )
+    return tuple(write.key) or key
 
-    def written(self, node: Node, component: Any, write: WriteSpec) -> tuple[str, ...] | None:
-        """Return the key by which a destination applies the changes that arrive, None when it writes plain rows.
 
-        Raises:
-            DataflareError: `workflow.changes-refused`, `workflow.key-lost`.
-        """
-        key = self.arriving(node.id)
-        if key is None or write.mode == "append":
-            return None
-        if write.mode == "overwrite":
-            raise CHANGES_REFUSED.error(f"'{node.id}' is overwritten, but changes arrive; use upsert or append")
-        if not {"delete", "partial_update"} <= component.features:
-            raise CHANGES_REFUSED.error(f"'{node.use}' cannot apply changes; append them as rows with `write: {{mode: append}}`")
-        if not key:
-            before = next(((e.source, e.output) for e in self._planner.edges if e.target == node.id), ("", ""))
-            if before in self.lost:
-                raise KEY_LOST.error(f"the key of the changes for '{node.id}' is lost in '{self.lost[before]}'")
-            if not write.key:
-                raise KEY_LOST.error(f"the source of '{node.id}' has no key; give `extract: {{key: [...]}}`")
-        if key and write.key and set(write.key) != set(key):
-            raise CHANGES_REFUSED.error(
-                f"'{node.id}' is keyed by ({', '.join(write.key)}), its changes by ({', '.join(key)}); a deletion knows only its key"
-            )
-        return tuple(write.key) or key
-
-    def as_rows(self, node: Node, write: WriteSpec, schema: pa.Schema) -> pa.Schema:
-        """Return the schema of a destination that appends changes: the rows' columns, then those of the change."""
-        if write.mode != "append" or self.arriving(node.id) is None:
-            return schema
-        clash = [n for n in COLUMNS.names if n in schema.names]
-        if clash:
-            raise DataflareError(CHANGES_REFUSED.problem(f"'{node.id}' gets a column '{clash[0]}', which appended changes have already"))
-        return pa.schema([*schema, *COLUMNS])
+def as_rows(graph: BoundGraph, node: Node, write: WriteSpec, schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a destination that appends changes: the rows' columns, then those of the change."""
+    if write.mode != "append" or arriving(graph, node.id) is None:
+        return schema
+    clash = [n for n in COLUMNS.names if n in schema.names]
+    if clash:
+        raise DataflareError(CHANGES_REFUSED.problem(f"'{node.id}' gets a column '{clash[0]}', which appended changes have already"))
+    return pa.schema([*schema, *COLUMNS])

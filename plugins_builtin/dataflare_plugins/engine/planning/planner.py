@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_plugins.engine.places import parse_path
-from dataflare_plugins.engine.planning.changes import ChangeFlow
+from dataflare_plugins.engine.planning import checks
+from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, on_record
+from dataflare_plugins.engine.planning.changes import begins, through
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
-from dataflare_plugins.engine.planning.lanes import TaskMaker
-from dataflare_plugins.engine.planning.lineage import LineageMap
-from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, cached_streams, described
+from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
+from dataflare_plugins.engine.planning.schema_cache import cached_streams
 from dataflare_plugins.engine.planning.streams import expanded
-from dataflare_plugins.engine.specs import extract_from, write_from
-from dataflare_sdk import (
-    DataflareError,
-    ExtractSpec,
-    Host,
-    Node,
-    NodeSpec,
-    Plan,
-    Problem,
-    StreamInfo,
-    Surroundings,
-    Workflow,
-    WriteSpec,
-    code,
-)
+from dataflare_plugins.engine.planning.writing import PlanWriter
+from dataflare_sdk import DataflareError, ExtractSpec, Host, Node, Plan, Problem, StreamInfo, Surroundings, Workflow, code
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.row_stage import MISSING_COLUMN
 
-UNKNOWN_OUTPUT = code("workflow.unknown-output", 3, "`from` names an output that the node does not have.", "Use one of its outputs.")
 INPUT_COUNT = code("workflow.input-count", 3, "A node has more or fewer inputs than it takes.", "Change its `from`.")
 NOT_ACCEPTED = code(
     "workflow.not-accepted",
@@ -45,16 +30,9 @@ NOT_ACCEPTED = code(
     "A destination cannot store these rows or write in this mode.",
     "Change the path, the write mode, or the column's type in a map.",
 )
-SAME_TARGET = code(
-    "workflow.same-target",
-    3,
-    "Two destinations write the same file.",
-    "Unite them with `from: [a, b]` on one destination, or write two files.",
-)
 NO_SUCH_MODE = code(
     "workflow.extract-mode", 3, "A source cannot be read in the mode asked for.", "Use a mode that the source has; see its page."
 )
-NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
 NO_WINDOWS = code(
     "workflow.no-windows",
     3,
@@ -96,59 +74,50 @@ class Planner:
             changed: source id to stream to the `SchemaChange` after which it is planned anew.
             collect: nodes and outputs whose rows are wanted, with all their columns.
         """
-        self.host = host
-        self.workflow = workflow
+        self._host = host
         self.problems: list[Problem] = []
         self._offline = offline
         self._changed = changed or {}
-        self.changes = ChangeFlow(self)
         self._offsets = offsets or {}
-        self._inputs = inputs or {}
-        self.edges = edges_of(workflow)
-        self.order = in_order(workflow, self.edges)
-        ids = {n.id for n in self.order}
-        self._wanted = {split_reference(name, ids) for name in (*collect, *([until] if until else ()))}
+        edges = edges_of(workflow)
+        order = in_order(workflow, edges)
+        ids = {n.id for n in order}
+        wanted = {split_reference(name, ids) for name in (*collect, *([until] if until else ()))}
         if until is not None:
-            kept = ancestors(split_reference(until, ids)[0], self.edges)
-            self.order = [n for n in self.order if n.id in kept]
-            self.edges = tuple(e for e in self.edges if e.target in kept)
-        self.built: dict[str, Any] = {}
-        self.schemas: dict[str, dict[str, pa.Schema]] = {}
-        self._streams: dict[str, dict[str, StreamInfo]] = {}
-        self._notes: list[str] = []
-        self._needed: dict[str, dict[str, frozenset[str]]] = {}
-        self._offered: dict[str, dict[str, pa.Schema]] = {}
+            kept = ancestors(split_reference(until, ids)[0], edges)
+            order, edges = [n for n in order if n.id in kept], tuple(e for e in edges if e.target in kept)
+        self.graph = BoundGraph(workflow, order, edges, inputs or {}, wanted)
 
     def plan(self) -> Plan | None:
         """Return the plan, or None when there are problems (see `problems`)."""
         try:
-            self._check_given()
+            self.problems += checks.given(self.graph)
             self._bind()
-            self._check_wanted()
-            self._check_targets()
+            for check in (checks.wanted, checks.targets, checks.overlaps):
+                self.problems += check(self.graph)
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
             self._prune()
             self._rebind()
-            return self._write_down()
+            return PlanWriter(self._host, self.graph).plan()
         finally:
-            for component in self.built.values():
+            for component in self.graph.built.values():
                 component.close()
 
     # -- forward: build and bind -------------------------------------------------------------------------
 
     def _bind(self) -> None:
-        for node in self.order:
+        for node in self.graph.order:
             if node.kind == "source":
                 self._bound(node, self._bind_source)
-        several = {n: list(streams) for n, streams in self._streams.items() if self.built[n].many_streams}
+        several = {n: list(streams) for n, streams in self.graph.streams.items() if self.graph.built[n].many_streams}
         if several:
             try:
-                self.order, self.edges = expanded(self.order, self.edges, several)
+                self.graph.order, self.graph.edges = expanded(self.graph.order, self.graph.edges, several)
             except DataflareError as error:
-                self.problems += [replace(p, **self.workflow.place(*parse_path(p.path))) for p in error.problems]
-                self.order = [n for n in self.order if n.kind == "source"]
-        for node in self.order:
+                self.problems += [replace(p, **self.graph.workflow.place(*parse_path(p.path))) for p in error.problems]
+                self.graph.order = [n for n in self.graph.order if n.kind == "source"]
+        for node in self.graph.order:
             if node.kind != "source":
                 self._bound(node, self._bind_node)
 
@@ -160,21 +129,21 @@ class Planner:
 
     def _bind_node(self, node: Node) -> None:
         component = self._build(node)
-        inputs = self.input_schemas(node.id)
+        inputs = input_schemas(self.graph, node.id)
         if inputs is None:
             return
         if node.kind == "processor":
             self._check_inputs(node, component)
-            self._offered[node.id] = inputs
-            self.schemas[node.id] = dict(component.output_schemas(inputs))
-            self.changes.through(node, component, self.schemas[node.id])
-            self._notes += [f"{node.id}: {text}" for text in component.notes()]
+            self.graph.offered[node.id] = inputs
+            self.graph.schemas[node.id] = dict(component.output_schemas(inputs))
+            through(self.graph, node, component, self.graph.schemas[node.id])
+            self.graph.notes += [f"{node.id}: {text}" for text in component.notes()]
         else:
             self._check_destination(node, component, next(iter(inputs.values())))
 
     def _bind_source(self, node: Node) -> None:
-        if node.id in self._inputs:
-            self.schemas[node.id] = {"": schemas.normalise(self._inputs[node.id])}
+        if node.id in self.graph.given:
+            self.graph.schemas[node.id] = {"": schemas.normalise(self.graph.given[node.id])}
             return
         component = self._build(node)
         extract = extract_of(node)
@@ -185,28 +154,31 @@ class Planner:
         if extract.stop is not None and "windows" not in component.features:
             raise NO_WINDOWS.error(f"'{node.use}' cannot be read window by window", path=".".join(str(p) for p in node.path))
         if extract.options.get("partition") and "parallel_partitions" not in component.features:
-            place = self.workflow.place(*node.path, "partition")
+            place = self.graph.workflow.place(*node.path, "partition")
             self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot be read in parts", fix="Remove `partition`.", **place))
+        if extract.overlap and "overlap" not in component.features:
+            place = self.graph.workflow.place(*node.path, "extract", "overlap")
+            self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot read back for late commits", fix="Remove `overlap`.", **place))
         streams = self._discovered(node, component, extract)
         if any(s.schema is None for s in streams.values()):
             self.problems.append(
                 UNKNOWN_SCHEMA.problem(
                     f"the columns of '{node.id}' are not known offline",
                     severity="note",
-                    **self.workflow.place(*node.path),
+                    **self.graph.workflow.place(*node.path),
                 )
             )
             return
-        self._streams[node.id] = streams
-        self.schemas[node.id] = {output: s.schema for output, s in streams.items()}
+        self.graph.streams[node.id] = streams
+        self.graph.schemas[node.id] = {output: s.schema for output, s in streams.items()}
         if extract.mode == "cdc":
             for output, stream in streams.items():
-                self.changes.source(node, output, extract.key or stream.key)
+                begins(self.graph, node, output, extract.key or stream.key)
 
     def _discovered(self, node: Node, component: Any, extract: ExtractSpec) -> dict[str, StreamInfo]:
         """Return output to stream; what is not known now is taken from what `discover` last saw."""
         found = component.discover(extract, self._offsets.get(node.id))
-        cached = cached_streams(self.workflow, node.id) if any(s.schema is None for s in found) or not found else {}
+        cached = cached_streams(self.graph.workflow, node.id) if any(s.schema is None for s in found) or not found else {}
         if component.many_streams:
             streams = {s.name: s for s in found or cached.values()}
         else:
@@ -223,103 +195,38 @@ class Planner:
     def _build(self, node: Node) -> Any:
         around = Surroundings(
             node=node.id,
-            base_dir=Path(self.workflow.base_dir),
-            staging_dir=Path(self.workflow.base_dir) / ".dataflare" / "staging" / node.id,
-            on_record=on_record(node, self.workflow),
+            base_dir=Path(self.graph.workflow.base_dir),
+            staging_dir=Path(self.graph.workflow.base_dir) / ".dataflare" / "staging" / node.id,
+            on_record=on_record(node, self.graph.workflow),
             offline=self._offline,
             path=(*node.path, "with"),
         )
-        component = self.host.build(node.kind, node.use, node.config, around)
-        self.built[node.id] = component
+        component = self._host.build(node.kind, node.use, node.config, around)
+        self.graph.built[node.id] = component
         return component
 
     def _check_inputs(self, node: Node, component: Any) -> None:
         least, most = component.inputs
-        count = len([e for e in self.edges if e.target == node.id])
+        count = len([e for e in self.graph.edges if e.target == node.id])
         if count < least or (most is not None and most > 1 and count > most):
             wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             raise INPUT_COUNT.error(f"'{node.id}' takes {wanted} inputs and has {count}")
 
     def _check_destination(self, node: Node, component: Any, schema: pa.Schema) -> None:
-        write = self.write_of(node)
-        path = self.workflow.place(*node.path, "write")
+        write = resolved_write(self.graph, node)
+        path = self.graph.workflow.place(*node.path, "write")
         for name in (*write.key, *([write.pos_column] if write.pos_column else [])):
             if name not in schema.names:
                 near = nearest(name, schema.names)
                 fix = f"did you mean '{near}'?" if near else f"the columns are {', '.join(schema.names)}"
                 self.problems.append(MISSING_COLUMN.problem(f"no column '{name}' arrives at '{node.id}'", fix=fix, **path))
-        self.problems += [NOT_ACCEPTED.problem(reason, **self.workflow.place(*node.path)) for reason in component.accepts(schema, write)]
-        self._notes += [f"{node.id}: {text}" for text in component.notes(write)]
-
-    def _check_given(self) -> None:
-        """Refuse Arrow data for what is no source."""
-        sources = [n.id for n in self.order if n.kind == "source"]
         self.problems += [
-            NO_SUCH_NODE.problem(f"there is no source '{name}' to hand rows to", fix=f"there are {', '.join(sources)}")
-            for name in self._inputs
-            if name not in sources
+            NOT_ACCEPTED.problem(reason, **self.graph.workflow.place(*node.path)) for reason in component.accepts(schema, write)
         ]
-
-    def _check_wanted(self) -> None:
-        """Refuse to collect rows of what is not there."""
-        kinds = {n.id: n.kind for n in self.order}
-        for node, output in sorted(self._wanted):
-            outputs = self.schemas.get(node)
-            if node not in kinds or (kinds[node] == "destination" and output):
-                problem = NO_SUCH_NODE.problem(f"there is no node '{_dotted(node, output)}'", fix=f"there are {', '.join(kinds)}")
-                self.problems.append(problem)
-            elif outputs is not None and output not in outputs:
-                names = ", ".join(_dotted(node, o) for o in outputs)
-                self.problems.append(NO_SUCH_NODE.problem(f"'{_dotted(node, output)}' is no output of '{node}'", fix=f"it has {names}"))
-
-    def _check_targets(self) -> None:
-        """Refuse two destinations of one scope where no transaction keeps them apart."""
-        seen: dict[str, str] = {}
-        for node in self.order:
-            component = self.built.get(node.id)
-            if node.kind != "destination" or component is None or "transactional" in component.features:
-                continue
-            scope = component.commit_scope()
-            if scope in seen:
-                place = self.workflow.place(*node.path)
-                self.problems.append(SAME_TARGET.problem(f"'{seen[scope]}' and '{node.id}' write the same file", **place))
-            seen.setdefault(scope, node.id)
-
-    def input_schemas(self, node: str) -> dict[str, pa.Schema] | None:
-        """Return input name to schema, or None when something upstream is not known.
-
-        A node that takes one input and has several gets their union by name, under the first one's name.
-        """
-        found: dict[str, pa.Schema] = {}
-        incoming = [e for e in self.edges if e.target == node]
-        for edge in incoming:
-            outputs = self.schemas.get(edge.source)
-            if outputs is None:
-                return None
-            if edge.output not in outputs:
-                names = [f"{edge.source}.{o}" if o else edge.source for o in outputs]
-                raise UNKNOWN_OUTPUT.error(f"'{edge.input}' is no output of '{edge.source}'", fix=f"it has {', '.join(names)}")
-            found[edge.input] = outputs[edge.output]
-        if len(incoming) > 1 and self.takes_union(node):
-            found = {incoming[0].input: schemas.union(found.values())}
-        target = next(n for n in self.order if n.id == node)
-        if target.kind == "destination":
-            return {name: self.changes.as_rows(target, write_of(target), schema) for name, schema in found.items()}
-        return found
-
-    def write_of(self, node: Node) -> WriteSpec:
-        """Return how a destination is written; changes bring their key."""
-        write = write_of(node)
-        key = self.changes.written(node, self.built[node.id], write)
-        return write if key is None else replace(write, key=key)
-
-    def takes_union(self, node: str) -> bool:
-        """Return True when several inputs of a node are one input in union."""
-        component = self.built.get(node)
-        return getattr(component, "inputs", (1, 1))[1] == 1
+        self.graph.notes += [f"{node.id}: {text}" for text in component.notes(write)]
 
     def _unknown(self) -> bool:
-        return any(n.kind != "destination" and n.id not in self.schemas for n in self.order)
+        return any(n.kind != "destination" and n.id not in self.graph.schemas for n in self.graph.order)
 
     def _placed(self, error: DataflareError, node: Node) -> list[Problem]:
         """Give the problems of a component their place in the file: under `with:`, else at the node."""
@@ -331,7 +238,7 @@ class Planner:
                 continue
             own = {"plugin.unknown": ("use",), "plugin.ambiguous": ("use",), "workflow.unknown-output": ("from",)}.get(problem.code, ())
             path = inner if inner[: len(node.path)] == node.path else (*node.path, "with", *inner) if inner else (*node.path, *own)
-            placed.append(replace(problem, **self.workflow.place(*path)))
+            placed.append(replace(problem, **self.graph.workflow.place(*path)))
         return placed
 
     # -- backward: what nobody uses ----------------------------------------------------------------------
@@ -339,205 +246,42 @@ class Planner:
     def _prune(self) -> None:
         """Tell every node which columns anybody downstream uses; this, not the engine, decides in both lanes."""
         uses: dict[tuple[str, str], set[str]] = {}
-        for node in reversed(self.order):
-            incoming = [e for e in self.edges if e.target == node.id]
-            outputs = self.schemas.get(node.id, {})
+        for node in reversed(self.graph.order):
+            incoming = [e for e in self.graph.edges if e.target == node.id]
+            outputs = self.graph.schemas.get(node.id, {})
             if node.kind == "source":
-                self._needed[node.id] = {o: self._used(node.id, o, schema, uses) for o, schema in outputs.items()}
+                self.graph.needed[node.id] = {o: self._used(node.id, o, schema, uses) for o, schema in outputs.items()}
                 continue
-            inputs = self.input_schemas(node.id) or {}
+            inputs = input_schemas(self.graph, node.id) or {}
             wanted: Mapping[str, frozenset[str]] | None = None
             if node.kind == "processor":
-                read = {e.output for e in self.edges if e.source == node.id} | {o for n, o in self._wanted if n == node.id} or {""}
+                read = {e.output for e in self.graph.edges if e.source == node.id} | {o for n, o in self.graph.wanted if n == node.id} or {
+                    ""
+                }
                 needed = {name: self._used(node.id, name, schema, uses) for name, schema in outputs.items() if name in read}
-                self._needed[node.id] = needed
-                wanted = self.built[node.id].prune(needed)
+                self.graph.needed[node.id] = needed
+                wanted = self.graph.built[node.id].prune(needed)
             for edge in incoming:
                 name = edge.input if edge.input in inputs else incoming[0].input
                 columns = inputs[name].names if wanted is None or name not in wanted else wanted[name]
-                present = set(self.schemas[edge.source][edge.output].names)
-                key = self.changes.keys.get((edge.source, edge.output)) or ()
+                present = set(self.graph.schemas[edge.source][edge.output].names)
+                key = self.graph.keys.get((edge.source, edge.output)) or ()
                 uses.setdefault((edge.source, edge.output), set()).update({*columns, *key} & present)
 
     def _used(self, node: str, output: str, schema: pa.Schema, uses: Mapping[tuple[str, str], set[str]]) -> frozenset[str]:
         """Return the columns somebody reads of an output; who asked to see it sees all of them."""
-        wanted = (node, output) in self._wanted
+        wanted = (node, output) in self.graph.wanted
         return frozenset(schema.names if wanted else uses.get((node, output), schema.names))
 
     def _rebind(self) -> None:
         """Bind once more with the columns that are left."""
-        for node in self.order:
+        for node in self.graph.order:
             if node.kind == "source":
-                for output, schema in self.schemas[node.id].items():
-                    kept = self._needed[node.id][output]
+                for output, schema in self.graph.schemas[node.id].items():
+                    kept = self.graph.needed[node.id][output]
                     # A source that nothing is needed of (count(*)) still has to carry its rows.
                     names = [n for n in schema.names if n in kept] or schema.names[:1]
-                    self.schemas[node.id][output] = pa.schema([schema.field(n) for n in names])
+                    self.graph.schemas[node.id][output] = pa.schema([schema.field(n) for n in names])
             elif node.kind == "processor":
-                self.schemas[node.id] = dict(self.built[node.id].output_schemas(self.input_schemas(node.id) or {}))
-                self.changes.through(node, self.built[node.id], self.schemas[node.id])
-
-    # -- down on paper -----------------------------------------------------------------------------------
-
-    def _write_down(self) -> Plan:
-        nodes = tuple(self._node_spec(node) for node in self.order)
-        # The columns of a stream of changes may change while it runs: they are no part of what a run is.
-        evolves = any((n.settings.get("extract") or {}).get("mode") == "cdc" for n in nodes)
-        identity = json.dumps([_identity(n, evolves=evolves) for n in nodes] + [asdict(e) for e in self.edges], sort_keys=True, default=str)
-        tasks = TaskMaker(self).tasks()
-        return Plan(
-            workflow=self.workflow.name,
-            base_dir=str(self.workflow.base_dir),
-            nodes=nodes,
-            edges=self.edges,
-            tasks=tasks,
-            guarantee=self.guarantee(),
-            lineage=LineageMap(self).by_destination(),
-            settings=_public(self.workflow.settings),
-            hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
-            notes=tuple(self._notes),
-        )
-
-    def _node_spec(self, node: Node) -> NodeSpec:
-        settings: dict[str, Any] = {
-            "path": list(node.path),
-            "on_record": on_record(node, self.workflow),
-            **{k: v for k, v in node.blocks.items() if k in ("extract", "write", "schema")},
-        }
-        if node.kind == "source":
-            return self._source_spec(node, settings)
-        provided = self.host.describe(node.kind, node.use)
-        settings["inputs"] = _named(self.input_schemas(node.id) or {})
-        if node.kind == "processor":
-            settings["offered"] = _named(self._offered[node.id])
-            settings["needed"] = {k: sorted(v) for k, v in self._needed[node.id].items()}
-            self._note_changes(node, settings)
-        else:
-            settings["scope"] = self.built[node.id].commit_scope()
-            self._note_write(node, settings)
-        return NodeSpec(
-            id=node.id,
-            kind=node.kind,
-            use=node.use,
-            plugin=provided.plugin,
-            version=provided.version,
-            hash=provided.hash,
-            config=dict(node.config),
-            settings=settings,
-            schemas={k: schemas.to_json(v) for k, v in self.schemas.get(node.id, {}).items()},
-        )
-
-    def _note_changes(self, node: Node, settings: dict[str, Any]) -> None:
-        """Write down what a step needs to know to pass changes on."""
-        if self.changes.arriving(node.id) is None:
-            return
-        component = self.built[node.id]
-        upstream = ancestors(node.id, self.edges)
-        policies = [n.blocks["extract"].get("on_unchanged") for n in self.order if n.kind == "source" and n.id in upstream]
-        settings["changes"] = {
-            "kept": dict(component.kept()),
-            "made_of": {o: {c: sorted({p for _, p in ps}) for c, ps in cs.items()} for o, cs in (component.lineage() or {}).items()},
-            "on_unchanged": next((p for p in policies if p), "fail"),
-        }
-
-    def _note_write(self, node: Node, settings: dict[str, Any]) -> None:
-        """Write down how a destination takes changes: applied by key, or as rows with columns of their own."""
-        if self.changes.arriving(node.id) is None:
-            return
-        write = self.write_of(node)
-        settings["changes"] = "apply" if write.mode == "upsert" else "rows"
-        settings["write"] = {**(settings.get("write") or {}), "key": list(write.key)}
-
-    def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
-        if node.id in self._inputs:
-            schema = self.schemas[node.id][""]
-            whole = {"id": node.id, "stream": node.id, "spec": {}}
-            shown = {"": schemas.to_json(schema)}
-            return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
-        provided = self.host.describe("source", node.use)
-        component, streams = self.built[node.id], self._streams[node.id]
-        settings[DISCOVERED] = described(list(streams.values()))
-        used = {output: schema.names for output, schema in self.schemas[node.id].items()}
-        if component.many_streams:
-            settings["streams"] = used
-        else:
-            settings["columns"] = used[""]
-        extract = extract_from(
-            node.blocks.get("extract") or {}, node.config.get("columns"), settings.get("columns"), settings.get("streams")
-        )
-        parts = component.parts(list(streams.values()), extract)
-        return NodeSpec(
-            id=node.id,
-            kind="source",
-            use=node.use,
-            plugin=provided.plugin,
-            version=provided.version,
-            hash=provided.hash,
-            config=dict(node.config),
-            settings=settings,
-            schemas={output: schemas.to_json(schema) for output, schema in self.schemas[node.id].items()},
-            partitions=tuple({"id": p.id, "stream": p.stream, "spec": dict(p.spec)} for p in parts),
-            pins=dict(next(iter(streams.values())).pins),
-        )
-
-    def guarantee(self) -> dict[str, str]:
-        """Return what each destination can promise: its own best, lowered by a source that cannot replay."""
-        found = {}
-        for node in self.order:
-            if node.kind != "destination":
-                continue
-            promise = self.built[node.id].guarantee(self.write_of(node))
-            upstream = ancestors(node.id, self.edges)
-            sources = [n for n in self.order if n.id in upstream and n.kind == "source" and n.id in self.built]
-            if any("replayable" not in self.built[s.id].features for s in sources):
-                promise = "at_least_once"
-            found[node.id] = promise
-        return found
-
-
-def _dotted(node: str, output: str) -> str:
-    return f"{node}.{output}" if output else node
-
-
-def extract_of(node: Node) -> ExtractSpec:
-    """Return the extract block of a source node."""
-    return extract_from(node.blocks.get("extract") or {}, node.config.get("columns"))
-
-
-def write_of(node: Node) -> WriteSpec:
-    """Return the write and schema blocks of a destination node."""
-    return write_from(node.blocks.get("write") or {}, node.blocks.get("schema") or {})
-
-
-def on_record(node: Node, workflow: Workflow) -> str:
-    """Return the policy for bad rows at a node: its own, else the workflow's, else `fail`."""
-    own = (node.blocks.get("errors") or {}).get("on_record")
-    general = (workflow.settings.get("errors") or {}).get("on_record")
-    return str(own or general or "fail")
-
-
-def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
-    return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
-
-
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-    if isinstance(plain.get("state"), dict):
-        plain["state"].pop("url", None)
-    return plain
-
-
-def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:
-    """Return what of a node must not change while a run is unfinished."""
-    extract = node.settings.get("extract") or {}
-    full = (extract.get("mode") or "full") == "full"
-    return {
-        "id": node.id,
-        "use": node.use,
-        "config": node.config,
-        "settings": {k: v for k, v in node.settings.items() if k in ("extract", "write", "schema", *(() if evolves else ("needed",)))},
-        # What a full extraction pinned is part of it; an incremental one may find more files at the next start.
-        "partitions": list(node.partitions) if full else [p["id"] for p in node.partitions],
-        "schemas": {} if evolves else {k: v["columns"] for k, v in node.schemas.items()},
-    }
+                self.graph.schemas[node.id] = dict(self.graph.built[node.id].output_schemas(input_schemas(self.graph, node.id) or {}))
+                through(self.graph, node, self.graph.built[node.id], self.graph.schemas[node.id])

@@ -121,23 +121,24 @@ class LocalRun:
     def _attempts(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
         """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
         policy = restart_policy(self.plan)
-        failures, reached = 0, 0
+        failures, reached, again = 0, 0, False
+        turn: StreamsReshaped | None = None
         while True:
             try:
-                if failures:
+                if turn is not None:
+                    start, turn = self._turned(store, start, turn), None
+                if again:
                     if recovery.over(store, start):
                         return "done"
                     start = recovery.start(store, self.plan, start.started, start.run_id)
+                again = True
                 return self._attempt(store, lease, recovery, start)
             except StatementFailed as error:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
                 self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
-                start = replace(start, plan=self.plan)
-            except StreamsReshaped as turn:
-                self.plan = self._planned_anew(turn)
-                self._record(store, start)
-                self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
-                start = recovery.start(store, self.plan, start.started, start.run_id)
+                start, again = replace(start, plan=self.plan), False
+            except StreamsReshaped as reshaped:
+                turn = reshaped
             except RetriableError as error:
                 if self._monitor.epoch > reached:
                     failures, reached = 0, self._monitor.epoch  # it got on since: this is another failure
@@ -145,6 +146,13 @@ class LocalRun:
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
+
+    def _turned(self, store: Any, start: Start, turn: StreamsReshaped) -> Start:
+        """Go on with the plan that streams with other columns ask for."""
+        self.plan = self._planned_anew(turn)
+        self._record(store, start)
+        self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
+        return replace(start, plan=self.plan)
 
     def _record(self, store: Any, start: Start) -> None:
         window = {"window": dict(self._options.window)} if self._options.window else {}

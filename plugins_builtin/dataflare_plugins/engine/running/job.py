@@ -14,8 +14,10 @@ from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.handing import HandoverTask
 from dataflare_plugins.engine.running.recovery import Decision, RecoveryManager, Start
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -49,12 +51,14 @@ class Epoch:
 
     Attributes:
         turns: it ends where streams have other columns from; one that was under way by then does not.
+        last: the run was asked to stop, and all sources have; nothing comes after it.
     """
 
     number: int
     final: bool
     replay: bool
     turns: bool
+    last: bool = False
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -104,6 +108,7 @@ class Job:
         self._stop: dict[str, Any] = {}
         self._drained = False
         self._finished = False
+        self._complete_run = False
         self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
@@ -143,7 +148,8 @@ class Job:
 
     def _body(self, task: TaskSpec) -> SourceTask | StepTask | SinkTask | BulkTask:
         if task.lane == "bulk":
-            return BulkTask(task, self._env, self._handler())
+            kind = HandoverTask if task.way == "handover" else BulkTask
+            return kind(task, self._env, self._handler())
         if task.id in self._sources:
             return SourceTask(task, self._env, self._handler())
         if task.id in self._sinks:
@@ -180,6 +186,7 @@ class Job:
             offsets=self._stop,
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
+            closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
             states=base.states if base is not None else {},
             counts=base.counts if base is not None else {},
         )
@@ -209,11 +216,14 @@ class Job:
     def _supervise(self) -> str:
         while not self._finished:
             self._publish()
+            self._drain_if_asked()
             if self._epoch is None:
                 self._cut_if_due()
             event = self._take(self._patience())
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
+            elif isinstance(event, Abandoned):
+                return "interrupted"
             elif isinstance(event, Reshaped):
                 self._reshaped.setdefault(event.source, {})[event.output] = event.change
             elif isinstance(event, Passed) and self._epoch is not None:
@@ -224,7 +234,7 @@ class Job:
                 self._epoch.committed.add(event.task)
                 if self._epoch.committed >= self._sinks:
                     self._complete()
-        return "interrupted" if self._drained and self._draining() else "done"
+        return "done" if self._complete_run or not self._drained else "interrupted"
 
     def _publish(self) -> None:
         """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
@@ -238,7 +248,9 @@ class Job:
 
     def _patience(self) -> float:
         if self._epoch is not None:
-            return 1.0
+            return 0.2
+        if self._rows is not None:
+            return 0.02  # rows have no clock
         return max(0.01, min(0.5, self._cut_at + self._every - time.monotonic()))
 
     def _cut_if_due(self) -> None:
@@ -248,16 +260,21 @@ class Job:
             if everything_read:
                 self._trigger(final=self._replaying.final, replay=True)
             return
-        if self._draining() and not self._drained:
-            self._drained = True
-            self._tell(self._sources - self._exhausted, Drain())
-            return
-        if self._reshaped and not self._drained:
+        if self._drained:
+            if everything_read:
+                self._trigger(final=False, last=True)
+        elif self._reshaped:
             self._trigger(final=False)
         elif everything_read:
-            self._trigger(final=not self._drained)
-        elif not self._drained and self._due():
+            self._trigger(final=True)
+        elif self._due():
             self._trigger(final=False)
+
+    def _drain_if_asked(self) -> None:
+        """Have the sources stop, also while an epoch is under way: it may wait for one of them to come to a place to stop at."""
+        if self._draining() and not self._drained and self._replaying is None:
+            self._drained = True
+            self._tell(self._sources - self._exhausted, Drain())
 
     def _due(self) -> bool:
         if time.monotonic() - self._cut_at >= self._every:
@@ -270,8 +287,8 @@ class Job:
         live = self._env.monitor.live
         return sum(c.rows_in for n, c in live.items() if self._plan.node(n).kind == "source")
 
-    def _trigger(self, *, final: bool, replay: bool = False) -> None:
-        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay)
+    def _trigger(self, *, final: bool, replay: bool = False, last: bool = False) -> None:
+        self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay, last=last)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay))
@@ -281,12 +298,13 @@ class Job:
         epoch = self._epoch
         assert epoch is not None
         failpoint("job.epoch.passed")
-        stop, ended, letters = dict(self._stop), set[str](), list[DeadLetter]()
+        stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
         states: dict[str, Any] = {}
         counts: dict[str, Mapping[str, float]] = {}
         for passed in epoch.passed.values():
             stop.update(passed.offsets)
             ended |= passed.ended
+            closed |= passed.closed
             states.update(passed.states)
             counts.update(passed.counts)
             letters += passed.letters
@@ -302,7 +320,7 @@ class Job:
                     counts=counts,
                     final=epoch.final,
                     run_started=self._start.started,
-                    extra={"ended": sorted(ended)},
+                    extra={"ended": sorted(ended), "closed": sorted(closed)},
                 ),
                 letters,
             )
@@ -329,7 +347,7 @@ class Job:
         self._epoch = None
         if epoch.final:
             self._acknowledge()
-            self._finished = True
+            self._finished = self._complete_run = True
             return
         if epoch.turns and not self._drained:
             raise StreamsReshaped(self._reshaped)
@@ -338,7 +356,7 @@ class Job:
             self._replaying = None
             self._exhausted.clear()
             self._tell(self._sources, Continue())
-        elif self._drained:
+        elif epoch.last:
             self._finished = True
 
     def _acknowledge(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflare_sdk import Component, NoConfig, Plan
+from dataflare_sdk import Component, NoConfig, NodeSpec, Plan
 
 COUNTERS = ("rows_in", "rows_out", "filtered", "skipped", "dead_lettered", "bytes")
 
@@ -59,13 +59,12 @@ class WorkflowMonitor(Component[NoConfig]):
 
     def snapshot(self, plan: Plan) -> dict[str, Any]:
         """Return live counters per node, for a progress display."""
-        nodes = [
-            {"id": n.id, "kind": n.kind, "plugin": n.use, **(self.live[n.id].as_dict() if n.id in self.live else {})} for n in plan.nodes
-        ]
-        for entry in nodes:
-            own = {**self.metrics.get(entry["id"], {}), **self.gauges.get(entry["id"], {})}
-            entry |= {"metrics": own} if own else {}
-        return {"nodes": nodes, "epoch": self.epoch}
+        return {"nodes": [self._shown(n) for n in plan.nodes], "epoch": self.epoch}
+
+    def _shown(self, node: NodeSpec) -> dict[str, Any]:
+        counts = self.live[node.id].as_dict() if node.id in self.live else {}
+        own = {**self.metrics.get(node.id, {}), **self.gauges.get(node.id, {})}
+        return {"id": node.id, "kind": node.kind, "plugin": node.use, **counts, **({"metrics": own} if own else {})}
 
     def report(self, plan: Plan) -> dict[str, Any]:
         """Return `rows` and `nodes` of the run's document, of committed epochs."""

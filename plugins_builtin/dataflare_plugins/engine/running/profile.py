@@ -16,7 +16,7 @@ START = ("SET enable_profiling='no_output'", "SET profiling_coverage='ALL'")
 def needed(plan: Plan, nodes: Sequence[str], built: Mapping[str, Any]) -> bool:
     """Return False when what the statement wrote tells every count: every step keeps every row. Profiling costs 3 %."""
     known = _backwards(plan, nodes, built, 0)
-    return any((n, output) not in known for n in nodes[:-1] for output in plan.node(n).schemas if _is_read(plan, nodes, n, output))
+    return any((n, output) not in known for n in nodes[:-1] for output in plan.node(n).schemas if _is_read(plan, n, output))
 
 
 def rows_of(
@@ -35,7 +35,7 @@ def rows_of(
         for n in nodes
         if plan.node(n).kind != "destination"
         for output in plan.node(n).schemas
-        if (n, output) not in known and _is_read(plan, nodes, n, output)
+        if (n, output) not in known and _is_read(plan, n, output)
     ]
     if unknown:
         row = connection.execute(statement.counting([relation_name(*u) for u in unknown])).fetchall()[0]
@@ -43,8 +43,9 @@ def rows_of(
     return known
 
 
-def _is_read(plan: Plan, nodes: Sequence[str], node: str, output: str) -> bool:
-    return any(e.source == node and e.output == output and e.target in nodes for e in plan.edges)
+def _is_read(plan: Plan, node: str, output: str) -> bool:
+    """Whether anybody reads an output, be it another statement: a node counts all of its outputs."""
+    return any(e.source == node and e.output == output for e in plan.edges)
 
 
 def _operators(connection: Any) -> list[dict[str, Any]] | None:

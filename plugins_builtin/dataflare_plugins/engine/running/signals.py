@@ -11,12 +11,17 @@ from dataflare_sdk import DeadLetter, Opened, SchemaChange
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """To a task: start. Sources read after `offsets`, to `until` exactly when an epoch is being replayed."""
+    """To a task: start. Sources read after `offsets`, to `until` exactly when an epoch is being replayed.
+
+    `closed` names the sources whose end was told before the barrier of the epoch that is replayed: the others must not tell
+    it within that epoch, or its rows would be others than those that were committed.
+    """
 
     epoch: int = 1
     offsets: Mapping[str, Any] = field(default_factory=dict)
     until: Mapping[str, Any] | None = None
     ended: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()
     states: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -105,6 +110,13 @@ class Reshaped:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandoned:
+    """From a source task: asked to stop, it found no place to resume from in time; what was read since the last is given up."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """From a task: the barrier of `epoch` has passed, and this is how things stood."""
 
@@ -115,6 +127,7 @@ class Passed:
     letters: Sequence[DeadLetter] = ()
     offsets: Mapping[str, Any] = field(default_factory=dict)
     ended: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
+    Abandoned,
     Ack,
     Begin,
     Commit,
@@ -46,6 +47,8 @@ from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.offsets import belongs
 
 Receive = Callable[[float | None], Any]
+PATIENCE = 3.0
+"""Seconds a source that is asked to stop may read on to the end of its transaction; then the epoch is given up."""
 READ_DEADLINE = 0.2
 """Seconds a source may take before it looks at its mail again."""
 
@@ -67,9 +70,10 @@ class SourceTask:
         self._sent_end = False
         self._owed: Trigger | None = None
         self._within = False
-        self._leaving = False
+        self._leaving: float | None = None
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
+        self._told = False  # that everything is read
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -102,6 +106,7 @@ class SourceTask:
         self._extract: ExtractSpec = extract_of_spec(self._node)
         self._offsets = {k: v for k, v in begin.offsets.items() if self._owns(k)}
         self._ended = {k for k in begin.ended if self._owns(k)}
+        self._closed = begin.closed
         self._todo = []
         for key, part in self._partitions():
             until = None if begin.until is None else begin.until.get(key)
@@ -131,6 +136,9 @@ class SourceTask:
                 continue
             if self._env.cancelled():
                 raise Stopped
+            if self._within and self._leaving is not None and time.monotonic() - self._leaving > PATIENCE:
+                self._env.send(Abandoned(self.spec.id))
+                return
             if self._reading:
                 self._read_on()
 
@@ -148,13 +156,13 @@ class SourceTask:
                 if key in mail.offsets:
                     self._source.ack(part, mail.offsets[key])
         elif isinstance(mail, Drain):
-            self._leaving = True
+            self._leaving = time.monotonic()
             if not self._within:
                 self._stop_reading()
         elif isinstance(mail, Continue):
             self._replaying = False
             self._todo = [(key, part, None) for key, part in self._partitions() if key not in self._ended]
-            self._reading = True
+            self._reading, self._told = True, False
         return False
 
     def _read_on(self) -> None:
@@ -214,7 +222,7 @@ class SourceTask:
         owed, self._owed = self._owed, None
         if owed is not None:
             self._barrier(owed)
-        if self._leaving:
+        if self._leaving is not None:
             self._stop_reading()
 
     def _took(self, batch: Batch) -> None:
@@ -252,19 +260,22 @@ class SourceTask:
         """All partitions are read. A full extraction ends; an incremental one only pauses."""
         self._reading = False
         complete = self._extract.mode == "full" and all(k in self._ended for k, _ in self._partitions())
-        if complete:
+        if complete and (not self._replaying or self._node.id in self._closed):
             if not self._sent_end:
                 self._chain.flush()
                 self._chain.forward(End())
                 self._sent_end = True
         elif not self._replaying:
             self._chain.forward(Pause())
+        self._told = True
         self._env.send(Exhausted(self.spec.id))
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
             self._close_reader()
+        if not self._told:
+            self._told = True
             self._env.send(Exhausted(self.spec.id))
 
     def _barrier(self, trigger: Trigger) -> None:
@@ -281,6 +292,7 @@ class SourceTask:
                 letters=self._handler.take_letters(),
                 offsets=dict(self._offsets),
                 ended=frozenset(self._ended),
+                closed=frozenset((self._node.id,)) if self._sent_end else frozenset(),
             )
         )
 

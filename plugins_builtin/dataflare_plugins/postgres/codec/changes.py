@@ -29,7 +29,7 @@ from dataflare_plugins.postgres.codec.memory import (
     Guest,
 )
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals
-from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, ChangeBatch, Form, Relation, Resolve, Table
+from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, ChangeBatch, Form, Relation, Resolve, Table, lsn_text
 from dataflare_sdk import DataflareError
 
 __all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
@@ -179,9 +179,7 @@ class ChangeDecoder:
     def _broken(self, payload: bytes | memoryview) -> DataflareError:
         head = bytes(payload[:26])
         kind, lsn = head[25:26].decode("latin-1"), int.from_bytes(head[1:9], "big")
-        return PROTOCOL.error(
-            f"a message {kind!r} at {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X} is not what it should be (at {self._guest.state.place})"
-        )
+        return PROTOCOL.error(f"a message {kind!r} at {lsn_text(lsn)} is not what it should be (at {self._guest.state.place})")
 
     def _make_room(self) -> Iterator[ChangeBatch]:
         """Let a table or one of its columns grow, or give away what is there."""
@@ -232,7 +230,7 @@ class ChangeDecoder:
             elif kind == b"M":
                 yield _logical_message(payload[26:])
             elif kind not in (b"Y", b"O"):
-                raise PROTOCOL.error(f"a message of type {kind!r} at {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X} is of another protocol")
+                raise PROTOCOL.error(f"a message of type {kind!r} at {lsn_text(lsn)} is of another protocol")
         except (struct.error, ValueError, IndexError) as error:
             raise self._broken(payload) from error
 

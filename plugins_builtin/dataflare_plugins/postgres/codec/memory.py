@@ -169,6 +169,10 @@ class Guest:
         """Copy `size` bytes out, to the address `target` of the process."""
         ctypes.memmove(target, self._base + address, size)
 
+    def view(self, address: int, size: int) -> memoryview:
+        """Return a view of bytes, good until the next `allocate`."""
+        return memoryview((ctypes.c_char * size).from_address(self._base + address)).cast("B")
+
     def words(self, address: int, count: int) -> ctypes.Array[ctypes.c_uint32]:
         """Return a view of 32-bit words, good until the next `allocate`."""
         return (ctypes.c_uint32 * count).from_address(self._base + address)

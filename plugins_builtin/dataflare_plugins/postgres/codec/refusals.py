@@ -18,8 +18,8 @@ PROTOCOL = code(
     "The server sent what is no valid message of its protocol.",
     "Report it, with the server's version and the table's definition; nothing of it was used.",
 )
-ROOM = 4096
-"""Refused values between two batches; more of them make a batch shorter."""
+ROOM = 8192
+"""Refused values between two batches; more of them make a batch shorter. One change has at most four times MAX_COLUMNS."""
 _SIZE = 16
 
 _CAUSES = {

@@ -70,7 +70,8 @@ class ChangeBatch:
         relation: the table as it was when they were made.
         data: the rows, in the columns of its form.
         changes: what happened to each; `pos` is the LSN of the change.
-        rejected: changes with a value Arrow has not; they are not in `data`. `index` is of no batch.
+        rejected: changes with a value Arrow has not; they are not in `data`, and `index` counts them in. `position` has the
+            LSN of the change.
         position: after this batch all of the stream up to this LSN (the end of a commit) has been given; None: it
             ends within a transaction, or more batches of the same follow.
     """
@@ -103,7 +104,7 @@ class Table:
         guest.fill(self.address, 0, STRUCT)
         self._word(_OID, relation.oid)
         self._sets: list[ColumnSet] = []
-        self.max_rows = 0
+        self.max_rows = self._least = 0
         self._open()
 
     def _word(self, field: int, value: int) -> None:
@@ -123,6 +124,7 @@ class Table:
         for field, kind in _ARRAYS:
             self._word(field, self._guest.allocate(self._first_rows * kind.bit_width // 8))
         self._word(_COUNT, len(columns))
+        self._least = self.used
         self._room(self._first_rows)
 
     def _is_key(self, column: Column | None, attribute: Attribute) -> bool:
@@ -157,7 +159,10 @@ class Table:
 
     def grow(self, column: int, need: int) -> None:
         """Make room for values in the column whose struct is at this address."""
-        assert any(s.grow(column, need) for s in self._sets)
+        for columns in self._sets:
+            if columns.grow(column, need):
+                return
+        raise AssertionError(f"no column at {column}")
 
     def take(self, refused: list[tuple[int, int, int]]) -> tuple[ChangeBatch | None, ChangeBatch | None]:
         """Return the changes of whole transactions and those after them, and begin again."""
@@ -176,7 +181,7 @@ class Table:
             return ()
         assert self._form is not None
         fields = [None if c is None else pa.field(c.name, c.arrow) for c in self._form.columns]
-        return rejections(batch.data, fields, refused)
+        return tuple(_placed(r, batch.changes) for r in rejections(batch.data, fields, refused))
 
     def _batch(self, rows: int) -> ChangeBatch:
         data = self._sets[0].batch(rows)
@@ -192,6 +197,8 @@ class Table:
     def shrink(self) -> None:
         """Give back the memory that an empty table has grown to."""
         assert not self.rows
+        if self.used == self._least:
+            return
         self._close()
         self._open()
 
@@ -208,6 +215,17 @@ class Table:
         """Give the memory back; another table has taken its place in the guest."""
         self._close()
         self._guest.free(self.address, STRUCT)
+
+
+def lsn_text(lsn: int) -> str:
+    """Return an LSN as PostgreSQL writes it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def _placed(rejected: RowRejection, changes: Changes) -> RowRejection:
+    index = rejected.index
+    what = {"op": chr(changes.op[index].as_py()), **rejected.detail}
+    return replace(rejected, position={"lsn": lsn_text(changes.pos[index].as_py())}, detail=what)
 
 
 def _part(batch: ChangeBatch, rejected: tuple[RowRejection, ...], start: int, stop: int) -> ChangeBatch | None:

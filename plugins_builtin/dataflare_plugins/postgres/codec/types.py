@@ -7,14 +7,14 @@
 | real, double precision | float32, float64 | binary |
 | numeric(p,s), p ≤ 38 | decimal128(p,s); NaN is refused | binary |
 | numeric, numeric(p > 38) | string, all digits | binary |
-| text, varchar, char(n), name, citext, enums, xml, json | string | binary |
+| text, varchar, char(n), name, citext, enums, json | string | binary |
 | jsonb, uuid | string | binary |
 | bytea | binary | binary |
 | date, timestamp, timestamptz | date32, timestamp[us], timestamp[us, UTC]; infinity is refused | binary |
 | time | time64[us]; 24:00:00 is refused | binary |
 | domains | their base type's | as their base type |
 | one-dimensional arrays of the above | list; a value of more dimensions is refused | binary |
-| timetz, interval, money, bit, inet, macaddr, geometry, ranges, composites, hstore, … | string | text: the server's own output |
+| timetz, interval, money, bit, inet, macaddr, geometry, ranges, composites, hstore, xml, … | string | text: the server's own |
 | arrays of more dimensions, arrays of types that travel as text | string | text |
 
 A type that travels as text is cast to text in the SELECT (`Column.select`). In a replication stream nobody can cast:
@@ -143,7 +143,6 @@ _SCALARS: dict[int, tuple[Codec, pa.DataType]] = {
     25: (Codec.STRING, pa.string()),
     26: (Codec.OID, pa.int64()),
     114: (Codec.STRING, pa.string()),  # json
-    142: (Codec.STRING, pa.string()),  # xml
     700: (Codec.FLOAT4, pa.float32()),
     701: (Codec.FLOAT8, pa.float64()),
     1042: (Codec.STRING, pa.string()),  # char(n)
@@ -158,7 +157,7 @@ _SCALARS: dict[int, tuple[Codec, pa.DataType]] = {
 _NUMERIC = 1700
 _LIMITED = (1042, 1043)
 _ARRAYS = {
-    1000: 16, 1001: 17, 1003: 19, 1016: 20, 1005: 21, 1007: 23, 1009: 25, 1028: 26, 199: 114, 143: 142, 1021: 700,
+    1000: 16, 1001: 17, 1003: 19, 1016: 20, 1005: 21, 1007: 23, 1009: 25, 1028: 26, 199: 114, 1021: 700,
     1022: 701, 1014: 1042, 1015: 1043, 1182: 1082, 1183: 1083, 1115: 1114, 1185: 1184, 2951: 2950, 3807: 3802, 1231: 1700,
 }  # fmt: skip
 

@@ -13,7 +13,12 @@ from dataflare_sdk.schema import literal, quote
 if TYPE_CHECKING:
     import psycopg
 
-NO_PARTITION_COLUMN = code("postgres.no-partition-column", 3, "The column to partition by does not exist.", "Use a column of the table.")
+NO_PARTITION_COLUMN = code(
+    "postgres.no-partition-column",
+    3,
+    "The column to partition by does not exist, or its values have no order.",
+    "Use a column of numbers, times or text, or leave `by` out.",
+)
 SAMPLED = 1_000_000
 """Rows from which bounds are taken from a sample."""
 

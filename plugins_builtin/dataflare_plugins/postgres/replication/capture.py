@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from dataflare_plugins.postgres.replication import checks, offsets, tables, visi
 from dataflare_plugins.postgres.replication import feed as feeds
 from dataflare_plugins.postgres.replication import slot as slots
 from dataflare_plugins.postgres.replication.offsets import Place, Progress
-from dataflare_plugins.postgres.replication.options import CaptureOptions, slot_name
+from dataflare_plugins.postgres.replication.options import CaptureOptions, mark, slot_name
 from dataflare_plugins.postgres.replication.reader import CaptureReader
 from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
@@ -32,9 +32,7 @@ class Capture:
         server: the database.
         names: the tables as the workflow names them.
         many: each is a stream of its own; else there is one, and its stream bears the node's id.
-        slot: name of the slot; by default one of this node's own.
-        publication: name of the publication; by default one is made.
-        options: what else the workflow says of it.
+        options: how.
     """
 
     def __init__(
@@ -44,16 +42,12 @@ class Capture:
         names: Sequence[str],
         *,
         many: bool,
-        slot: str | None = None,
-        publication: str | None = None,
-        options: CaptureOptions = CaptureOptions(),  # noqa: B008 - frozen
+        options: CaptureOptions,
     ) -> None:
         self._ctx = ctx
         self._server = server
         self._names = tuple(names)
         self._many = many
-        self._slot = slot
-        self._publication = publication
         self._options = options
         self._session: Session | None = None
         self._reader: CaptureReader | None = None
@@ -66,37 +60,35 @@ class Capture:
         Raises:
             DataflareError: what is missing, with what to run.
         """
-        with self._server.connect() as db:
+        with self._server.explained(), self._server.connect() as db:
             checks.server(db)
             self._verify(self._load(db), ())
-        db.close()
 
     def discover(self, extract: ExtractSpec) -> list[StreamInfo]:
-        """Return the streams; each pins its columns and its key.
+        """Return the streams; offline their columns are not known.
 
         Raises:
             DataflareError: a table is not there, or cannot be captured.
         """
-        with self._server.connect() as db:
+        if self._ctx.offline:
+            return [StreamInfo(self._stream(name), None, key=extract.key) for name in self._names]
+        with self._server.explained(), self._server.connect() as db:
             checks.server(db)
             found = self._load(db)
-        db.close()
         self._verify(found, extract.key)
-        made = []
-        for table in found:
-            key = extract.key or table.key
-            pins = {"schema": schemas.to_json(table.arrow), "key": list(key)}
-            made.append(StreamInfo(table.stream, table.arrow, key=key, pins=pins))
-        return made
+        return [StreamInfo(t.stream, t.arrow, key=extract.key or t.key) for t in found]
 
-    def partitions(self, streams: Sequence[StreamInfo]) -> list[Partition]:
-        """Return the one partition that reads all streams."""
-        return [Partition(self._ctx.node, self._ctx.node, {"streams": {s.name: dict(s.pins) for s in streams}})]
+    def parts(self, streams: Sequence[StreamInfo]) -> list[Partition]:
+        """Return the one partition that reads all streams: the planned columns of each."""
+        planned = {s.name: schemas.to_json(s.schema) for s in streams if s.schema is not None}
+        return [Partition(self._ctx.node, self._ctx.node, {"streams": planned})]
+
+    def _stream(self, name: str) -> str:
+        return tables.stream_name(name) if self._many else self._ctx.node
 
     def _load(self, db: Any) -> list[Table]:
-        stream = None if self._many else self._ctx.node
         paths = [f"tables[{i}]" if self._many else "table" for i in range(len(self._names))]
-        return [tables.load(db, self._server, n, stream, p) for n, p in zip(self._names, paths, strict=True)]
+        return [tables.load(db, self._server, n, self._stream(n), p) for n, p in zip(self._names, paths, strict=True)]
 
     def _verify(self, found: Sequence[Table], key: Sequence[str]) -> None:
         problems = [p for t in found if (p := checks.identity(t, key)) is not None]
@@ -111,8 +103,8 @@ class Capture:
         Raises:
             DataflareError: what is missing, with what to run; `postgres.slot-lost`, `postgres.slot-ahead`.
         """
-        session = self._prepare(partition.spec, extract)
         with self._server.explained():
+            session = self._prepare(partition.spec, extract)
             checks.server(session.side())
             if offset is None:
                 place, empty = self._begin(session), False
@@ -123,19 +115,18 @@ class Capture:
 
     def _prepare(self, spec: Mapping[str, Any], extract: ExtractSpec) -> Session:
         if self._session is None:
-            mark = zlib.crc32(f"{self._ctx.run.workflow_id if self._ctx.run else ''}/{self._ctx.node}".encode())
-            owner = f"dataflare {mark:08x} {self._ctx.node}"[:50]
-            slot = slot_name(self._slot, self._ctx)
-            consistency = str(extract.options.get("consistency") or "chunks")
-            self._session = Session(self._ctx, self._server, slot, owner, self._options, consistency)
+            options = replace(self._options, instant=extract.options.get("consistency") == "instant")
+            owner = f"dataflare {mark(self._ctx)} {self._ctx.node}"[:50]
+            self._session = Session(self._ctx, self._server, slot_name(options.slot, self._ctx), owner, options)
         session = self._session
         session.stop()
         session.captured, session.planned, session.used, session.keys = {}, {}, {}, {}
         found = self._load(session.side())
-        pins = spec.get("streams", {self._ctx.node: spec})
+        planned = spec.get("streams", {})
         for table in found:
-            pinned = pins.get(table.stream)
-            schema = session.replanned.get(table.stream) or (schemas.from_json(pinned["schema"]) if pinned else table.arrow)
+            schema = session.replanned.get(table.stream)
+            if schema is None:
+                schema = schemas.from_json(planned[table.stream]) if table.stream in planned else table.arrow
             used = _used(extract, table.stream, schema)
             if used is not None:
                 session.captured[table.stream] = table
@@ -149,14 +140,15 @@ class Capture:
         """Make the slot, or take the one that is there; nothing of it was checkpointed."""
         made = self._publish(session, may=True)
         db = session.side()
+        # One that a process of ours was making when it was killed goes with it.
+        slots.free(db, session.slot, session.owner)
         state = slots.look(db, session.slot)
-        if state is not None and state.lost and self._slot is None:
+        if state is not None and state.lost and session.options.slot is None:
             slots.drop(db, session.slot)  # it holds nothing any more, and is nobody else's
             state = None
         if state is None:
             return self._create(session)
         slots.verify(state, session.slot, state.confirmed)
-        slots.free(db, session.slot, session.owner)
         if made:
             # The log before the publication was made cannot be decoded with it; nothing before is needed.
             slots.advance(db, session.slot)
@@ -175,7 +167,7 @@ class Capture:
             raise
         state = slots.look(session.side(), session.slot)
         session.oldest = state.oldest if state is not None else 0
-        if session.consistency == "instant":
+        if session.options.instant:
             session.snapshot, session.holder = snapshot, holder
         else:
             holder.close()
@@ -183,7 +175,7 @@ class Capture:
 
     def _from(self, session: Session, start: int) -> Place:
         high = start
-        if session.consistency == "instant" and session.snapshot is None:
+        if session.options.instant and session.snapshot is None:
             # The slot was there before: one moment of our own, later than the slot's.
             session.holder = self._server.connect(application_name=f"{session.owner}:hold")
             session.snapshot, high = visible.export(session.holder)
@@ -209,14 +201,13 @@ class Capture:
     def _publish(self, session: Session, *, may: bool) -> bool:
         default = f"dataflare_{session.slot}"[:63] if not session.slot.startswith("dataflare_") else session.slot
         found = list(session.captured.values())
-        session.publication, made = checks.publication(session.side(), self._publication, default, found, may=may)
+        session.publication, made = checks.publication(session.side(), session.options.publication, default, found, may=may)
         return made
 
     def position(self) -> Offset:
         """Return where the log ends now: a goal to stop at."""
-        with self._server.connect() as db, self._server.explained():
+        with self._server.explained(), self._server.connect() as db:
             now = slots.now(db)
-        db.close()
         return {"v": offsets.VERSION, "phase": "stream", "lsn": now}
 
     # -- while it is read --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from dataflare_plugins.postgres.connection import LOST, Server
 from dataflare_plugins.postgres.replication import lsn
+from dataflare_plugins.postgres.replication.slot import SLOT_ACTIVE
 from dataflare_sdk import code
 
 REFUSED = code(
@@ -20,6 +21,8 @@ REFUSED = code(
     "See the cause.",
 )
 STATUS_EVERY = 5.0
+GATHER = 0.02
+PAUSE = 0.002
 _STATUS = struct.Struct(">cQQQQ?")
 PROTOCOL = 1
 """Of pgoutput. From 2 on a server may send transactions before they commit, which we would have to keep and it spills."""
@@ -58,31 +61,49 @@ class Feed:
         self.confirmed = 0  # where we begin may not be durable yet: a run begins anew at a place it has just come to
         self._told = 0.0
         options = [f"proto_version '{PROTOCOL}'", f"publication_names '{_quoted(publication)}'"]
-        if binary and connection.info.server_version >= 140000:
+        if binary:
             options.append("binary 'true'")
-        with self._server.explained(REFUSED):
-            connection.execute(_SESSION)
-            connection.execute(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn.show(start)} ({", ".join(options)})')
-        self.status()
+        try:
+            with self._server.explained(REFUSED):
+                connection.execute(_SESSION)
+                self._begin(f'START_REPLICATION SLOT "{slot}" LOGICAL {lsn.show(start)} ({", ".join(options)})')
+            self.status()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, statement: str) -> None:
+        from psycopg import errors
+
+        try:
+            self._connection.execute(statement)
+        except errors.ObjectInUse as error:
+            raise SLOT_ACTIVE.retriable(f"the replication slot was taken meanwhile: {error.diag.message_primary}", path="slot") from error
 
     def take(self, max_bytes: int, timeout: float) -> list[Any]:
         """Return the payloads that are there, up to about `max_bytes`; wait for the first one at most `timeout` seconds.
 
+        The server sends every change by itself. Taking apart a few at a time costs more than taking apart, so what
+        follows within a moment is waited for.
+
         Raises:
             RetriableError: `postgres.connection-lost`.
         """
+        taken: list[Any] = []
         with self._server.explained(REFUSED):
-            taken = self._drain(max_bytes)
+            size = self._drain(taken, max_bytes)
             if not taken and timeout > 0 and self._wait(timeout):
-                taken = self._drain(max_bytes)
+                size = self._drain(taken, max_bytes)
+            end = time.monotonic() + GATHER
+            while taken and size < max_bytes and time.monotonic() < end and self._wait(PAUSE):
+                size += self._drain(taken, max_bytes - size)
         if time.monotonic() - self._told > STATUS_EVERY:
             self.status()
         return taken
 
-    def _drain(self, max_bytes: int) -> list[Any]:
-        taken: list[Any] = []
-        get, add, size = self._pg.get_copy_data, taken.append, 0
-        asked = False
+    def _drain(self, taken: list[Any], max_bytes: int) -> int:
+        """Add what has come to `taken`, and return its bytes."""
+        get, add, size, asked = self._pg.get_copy_data, taken.append, 0, False
         while size < max_bytes:
             length, data = get(1)
             if length > 0:
@@ -97,9 +118,10 @@ class Feed:
                 # What is on its way already is taken in.
                 self._pg.consume_input()
                 asked = True
-        return taken
+        return size
 
     def _wait(self, timeout: float) -> bool:
+        """Wait for bytes; False when there are none."""
         ready, _, _ = select.select([self._pg.socket, self._wake_read], [], [], timeout)
         if self._wake_read in ready:
             with contextlib.suppress(BlockingIOError):

@@ -45,7 +45,7 @@ class Goal:
             return True
         return self.lsn is not None and place.lsn >= self.lsn
 
-    def extend(self, place: Place) -> None:
+    def extend(self, moment: int) -> None:
         """Do not end before the last chunk's moment: the changes up to it make one moment of all chunks' moments."""
         if self.exact is None and self.lsn is not None:
-            self.lsn = max(self.lsn, place.high)
+            self.lsn = max(self.lsn, moment)

@@ -38,6 +38,7 @@ class CaptureReader:
         self._session = session
         self._place = place
         self._goal = Goal(until)
+        self._moment = place.high  # of the last chunk; single rows that are read again do not move the goal
         self._queue: deque[Message] = deque()
         self._copy: Generator[Message] | None = None
         self._stream: Stream | None = None
@@ -52,7 +53,15 @@ class CaptureReader:
     # -- the contract ----------------------------------------------------------------------------------------
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
-        """Return the next message, see `dataflare.contracts.Reader`."""
+        """Return the next message, see `dataflare.contracts.Reader`.
+
+        Raises:
+            RetriableError: `postgres.connection-lost` and what else is of the moment.
+        """
+        with self._session.server.explained():
+            return self._read(max_rows, max_bytes, deadline)
+
+    def _read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
         while True:
             message = self._waiting()
             if message is not None:
@@ -120,7 +129,7 @@ class CaptureReader:
         goal = self._goal
         if goal.lsn is None or not goal.copied(self._place):
             return False
-        goal.extend(self._place)
+        goal.extend(self._moment)
         if goal.streamed(self._place) and self._loose is None:
             return True
         stream = self._stream
@@ -190,6 +199,7 @@ class CaptureReader:
 
     def _copied(self, name: str, end: ChunkEnd) -> None:
         high = max(self._place.high, end.high)
+        self._moment = max(self._moment, end.high)
         self._place = replace(self._place, high=high, tables={**self._place.tables, name: end.progress})
 
     def _whole(self) -> Generator[Message]:
@@ -266,8 +276,9 @@ class CaptureReader:
         self._queue.append(Pause() if offset == self._goal.until else self._shape_of(event.table, offset))
 
     def _shape_of(self, table: Table, offset: Offset) -> SchemaChange:
+        key = self._session.keys[table.stream]
         self._session.replan(table)
-        return SchemaChange(table.stream, table.arrow, offset, self._session.keys[table.stream])
+        return SchemaChange(table.stream, table.arrow, offset, key if set(key) <= set(table.arrow.names) else table.key)
 
 
 def _later(left: tuple[int, int] | None, right: tuple[int, int] | None) -> tuple[int, int] | None:

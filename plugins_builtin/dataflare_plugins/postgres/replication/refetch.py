@@ -62,7 +62,7 @@ def gaps(changes: Changes, absent: Collection[str]) -> dict[str, pa.Array]:
 def complete(
     session: Session, table: Table, data: pa.RecordBatch, changes: Changes, wanted: Mapping[str, pa.Array]
 ) -> tuple[pa.RecordBatch, Changes, int]:
-    """Fill in what `wanted` flags; what is not found stays flagged as unchanged: a change that removes the row is to come.
+    """Fill in what `wanted` flags; what is not found stays as it is: a change that removes the row is to come.
 
     Returns:
         The rows, their changes, and an LSN: what was read is not newer.
@@ -83,8 +83,9 @@ def complete(
             filled = pc.and_(flags, place.is_valid())
             values = pc.if_else(filled, found.column(name).combine_chunks().take(place), data.column(index))
             data = data.set_column(index, data.schema.field(index), values)
-        before = unchanged.get(name, flags)
-        unchanged[name] = pc.and_(pc.or_(before, flags), pc.invert(filled))
+        # A row that was made and is gone again had no value of it; one that was changed keeps what it has.
+        left = pc.or_(unchanged.get(name, flags), flags)
+        unchanged[name] = pc.and_(pc.and_(left, pc.invert(filled)), pc.equal(changes.op, UPDATE))
     return data, replace(changes, unchanged=unchanged), high
 
 

@@ -19,9 +19,9 @@ from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk import ComponentContext
 
 RESNAPSHOT = "resnapshot"
-"""Key of the plugin's state under which a person's wish stands: a JSON list of streams to be read anew."""
+"""Key of the plugin's state under which a person's wish stands: a JSON list of streams (`stream` or `node.stream`) to be read anew."""
 HIGH = "high"
-"""Key under which `raise_high` remembers."""
+"""Beginning of the key under which `raise_high` remembers; the node's id follows."""
 LOOK_EVERY = 10.0
 WISH_EVERY = 1.0
 
@@ -36,7 +36,6 @@ class Session:
         slot: the slot's name.
         owner: what the server is told who reads.
         options: what the workflow says about the capture.
-        consistency: how tables are copied at first: `chunks` (a kill goes on at the last chunk) or `instant`.
         publication: the publication's name.
         captured: stream to its table as it is now, of the streams that are read.
         planned: stream to the columns that were planned.
@@ -55,7 +54,6 @@ class Session:
     slot: str
     owner: str
     options: CaptureOptions
-    consistency: str = "chunks"
     publication: str = ""
     captured: dict[str, Table] = field(default_factory=dict)
     planned: dict[str, pa.Schema] = field(default_factory=dict)
@@ -72,7 +70,6 @@ class Session:
     _looked: float = 0.0
     _wished: float = 0.0
     _beat: float = 0.0
-    _gauges: dict[str, float] = field(default_factory=dict)
 
     def side(self) -> Any:
         """Return the connection for short questions."""
@@ -86,14 +83,18 @@ class Session:
             self._reading = self.server.connect(application_name=f"{self.owner[:54]}:copy")
         return self._reading
 
+    def binary(self) -> bool:
+        """Return whether the stream can be in binary: the server knows how, and no column travels as text."""
+        able = self.side().info.server_version >= 140000
+        return able and not any(t.text for t in self.captured.values())
+
     def start(self, lsn: int) -> Feed:
         """Begin to stream at `lsn`, taking the slot from whoever of our own still holds it."""
         self.stop()
         self.release()
         with self.server.explained():
             slots.free(self.side(), self.slot, self.owner)
-        binary = not any(t.text for t in self.captured.values())
-        self.feed = Feed(self.server, self.owner, self.slot, self.publication, lsn, binary=binary)
+        self.feed = Feed(self.server, self.owner, self.slot, self.publication, lsn, binary=self.binary())
         self.feed.confirm(self.confirmed)
         return self.feed
 
@@ -122,11 +123,13 @@ class Session:
         if now - self._wished < WISH_EVERY:
             return []
         self._wished = now
-        return [s for s in self._wish_list() if s in self.captured]
+        names = {**{f"{self.ctx.node}.{n}": n for n in self.captured}, **{n: n for n in self.captured}}
+        return [names[s] for s in self._wish_list() if s in names]
 
     def fulfilled(self, streams: Sequence[str]) -> None:
         """Strike wishes off the list: from now on a checkpoint remembers them."""
-        left = [s for s in self._wish_list() if s not in streams]
+        struck = {*streams, *(f"{self.ctx.node}.{s}" for s in streams)}
+        left = [s for s in self._wish_list() if s not in struck]
         self.ctx.state_put(RESNAPSHOT, json.dumps(left).encode())
 
     def _wish_list(self) -> list[str]:
@@ -136,11 +139,11 @@ class Session:
 
     def raise_high(self, high: int) -> None:
         """Remember that something was read as of a later moment than a checkpoint says."""
-        self.ctx.state_put(HIGH, json.dumps(high).encode())
+        self.ctx.state_put(f"{HIGH}:{self.ctx.node}", json.dumps(high).encode())
 
     def high(self) -> int:
         """Return the moment that was remembered, 0 when none was."""
-        raw = self.ctx.state_get(HIGH)
+        raw = self.ctx.state_get(f"{HIGH}:{self.ctx.node}")
         return int(json.loads(raw)) if raw else 0
 
     def replan(self, table: Table) -> None:
@@ -166,16 +169,11 @@ class Session:
             end = slots.now(self.side())
         slots.verify(state, self.slot, max(position, self.confirmed))
         assert state is not None
-        self.gauge("slot_wal_bytes", state.lag)
-        self.gauge("lag_bytes", max(0, end - position))
+        self.ctx.gauge("slot_wal_bytes", state.lag)
+        self.ctx.gauge("lag_bytes", max(0, end - position))
         limit = self.options.max_slot_lag
         if limit is not None and state.lag > limit:
             raise slots.SLOT_LAG.error(f"the replication slot '{self.slot}' holds back {state.lag} bytes, {limit} are allowed")
-
-    def gauge(self, name: str, value: float) -> None:
-        """Tell a number that goes up and down; the runtime adds what it is told, so it is told the difference."""
-        self.ctx.metric(name, value - self._gauges.get(name, 0.0))
-        self._gauges[name] = value
 
     def close(self) -> None:
         """Close everything. The slot stays."""

@@ -30,7 +30,7 @@ class Fit:
     @property
     def exact(self) -> bool:
         """True when they are the same columns."""
-        return self.places == tuple(range(len(self.names)))
+        return self.places == tuple(range(len(self.names))) and list(self.names) == self.schema.names
 
     @property
     def absent(self) -> tuple[str, ...]:

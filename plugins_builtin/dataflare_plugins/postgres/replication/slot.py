@@ -13,7 +13,7 @@ SLOT_LOST = code(
     "postgres.slot-lost",
     4,
     "The replication slot that a capture goes on from is gone, and with it changes that were not read.",
-    "Set `extract.on_slot_lost: resnapshot` to copy the tables anew, or start over with `dataflare state reset`.",
+    "Set `on_slot_lost: resnapshot` to copy the tables anew, or start over with `dataflare state reset`.",
 )
 SLOT_AHEAD = code(
     "postgres.slot-ahead",
@@ -36,7 +36,7 @@ SLOT_FOREIGN = code(
 SLOT_LAG = code(
     "postgres.slot-lag",
     4,
-    "The replication slot holds back more of the log than `extract.max_slot_lag` allows.",
+    "The replication slot holds back more of the log than `max_slot_lag` allows.",
     "See what keeps the capture from moving on, make room, or raise the limit.",
 )
 SLOT_FULL = code(

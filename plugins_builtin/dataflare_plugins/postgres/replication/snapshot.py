@@ -85,9 +85,11 @@ def chunk(
 def _last_key(connection: Any, table: Table, after: Progress) -> tuple[str, ...] | None:
     """Return the key of the chunk's last row, None when the table ends before."""
     where = f" WHERE {_beside(table, '>', after.key)}" if after.key is not None else ""
-    keys = ", ".join(f"{quote(k)}::text" for k in table.key)
-    order = ", ".join(quote(k) for k in table.key)
-    row = connection.execute(f"SELECT {keys} FROM {table.sql}{where} ORDER BY {order} OFFSET {CHUNK_ROWS - 1} LIMIT 1").fetchone()
+    # Qualified: ORDER BY would take the text for the column of that name.
+    keys = ", ".join(f"t.{quote(k)}::text" for k in table.key)
+    order = ", ".join(f"t.{quote(k)}" for k in table.key)
+    query = f"SELECT {keys} FROM {table.sql} AS t{where} ORDER BY {order} OFFSET {CHUNK_ROWS - 1} LIMIT 1"
+    row = connection.execute(query).fetchone()
     return None if row is None else tuple(row)
 
 

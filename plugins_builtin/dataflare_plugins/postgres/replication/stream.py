@@ -25,6 +25,7 @@ RENAMED = code(
 )
 LINGER = 0.05
 LONGEST = 0.25
+SHORTEST = 0.002
 PIECE = 1 << 20
 REMEMBERED = 10_000
 
@@ -88,7 +89,7 @@ class Stream:
         self._skip = skip
         self._names = {(t.schema, t.name): t.stream for t in session.captured.values()}
         self._forms: dict[Relation, _Form] = {}
-        self._text = any(t.text for t in session.captured.values())
+        self._text = not session.binary()
         self._decoder = ChangeDecoder(self._resolve, text=self._text, max_rows=max_rows, max_bytes=max_bytes)
         self._since: float | None = None
         self._asked = 0.0
@@ -136,10 +137,13 @@ class Stream:
             self._feed.status(ask=True)
 
     def _patience(self, now: float, deadline: float) -> float:
-        end = deadline if self._since is None else min(deadline, self._since + LINGER)
+        """Return how long to wait for more: not at all costs a turn of the loop each time."""
+        end = deadline
+        if self._since is not None:
+            end = min(end, self._since + (LONGEST if self._decoder.in_transaction else LINGER))
         if self.until is not None:
             end = min(end, now + LINGER)
-        return max(0.0, end - now)
+        return max(SHORTEST, end - now)
 
     def _gathered(self, more: bool) -> bool:
         waited = time.monotonic() - (self._since or 0.0)

@@ -79,19 +79,20 @@ class Table:
         return next(c for c in self.columns if c.name == name)
 
 
-def stream_name(schema: str, name: str) -> str:
-    """Return the name of a table's stream."""
-    return name if schema == "public" else f"{schema}.{name}"
+def stream_name(given: str) -> str:
+    """Return the name of a table's stream, from the table as the workflow names it: `t` for `t` and `public.t`, else `schema.t`."""
+    found = TableName.of(given)
+    return found.name if found.schema in (None, "public") else f"{found.schema}.{found.name}"
 
 
-def load(db: Any, server: Server, given: str, stream: str | None = None, path: str = "table") -> Table:
+def load(db: Any, server: Server, given: str, stream: str, path: str = "table") -> Table:
     """Return a table as it is now.
 
     Args:
         db: an ordinary connection.
         server: the database.
         given: the table as the workflow names it.
-        stream: name of its stream; by default the table's.
+        stream: name of its stream.
         path: where the workflow names it.
 
     Raises:
@@ -108,7 +109,7 @@ def load(db: Any, server: Server, given: str, stream: str | None = None, path: s
     columns = tuple(c for c in found.columns if c.name not in found.computed)
     oids = tuple(raw[c.name] for c in columns)
     key = found.key or tuple(sent)
-    return Table(stream or stream_name(schema, name), schema, name, found.oid, columns, oids, key, tuple(sent), identity)
+    return Table(stream, schema, name, found.oid, columns, oids, key, tuple(sent), identity)
 
 
 def custom_types(connection: Any, oids: Iterable[int]) -> dict[int, types.TypeInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -91,7 +91,7 @@ def fit(db: psycopg.Connection[Any], relation: Relation, schema: pa.Schema, writ
             fields.append(each)
             altered = True
             continue
-        held = relation.column(each.name)
+        held = _as_text(relation.column(each.name), each.type)
         wide = None if takes(held, each.type) else wider(held, each.type)
         if wide is not None:
             held = _widened(db, relation, held, each, wide, write, what)
@@ -101,6 +101,16 @@ def fit(db: psycopg.Connection[Any], relation: Relation, schema: pa.Schema, writ
             broken.add(each.name)
         fields.append(each)
     return Layout(tuple(columns), pa.schema(fields), frozenset(broken)), altered
+
+
+def _as_text(column: Column, kind: pa.DataType) -> Column:
+    """Return an array column as one that takes the server's own text where the rows bring text.
+
+    That is how arrays of several dimensions travel; a table's declaration does not tell them reliably.
+    """
+    if column.codec is Codec.LIST and pa.types.is_string(kind):
+        return replace(column, arrow=pa.string(), codec=Codec.TEXT, element=None, limit=None)
+    return column
 
 
 def _added(db: psycopg.Connection[Any], relation: Relation, each: pa.Field, write: WriteSpec, what: str) -> Column:

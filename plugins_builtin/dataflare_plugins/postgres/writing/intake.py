@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,20 @@ class Intake:
         self._refuse_broken(batch.data)
         batch = batch.with_data(batch.data.select(self.layout.schema.names))
         rejected, gone = list[RowRejection](), set[int]()
-        for look in (self._null_keys, self._unencodable, self._unwelcome):
+        for look in self._looks():
             found = [r for r in look(batch, gone) if r.index not in gone]
             rejected += found
             gone |= {r.index for r in found if r.index is not None}
-        kept = batch if not gone else batch.take(pa.array([i for i in range(batch.data.num_rows) if i not in gone], pa.int64()))
-        if self._upsert:
-            self._staging.add(kept)
-        elif kept.data.num_rows:
-            self._keep(kept.data)
+        if not self._upsert:
+            return rejected + self._keep(batch.data, gone)
+        self._staging.add(batch.take(_left(batch.data, gone)) if gone else batch)
         return rejected
+
+    def _looks(self) -> Sequence[Callable[[Batch, set[int]], Sequence[RowRejection]]]:
+        """Return what has to be found out before a batch is staged; of plain rows staging itself finds what cannot be encoded."""
+        probing = self._ctx.on_record != "fail" and self._probes()
+        looks = [self._null_keys, self._unencodable] if self._upsert else [self._unencodable] if probing else []
+        return [*looks, self._unwelcome] if probing else looks
 
     def _refuse_broken(self, data: pa.RecordBatch) -> None:
         """Under `on_break: fail` the first value of a column that does not fit ends the run; NULLs fit everywhere."""
@@ -105,8 +109,6 @@ class Intake:
 
     def _unwelcome(self, batch: Batch, gone: set[int]) -> Sequence[RowRejection]:
         """Find the rows that the table's constraints refuse, where rows may be refused one by one."""
-        if self._ctx.on_record == "fail" or not self._probes():
-            return ()
         left = [i for i in range(batch.data.num_rows) if i not in gone]
         if self.target.changes and batch.changes is not None:
             removed = batch.changes.removes().to_pylist()
@@ -145,11 +147,14 @@ class Intake:
 
     # -- keeping -----------------------------------------------------------------------------------------
 
-    def _keep(self, data: pa.RecordBatch) -> None:
+    def _keep(self, data: pa.RecordBatch, gone: set[int]) -> list[RowRejection]:
+        """Stage plain rows and return those that cannot be encoded, by their index in the batch."""
+        left = _left(data, gone) if gone else None
         if self._encoder is None:
             self._encoder = CopyEncoder(self.layout.schema, self.layout.columns)
-        made = self._encoder.encode(data)
+        made = self._encoder.encode(data if left is None else data.take(left))
         self._spool.add(made.chunks, made.rows)
+        return [r if left is None else replace(r, index=left[r.index or 0].as_py()) for r in made.rejected]
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the data of a COPY of all plain rows."""
@@ -180,3 +185,7 @@ class Intake:
         """Drop what is staged and give memory back."""
         self.clear()
         self._tester.close()
+
+
+def _left(data: pa.RecordBatch, gone: set[int]) -> pa.Array:
+    return pa.array([i for i in range(data.num_rows) if i not in gone], pa.int64())

@@ -8,5 +8,6 @@
 #include "binary.h"
 #include "text.h"
 #include "copy_out.h"
+#include "frames.h"
 #include "changes.h"
 #include "copy_in.h"

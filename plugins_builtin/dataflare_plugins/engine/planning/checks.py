@@ -1,0 +1,77 @@
+"""What can be wrong with a graph as a whole, once its nodes are bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, write_of
+from dataflare_plugins.engine.planning.graph import ancestors
+from dataflare_sdk import Problem, code
+
+SAME_TARGET = code(
+    "workflow.same-target",
+    3,
+    "Two destinations write the same file.",
+    "Unite them with `from: [a, b]` on one destination, or write two files.",
+)
+NO_SUCH_NODE = code("run.unknown-node", 2, "Rows are wanted of, or handed to, a node that is not there.", "Use the id of a node.")
+OVERLAP_REPEATS = code(
+    "workflow.overlap-repeats",
+    3,
+    "A source that reads back for late commits gives a changed row again, and what follows cannot take it.",
+    "Write by upsert with the row's key, or leave `overlap` out.",
+)
+
+
+def given(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse Arrow data for what is no source."""
+    sources = [n.id for n in graph.order if n.kind == "source"]
+    for name in graph.given:
+        if name not in sources:
+            yield NO_SUCH_NODE.problem(f"there is no source '{name}' to hand rows to", fix=f"there are {', '.join(sources)}")
+
+
+def wanted(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse to collect rows of what is not there."""
+    kinds = {n.id: n.kind for n in graph.order}
+    for node, output in sorted(graph.wanted):
+        outputs = graph.schemas.get(node)
+        if node not in kinds or (kinds[node] == "destination" and output):
+            yield NO_SUCH_NODE.problem(f"there is no node '{_dotted(node, output)}'", fix=f"there are {', '.join(kinds)}")
+        elif outputs is not None and output not in outputs:
+            names = ", ".join(_dotted(node, o) for o in outputs)
+            yield NO_SUCH_NODE.problem(f"'{_dotted(node, output)}' is no output of '{node}'", fix=f"it has {names}")
+
+
+def overlaps(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse what cannot take a row again: read back for late commits, a row that changed comes a second time."""
+    for source in graph.order:
+        if source.kind != "source" or not extract_of(source).overlap:
+            continue
+        for node in graph.order:
+            if node.id == source.id or source.id not in ancestors(node.id, graph.edges) or node.id not in graph.built:
+                continue
+            appends = node.kind == "destination" and write_of(node).mode == "append"
+            gathers = node.kind == "processor" and "rowwise" not in graph.built[node.id].features
+            if appends or gathers:
+                what = "would be appended twice" if appends else "would be counted twice"
+                message = f"'{source.id}' reads back for late commits (`overlap`): a row that changed {what} at '{node.id}'"
+                yield OVERLAP_REPEATS.problem(message, **graph.workflow.place(*node.path))
+
+
+def targets(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse two destinations of one scope where no transaction keeps them apart."""
+    seen: dict[str, str] = {}
+    for node in graph.order:
+        component = graph.built.get(node.id)
+        if node.kind != "destination" or component is None or "transactional" in component.features:
+            continue
+        scope = component.commit_scope()
+        if scope in seen:
+            place = graph.workflow.place(*node.path)
+            yield SAME_TARGET.problem(f"'{seen[scope]}' and '{node.id}' write the same file", **place)
+        seen.setdefault(scope, node.id)
+
+
+def _dotted(node: str, output: str) -> str:
+    return f"{node}.{output}" if output else node
