@@ -50,7 +50,7 @@ def _die_with_parent() -> None:
 def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[Any]:
     """Start a server in a folder it owns. It ends with the thread that started it."""
     with log.open("ab") as out:
-        return subprocess.Popen(
+        process: Any = subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -60,6 +60,8 @@ def spawn(command: list[str], folder: Path, log: Path) -> subprocess.Popen[Any]:
             start_new_session=True,
             **as_user(),
         )
+    started: subprocess.Popen[bytes] = process
+    return started
 
 
 def wait_until(ready: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:

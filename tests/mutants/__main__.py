@@ -26,21 +26,8 @@ destinations:
   copy: {use: duckdb, from: made, with: {path: copy.duckdb, table: rows}, write: {mode: append}}
 runtime: {lane: streaming}
 """
-CDC = """
-name: mutant
-sources:
-  orders: {use: sqlite, with: {path: shop.db, table: orders}, extract: {mode: cdc}}
-destinations:
-  copy: {use: sqlite, with: {path: copy.db, table: orders}, write: {mode: upsert, key: [id]}}
-state: {checkpoint: {every: 100ms}}
-"""
-CDC_SQL = """
-CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, total REAL);
-WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
-INSERT INTO orders SELECT i, 'order ' || i, i * 1.5 FROM n;
-"""
 EXAMPLE = ROOT / "examples" / "postgres-cdc" / "orders_cdc.yaml"
-WORKFLOWS = {"confirm_before_commit": "cdc", "unchanged_becomes_null": "postgres"}
+WORKFLOWS = {"confirm_before_commit": "postgres", "unchanged_becomes_null": "postgres"}
 KILLS = 40
 """Kills a mutant may survive; a proof ends at the first round that lost or doubled something."""
 
@@ -51,9 +38,7 @@ def workflow(name: str, folder: Path) -> Path:
     if kind == "postgres":
         return EXAMPLE
     file = folder / "mutant.yaml"
-    file.write_text(CDC if kind == "cdc" else FULL)
-    if kind == "cdc":
-        file.with_suffix(".sql").write_text(CDC_SQL)
+    file.write_text(FULL)
     return file
 
 
