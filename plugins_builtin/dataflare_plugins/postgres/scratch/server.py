@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import itertools
 import os
@@ -54,6 +56,28 @@ def _version(folder: Path) -> int:
     return int(told.split()[2].split(".")[0])
 
 
+@functools.cache
+def _runnable(binaries: Binaries) -> Binaries:
+    """Return binaries that the server's user can run.
+
+    Root's own folders are often closed to everybody else, a virtual environment in one of them too: then the
+    programs are copied, with the libraries they look for beside them, to a folder that ends with this process.
+    """
+    try:
+        subprocess.run([binaries.folder / "postgres", "--version"], capture_output=True, check=True, **as_user())
+    except PermissionError:
+        package = binaries.folder.parents[1]
+        copy = own_folder("pg-bin")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        home = copy / package.name / binaries.folder.parent.name
+        shutil.copytree(binaries.folder.parent, home, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+        return Binaries(binaries.version, home / "bin")
+    return binaries
+
+
 class PostgresServer:
     """One server; `start` makes its data folder at the first time, `kill` and `start` again is a crash.
 
@@ -64,7 +88,7 @@ class PostgresServer:
     """
 
     def __init__(self, binaries: Binaries, *, fsync: bool = False, options: Mapping[str, str] | None = None) -> None:
-        self.binaries = binaries
+        self.binaries = _runnable(binaries)
         self.options = {**OPTIONS, "fsync": "on" if fsync else "off", **(options or {})}
         self.folder = own_folder("pg")
         self.port = free_port()
