@@ -13,6 +13,7 @@ from dataflare_plugins.sqlite.convert import Converter
 from dataflare_plugins.sqlite.types import declared
 from dataflare_sdk import WriteSpec
 from dataflare_sdk.schema import quote
+from dataflare_sdk.table_ddl import statements
 
 ROWS = 8_192
 
@@ -41,34 +42,7 @@ def ddl(path: Path, table: str, schema: pa.Schema, write: WriteSpec) -> Sequence
     """Return the statements a run would run before it writes."""
     with _read_only(path) as db:
         held = _columns(db, table) if db is not None else {}
-    wanted = {f.name: declared(f.type) for f in schema}
-    if write.mode == "overwrite" and held:
-        return _replaced(table, {n.lower(): t for n, t in held.items()}, wanted)
-    if not held:
-        return [_create(table, wanted, write.key if write.mode == "upsert" else ())]
-    known = {n.lower() for n in held}
-    missing = [n for n in wanted if n.lower() not in known] if write.on_add == "evolve" else []
-    return [f"ALTER TABLE {quote(table)} ADD COLUMN {quote(n)} {wanted[n]}" for n in missing]
-
-
-def _create(table: str, wanted: dict[str, str], key: Sequence[str]) -> str:
-    columns = [f"{quote(n)} {t}" for n, t in wanted.items()]
-    if key:
-        columns.append(f"PRIMARY KEY ({', '.join(quote(k) for k in key)})")
-    return f"CREATE TABLE {quote(table)} ({', '.join(columns)})"
-
-
-def _replaced(table: str, held: dict[str, str], wanted: dict[str, str]) -> list[str]:
-    """Tell how the table that takes an old one's place differs from it."""
-    added = [f"ALTER TABLE {quote(table)} ADD COLUMN {quote(n)} {t}" for n, t in wanted.items() if n.lower() not in held]
-    lower = {n.lower() for n in wanted}
-    dropped = [f"ALTER TABLE {quote(table)} DROP COLUMN {quote(n)}" for n in held if n not in lower]
-    changed = [
-        f"ALTER TABLE {quote(table)} ALTER COLUMN {quote(n)} TYPE {t}"
-        for n, t in wanted.items()
-        if n.lower() in held and held[n.lower()].upper() != t.upper()
-    ]
-    return added + changed + dropped
+    return statements(table, held, {f.name: declared(f.type) for f in schema}, write, lambda one, other: one.upper() == other.upper())
 
 
 def _columns(db: sqlite3.Connection, table: str) -> dict[str, str]:
