@@ -1,5 +1,5 @@
 """`python -m dataflare` is the command `dataflare`."""
 
-from dataflare.cli import entry
+from dataflare.process import entry
 
 entry()

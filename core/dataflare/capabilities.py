@@ -13,12 +13,12 @@ without any grant; one with asks that were not granted is built, and refused whe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dataflare.errors import CAPABILITY_DENIED, code
 from dataflare.manifest import Manifest
+from dataflare.records import field, record
 
 __all__ = ["Capabilities", "Policy", "effective", "parse_bytes"]
 
@@ -33,7 +33,7 @@ POLICY_INVALID = code("policy.invalid", 3, "A policy or lock file cannot be read
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """What the operator decided.
 
@@ -98,7 +98,7 @@ class Policy:
             raise CHANGED.error(f"the manifest of {manifest.name!r} {manifest.version} is not the one that was granted")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capabilities:
     """What one plugin may do.
 

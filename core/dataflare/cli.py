@@ -6,19 +6,16 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
 import sys
-import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from dataflare import index
 
-__all__ = ["entry", "main", "root"]
+__all__ = ["main", "root"]
 
 
 def _commands() -> dict[str, str]:
@@ -126,25 +123,6 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def entry() -> NoReturn:
-    """Run the command line as a process of its own.
-
-    Taking the interpreter and its libraries apart costs a fifth of a short run and frees nothing that the system
-    does not free anyway: what wants to run at exit has run, then the process ends.
-    """
-    try:
-        main()
-    except SystemExit as end:
-        if any(not t.daemon for t in threading.enumerate() if t is not threading.current_thread()):
-            raise  # somebody still works: wait for them as Python does
-        atexit._run_exitfuncs()
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 0)
-    raise AssertionError("main always exits")
-
-
 def _provided(name: str) -> click.Command | None:
     """Load the command of a plugin."""
     from dataflare.lifecycle import Runtime
@@ -179,8 +157,6 @@ def _no_command(name: str, known: dict[str, str], ctx: click.Context) -> click.U
 
 def _reader_left() -> int:
     """End quietly when whoever read our output has gone (`dataflare … | head`)."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

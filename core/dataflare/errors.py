@@ -18,8 +18,10 @@ Exit codes (a code's `exit`): 1 the data or code failed under policy `fail`, 2 u
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
+
+from dataflare.records import record
 
 __all__ = [
     "CODES",
@@ -35,7 +37,7 @@ __all__ = [
 _PRECEDENCE = (3, 6, 4, 1, 5)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """One thing that is wrong, where, and how to mend it.
 
@@ -80,7 +82,7 @@ class Problem:
         return f"{text} [{self.code}]" + (f"\n  fix: {self.fix}" if self.fix else "")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ErrorCode:
     """A declared code: the one place that says what it means, how it ends a run, and how to mend it."""
 

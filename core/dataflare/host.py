@@ -11,6 +11,7 @@ from typing import Any
 
 from dataflare.capabilities import Capabilities, effective
 from dataflare.contracts import Provided, RunEvent, RunInfo, Surroundings
+from dataflare.contracts.host import PLAIN
 from dataflare.errors import DataflareError
 from dataflare.logs import Logger, Logs
 from dataflare.manifest import BUILT_IN
@@ -69,7 +70,7 @@ class RuntimeHost:
         kind: str,
         use: str,
         config: Mapping[str, Any],
-        around: Surroundings = Surroundings(),  # noqa: B008 - frozen
+        around: Surroundings = PLAIN,
     ) -> Any:
         """Build a component; raises as `contracts.Host` says."""
         entry = self._entry(kind, use)

@@ -8,10 +8,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dataflare import process
 from dataflare.capabilities import Policy
 from dataflare.config import Configuration, config_dir
 from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport
@@ -20,6 +21,7 @@ from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, code,
 from dataflare.host import RuntimeHost
 from dataflare.logs import LEVELS, Logs, Redactor
 from dataflare.plugins import PluginManager
+from dataflare.records import record
 from dataflare.registry import Registry
 from dataflare.workflow import Workflow
 
@@ -32,7 +34,7 @@ __all__ = ["Runtime", "Validation"]
 BAD_PLAN = code("run.bad-plan", 3, "A plan document cannot be read.", "Write it anew with `dataflare plan --json`.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Validation:
     """What `validate` found.
 
@@ -289,6 +291,7 @@ class _Run:
         assert self.executor is not None
         with self.phase("execute"):
             self.handle = self.executor.start(self.plan, self.workflow, self.options)
+            process.started()
             if self.on_start is not None:
                 self.on_start(self.handle)
             with self.phase("monitor"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from dataflare.errors import DataflareError, Problem, code
+from dataflare.records import field, record
 
 __all__ = ["API_VERSION", "BUILT_IN", "KINDS", "Component", "Manifest", "read"]
 
@@ -61,7 +62,7 @@ _COMPONENT_KEYS: dict[str, tuple[type, bool]] = {
 _TYPE_NAMES = {int: "a whole number", str: "text", list: "a list", dict: "a mapping", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Component:
     """One entry of `provides`.
 
@@ -82,7 +83,7 @@ class Component:
     config: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Manifest:
     """A plugin as its manifest describes it.
 
@@ -129,8 +130,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values that `from_json` reads back; the form kept in the cached index."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        plain["provides"] = [[getattr(c, name) for name in c.__slots__] for c in self.provides]
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["provides"] = [[getattr(c, f.name) for f in fields(c)] for c in self.provides]
         return plain
 
     @classmethod

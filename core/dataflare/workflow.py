@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from dataflare.records import field, record
 
 __all__ = ["Marks", "Node", "Workflow"]
 
@@ -12,7 +13,7 @@ Marks = Mapping[tuple[str | int, ...], tuple[int, int]]
 """Path in the document to (line, column), both from 1. Of a mapping entry: the place of its key."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """A source, processor or destination as the file gives it.
 
@@ -35,7 +36,7 @@ class Node:
     path: tuple[str | int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Workflow:
     """One workflow.
 

@@ -7,9 +7,11 @@ is known of the row before: its key at least, everything else NULL when the sour
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pyarrow as pa
+
+from dataflare.records import field, record
 
 CREATE, UPDATE, DELETE, READ, TRUNCATE = (ord(c) for c in "cudrt")
 """What happened: a row was created, updated, deleted, read by a snapshot; or the whole table was emptied."""
@@ -26,7 +28,7 @@ COLUMNS = pa.schema(
 """The columns by which a change is written down as a row, where a destination appends changes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Changes:
     """One entry per row of a batch.
 

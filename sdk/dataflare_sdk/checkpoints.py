@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare.contracts import Opened, Target
 from dataflare.errors import code
+from dataflare.records import record
 from dataflare_sdk.fence import FENCED, check_fence
 
 DAMAGED = code("state.damaged-checkpoint", 4, "The checkpoint row of a destination is damaged.", "Restore the database from a backup.")
@@ -22,7 +22,7 @@ Execute = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 """Runs a statement in the open transaction and returns its rows; for an UPDATE one for each row it changed."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Dialect:
     """What a database says otherwise.
 

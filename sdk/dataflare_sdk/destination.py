@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare.contracts import Opened, RowRejection, Target, WriteSpec
+from dataflare.records import record
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.handover import Handover
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.scratch import DestinationTwin, ScratchPlace
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CopyTarget:
     """How a bulk statement writes a whole result into a destination's staging.
 

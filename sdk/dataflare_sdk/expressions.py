@@ -6,13 +6,14 @@ Processors get it from `ctx.component("expression_engine", "duckdb")`, so `map` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from dataflare.records import field, record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Bound:
     """What binding a set of row expressions told.
 
@@ -29,7 +30,7 @@ class Bound:
     can_fail: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundQuery:
     """What binding a SELECT told.
 
@@ -49,7 +50,7 @@ class BoundQuery:
     volatile: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attempt:
     """A stage run again on a batch that failed, with every expression guarded.
 

@@ -33,11 +33,12 @@ from dataflare.errors import (
     DataflareError,
     Problem,
 )
+from dataflare.records import record
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record
 class _Mark:
     """Names the notation of a marked string."""
 
@@ -230,7 +231,7 @@ def json_schema(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record
 class FieldDoc:
     """One documented key: what the reference pages are made from."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from dataflare.contracts import RowRejection
 from dataflare.errors import code
+from dataflare.records import record
 from dataflare_sdk import atomic, duck
 from dataflare_sdk.changes import DELETE, TRUNCATE, UPDATE, Changes
 from dataflare_sdk.messages import Batch
@@ -38,7 +38,7 @@ def flag(index: int) -> str:
     return f"_df_unchanged_{index}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Folded:
     """What an epoch comes to. Read each stream to its end before the next is asked for.
 

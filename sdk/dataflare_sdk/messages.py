@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare.contracts import Barrier, End, Message, Offset, Pause, RowRejection, SchemaChange, Watermark
+from dataflare.records import record
 from dataflare_sdk.changes import Changes
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Origin:
     """The source rows behind a batch, so that a dead letter holds what was read, not what was made of it.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from dataflare.contracts import RowRejection
+from dataflare.records import field, record
 
 ORDINAL = "_df_ordinal"
 """The column that says which row of the scan (from 1) a row came from, where steps are done while reading."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Through:
     """Steps that are done while a scan is read.
 
@@ -27,7 +27,7 @@ class Through:
     guard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ScanUnit:
     """One SQL scan that is read from its beginning or thrown away: a file, a table, a range.
 

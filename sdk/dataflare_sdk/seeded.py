@@ -11,16 +11,16 @@ import random
 import string
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from dataflare.records import record
 from dataflare_sdk.schema import quote
 
 Change = Callable[["TableWriter"], int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TableShape:
     """What a writer has to know of a table.
 

@@ -1,4 +1,4 @@
-"""Contracts: the Protocols and small frozen dataclasses that hooks and components speak in.
+"""Contracts: the Protocols and small records that hooks and components speak in.
 
 Nothing here knows Arrow, SQL or threads. Data is named by the Arrow C data interface's own methods, so
 that any library that speaks it will do. One file per role; this module hands all of them on.

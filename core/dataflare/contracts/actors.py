@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dataflare.contracts.batch import Message
+from dataflare.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RestartPolicy:
     """How often and how fast a failing actor is started again.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from dataflare.records import field, record
 
 Offset = Mapping[str, Any]
 """Where a source stands: opaque, versioned JSON that only the source itself compares."""
@@ -60,7 +61,7 @@ class Batch(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RowRejection:
     """A row that a step refused, with what is needed to find and mend it.
 
@@ -83,7 +84,7 @@ class RowRejection:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Barrier:
     """Ends an epoch on a channel: everything before it belongs to `epoch` or an earlier one.
 
@@ -99,24 +100,24 @@ class Barrier:
     replay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Watermark:
     """No row with an event time before `time` (microseconds since 1970, UTC) is expected any more."""
 
     time: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class End:
     """The input is complete: windows close, whole-input steps answer, their state is dropped."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pause:
     """The input stops for now: state stays in the checkpoint and a later run goes on from it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SchemaChange:
     """From here on a stream has other columns. Its source reads no further until everybody is bound anew.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from dataflare.records import record
 
 if TYPE_CHECKING:
     from dataflare.contracts.host import Host
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunInfo:
     """The run a component lives in.
 

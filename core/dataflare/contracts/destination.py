@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dataflare.contracts.batch import Batch, RowRejection
+from dataflare.records import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WriteSpec:
     """The `write:` and `schema:` blocks of a destination, defaults filled in.
 
@@ -32,7 +32,7 @@ class WriteSpec:
     on_break: str = "fail"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """Who is about to write, what, and with which right.
 
@@ -59,7 +59,7 @@ class Target:
     changes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Opened:
     """What a destination durably holds of this workflow and node.
 

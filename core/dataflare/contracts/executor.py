@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dataflare.records import record
 from dataflare.workflow import Workflow
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EdgeSpec:
     """An arrow of the graph.
 
@@ -33,7 +34,7 @@ class EdgeSpec:
         return f"{self.source}.{self.output}" if self.output else self.source
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeSpec:
     """One node, ready to be built anywhere.
 
@@ -61,7 +62,7 @@ class NodeSpec:
     pins: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskSpec:
     """A fused chain of operators between two exchanges; what an actor is started with.
 
@@ -85,7 +86,7 @@ class TaskSpec:
     way: str = "statement"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """Everything a run needs, as data.
 
@@ -156,7 +157,7 @@ class Plan:
         raise KeyError(id)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunOptions:
     """How this one run was asked for.
 

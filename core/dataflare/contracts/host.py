@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from dataflare.contracts.component import RunInfo
 from dataflare.contracts.monitor import RunEvent
+from dataflare.records import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Provided:
     """One component that some plugin provides, known from its manifest alone.
 
@@ -36,7 +36,7 @@ class Provided:
     summary: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Surroundings:
     """What a component built for a node of a workflow finds around it; becomes its `ComponentContext`.
 
@@ -71,6 +71,10 @@ class Surroundings:
     path: tuple[str | int, ...] = field(default_factory=tuple)
 
 
+PLAIN = Surroundings()
+"""Around a component that is built outside a run."""
+
+
 class Host(Protocol):
     """The runtime as engine parts and commands see it: `ctx.host`, for in-process plugins only."""
 
@@ -94,7 +98,7 @@ class Host(Protocol):
         """Load the plugin and return the component's class or function, without building it."""
         ...
 
-    def build(self, kind: str, use: str, config: Mapping[str, Any], around: Surroundings = Surroundings()) -> Any:
+    def build(self, kind: str, use: str, config: Mapping[str, Any], around: Surroundings = PLAIN) -> Any:
         """Build a component: resolve `${secret:}`, check the configuration, check capabilities.
 
         Raises:

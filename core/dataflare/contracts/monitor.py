@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from dataflare.records import field, record
 
 PHASES = ("initialise", "prepare", "execute", "monitor", "complete", "clean_up")
 """The six phases of a run in order; a run that fails or resumes says `recover` for `complete`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunEvent:
     """Something that happened in a run.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from dataflare.records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Decision:
     """An authoriser's answer; any deny wins.
 

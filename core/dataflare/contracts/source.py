@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dataflare.contracts.batch import Message, Offset
+from dataflare.records import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExtractSpec:
     """The `extract:` block of a source.
 
@@ -39,7 +39,7 @@ class ExtractSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StreamInfo:
     """One stream (table, file set, topic) that a source offers.
 
@@ -59,7 +59,7 @@ class StreamInfo:
     pins: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Partition:
     """A part of a stream that one reader reads by itself.
 

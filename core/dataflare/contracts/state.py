@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dataflare.records import field, record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Lease:
     """The right to run a workflow: an OS-held lock for liveness, a fence number for safety.
 
@@ -22,7 +23,7 @@ class Lease:
     fence: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeadLetter:
     """A row that could not be processed, kept so that it can be read, mended and replayed.
 
@@ -51,7 +52,7 @@ class DeadLetter:
     saved_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Checkpoint:
     """One logged epoch: enough to go on after it, or to finish it after a crash.
 

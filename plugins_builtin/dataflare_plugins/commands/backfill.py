@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from dataflare_sdk import DataflareError, Node, Workflow, code
 from dataflare_sdk.commands import Runtime
 from dataflare_sdk.fields import parse_duration
+from dataflare_sdk.records import record
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import opened
 
@@ -39,7 +40,7 @@ OVERWRITES = code(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Range:
     """What is asked for: values of the cursor, as the source compares them (numbers, or text of dates and times).
 

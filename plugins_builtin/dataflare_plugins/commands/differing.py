@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import pyarrow as pa
 
 from dataflare_sdk import WriteSpec, duck
 from dataflare_sdk.canonical import canonical
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 DELETED_AT = "_deleted_at"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Planned:
     """Rows that a run would write.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare_sdk import code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import literal
 
 SYNTAX = code("expression.syntax", 3, "A SQL expression cannot be parsed.", "Mend the expression; it is DuckDB's dialect.")
@@ -105,7 +105,7 @@ SAFE = frozenset(
 """Functions that give a value or NULL whatever they are given."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parsed:
     """What parsing alone tells about an expression or a query.
 

@@ -8,11 +8,11 @@ import os
 import shutil
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataflare_sdk import CODES, code, platform
+from dataflare_sdk.records import record
 
 CHANGED = code(
     "source.changed",
@@ -26,7 +26,7 @@ PACKED = (".gz", ".zst", ".zip")
 TIMEOUT = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InputFile:
     """One file to read, pinned.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dataflare_sdk.records import record
 
 COLUMN = re.compile(r"\{([^{}]+)\}")
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """Where rows are written.
 

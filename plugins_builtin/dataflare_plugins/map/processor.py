@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_sdk import CODES, Batch, RowRejection, Sql, config, option
+from dataflare_sdk.records import record
 from dataflare_sdk.row_stage import StageProcessor, need_column, only, refuse_duplicates, single
 from dataflare_sdk.schema import quote
 
@@ -23,7 +23,7 @@ class MapConfig:
     drop: list[str] = option("Columns to leave out at the end.", default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Column:
     """An output column: an input column as it is, or an expression."""
 

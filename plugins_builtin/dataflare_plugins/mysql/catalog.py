@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare_plugins.mysql.columns import Column, parse_type
 from dataflare_plugins.mysql.connection import Session
 from dataflare_plugins.mysql.errors import NO_TABLE
 from dataflare_sdk.fields import nearest
+from dataflare_sdk.records import record
 
 _COLUMNS = (
     "SELECT COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH, COLUMN_DEFAULT, EXTRA, IS_NULLABLE, DATA_TYPE "
@@ -22,7 +22,7 @@ _KEYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """A table or view.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_sdk import code
+from dataflare_sdk.records import record
 
 UNSUPPORTED = code(
     "mysql.unsupported-type", 3, "A column has a type that is not carried.", "Leave it out with `columns`, or cast it in a `query`."
@@ -33,7 +34,7 @@ SIMPLE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Column:
     """One column of a table.
 

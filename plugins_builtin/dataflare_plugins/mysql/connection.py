@@ -6,11 +6,11 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from dataflare_plugins.mysql.errors import BAD_URL, driver, explained
+from dataflare_sdk.records import field, record
 
 CONNECT_TIMEOUT = 10
 LOCK_WAIT = 50
@@ -31,7 +31,7 @@ SETTINGS = {
 """Of every session."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Url:
     """Where a server is and who connects.
 

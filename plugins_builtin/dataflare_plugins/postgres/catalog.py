@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from dataflare_plugins.postgres.codec.types import BUILT_IN, TYPES_QUERY, Column
 from dataflare_plugins.postgres.connection import Server
 from dataflare_sdk import code
 from dataflare_sdk.fields import nearest
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SAME_NAMES = code("postgres.same-names", 3, "A query gives two columns of one na
 _NAME = re.compile(r'\s*(?:(?P<a>"(?:[^"]|"")+"|[^".\s]+)\s*\.\s*)?(?P<b>"(?:[^"]|"")+"|[^".\s]+)\s*')
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TableName:
     """A table's name as the person gave it: letter case counts; without a schema the search path finds it."""
 
@@ -59,7 +59,7 @@ def _unquoted(part: str) -> str:
     return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Relation:
     """A table, view or query, as it is now.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import pyarrow.parquet
 
 from dataflare_sdk import Workflow, duck, failpoints, fold, scan_reader
 from dataflare_sdk.commands import RunOptions, Runtime
+from dataflare_sdk.records import record
 
 PRELOADED = (sqlite3, duckdb, pyarrow, pyarrow.compute, pyarrow.parquet, duck, fold, scan_reader)
 """Imported here so that a forked run does not have to; nothing of it is opened before the fork."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """What a forked process is to do.
 

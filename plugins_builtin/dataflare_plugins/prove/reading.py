@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from dataflare_plugins.prove.codes import CANNOT_COMPARE
 from dataflare_sdk import DataflareError, Host, NodeSpec, Plan, Surroundings, Workflow
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.commands import Runtime
+from dataflare_sdk.records import record
 
 DELETED_AT = "_deleted_at"
 """The column by which every destination tells that a row was deleted, where deletes are soft."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Held:
     """Rows of one destination.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from dataflare_sdk.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kill:
     """One kill to come.
 

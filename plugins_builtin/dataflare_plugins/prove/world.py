@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataflare_plugins.prove.codes import NO_TWIN
 from dataflare_sdk import DataflareError, DestinationTwin, ExtractSpec, Host, Node, ScratchPlace, SourceTwin, Workflow, dotted
+from dataflare_sdk.records import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Premises:
     """What all rounds of a proof share.
 

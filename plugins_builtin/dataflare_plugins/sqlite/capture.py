@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dataflare_sdk import code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 CAPTURE_LOST = code(
@@ -41,7 +41,7 @@ _TABLES = (
 _NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Captured:
     """What the log has of a table.
 

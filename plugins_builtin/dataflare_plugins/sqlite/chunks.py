@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare_plugins.sqlite import capture
 from dataflare_plugins.sqlite.streams import Followed
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 WHOLE: Any = object()
 """For a key to read up to: there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Chunk:
     """Rows of one moment.
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_plugins.sqlite.convert import Converter
 from dataflare_sdk import Batch, ExtractSpec, IteratorReader, Offset, Origin, Pause, RowRejection, code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 BAD_QUERY = code("sqlite.bad-query", 3, "SQLite refuses the query.", "Mend the query; it is SQLite's dialect.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """What is read.
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from dataflare_sdk import Offset
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Followed:
     """A stream of changes.
 

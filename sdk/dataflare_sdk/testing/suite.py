@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from dataflare.records import record
 
 S = TypeVar("S", bound="Suite")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Check:
     """One demand of a contract.
 
@@ -24,7 +25,7 @@ class Check:
     run: Callable[[Any], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Failure:
     """A check that was not met, and how it showed."""
 

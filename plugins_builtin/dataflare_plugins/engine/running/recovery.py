@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from dataflare_sdk import Checkpoint, Component, NoConfig, Opened, Plan, StateStore, code
 from dataflare_sdk.offsets import kept
+from dataflare_sdk.records import field, record
 
 PLAN_CHANGED = code(
     "state.plan-changed",
@@ -24,7 +24,7 @@ INCONSISTENT = code(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Start:
     """Where a run begins.
 
@@ -47,7 +47,7 @@ class Start:
     offsets: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """What to do with the newest logged epoch, once the destinations said what they hold.
 

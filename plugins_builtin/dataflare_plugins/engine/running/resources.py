@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare_sdk import Component, Host, NoConfig, NodeSpec, Plan, duck
+from dataflare_sdk.records import record
 
 BASE = 160 << 20
 """What the process holds with its libraries loaded, before a row moves (measured, bytes)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shares:
     """What one run may use.
 

@@ -1,16 +1,20 @@
-"""What the job supervisor and its tasks tell each other; plain data that could cross a wire."""
+"""What the job supervisor and its tasks tell each other; plain data that could cross a wire.
+
+Named tuples, not dataclasses: defining twenty of those takes a noticeable part of a short run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataflare_sdk import DeadLetter, Opened, SchemaChange
 
+# Shared by every signal that says nothing of it; `Mapping` keeps the type checker watching that nobody writes to it.
+NOTHING: Mapping[str, Any] = {}
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+
+class Begin(NamedTuple):
     """To a task: start. Sources read after `offsets`, to `until` exactly when an epoch is being replayed.
 
     `closed` names the sources whose end was told before the barrier of the epoch that is replayed: the others must not tell
@@ -18,21 +22,19 @@ class Begin:
     """
 
     epoch: int = 1
-    offsets: Mapping[str, Any] = field(default_factory=dict)
+    offsets: Mapping[str, Any] = NOTHING
     until: Mapping[str, Any] | None = None
     ended: frozenset[str] = frozenset()
     closed: frozenset[str] = frozenset()
-    states: Mapping[str, Any] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    states: Mapping[str, Any] = NOTHING
+    counts: Mapping[str, Mapping[str, float]] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Continue:
+class Continue(NamedTuple):
     """To a source: the replayed epoch is committed, read on from where it stopped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
+class Trigger(NamedTuple):
     """To a source: send a barrier now."""
 
     epoch: int
@@ -40,13 +42,11 @@ class Trigger:
     replay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(NamedTuple):
     """To a source: stop reading; what was read goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """To a destination task: the epoch is logged, make it durable and visible."""
 
     epoch: int
@@ -54,8 +54,7 @@ class Commit:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Recover:
+class Recover(NamedTuple):
     """To a destination task: finish a logged epoch from what lies prepared, if it does."""
 
     epoch: int
@@ -64,43 +63,37 @@ class Recover:
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """To a source: these offsets are durable everywhere."""
 
     offsets: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(NamedTuple):
     """To a task: end now, the run is over for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """From a task: built; of destinations, what they durably hold."""
 
     task: str
-    opened: Mapping[str, Opened] = field(default_factory=dict)
+    opened: Mapping[str, Opened] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(NamedTuple):
     """From a destination task: node to whether it could finish the epoch."""
 
     task: str
     nodes: Mapping[str, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Exhausted:
+class Exhausted(NamedTuple):
     """From a source task: everything is read and handed on."""
 
     task: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reshaped:
+class Reshaped(NamedTuple):
     """From a source task: a stream has other columns from here on; it reads no further."""
 
     task: str
@@ -109,37 +102,33 @@ class Reshaped:
     change: SchemaChange
 
 
-@dataclass(frozen=True, slots=True)
-class Abandoned:
+class Abandoned(NamedTuple):
     """From a source task: asked to stop, it found no place to resume from in time; what was read since the last is given up."""
 
     task: str
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(NamedTuple):
     """From a task: the barrier of `epoch` has passed, and this is how things stood."""
 
     task: str
     epoch: int
-    states: Mapping[str, Any] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    states: Mapping[str, Any] = NOTHING
+    counts: Mapping[str, Mapping[str, float]] = NOTHING
     letters: Sequence[DeadLetter] = ()
-    offsets: Mapping[str, Any] = field(default_factory=dict)
+    offsets: Mapping[str, Any] = NOTHING
     ended: frozenset[str] = frozenset()
     closed: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """From a destination task: the epoch is durable and visible."""
 
     task: str
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(NamedTuple):
     """From the actor system: a task has ended, with its error if it failed."""
 
     task: str

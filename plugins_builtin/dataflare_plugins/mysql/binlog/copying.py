@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -17,13 +16,14 @@ from dataflare_plugins.mysql.reading.relation import Relation
 from dataflare_plugins.mysql.wire import TextRows, Values
 from dataflare_sdk import Batch, Changes, DataflareError, code
 from dataflare_sdk.changes import READ
+from dataflare_sdk.records import record
 
 CHANGED = code(
     "mysql.changed-while-copied", 4, "A table was altered while it was being copied.", "Copy it anew: `dataflare state reset --stream`."
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Captured:
     """A table whose changes are read.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from dataflare_plugins.mysql.reading import keyset
 from dataflare_plugins.mysql.wire import TextRows
 from dataflare_sdk import Batch, Changes, SchemaChange, code
 from dataflare_sdk.changes import TRUNCATE
+from dataflare_sdk.records import record
 
 NOT_ROWS = code(
     "mysql.statement-logged",
@@ -61,7 +62,7 @@ REFUSED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reshape:
     """A stream that has other columns from a place on."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from dataflare_plugins.mysql.binlog.position import Place
 from dataflare_plugins.mysql.columns import Column
 from dataflare_sdk import Offset
+from dataflare_sdk.records import field, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """Where a reader stands.
 

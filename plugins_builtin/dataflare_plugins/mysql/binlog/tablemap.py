@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from dataflare_plugins.mysql.binlog.fields import ENUM, SET, STRING, Field, described, matches, meta_bytes
 from dataflare_plugins.mysql.binlog.fields import field as field_of
 from dataflare_plugins.mysql.columns import Column
 from dataflare_sdk import code
+from dataflare_sdk.records import field, record
 
 UNKNOWN_TYPE = code(
     "mysql.unknown-log-type", 4, "A table in the log has a column of a type that is not known.", "Report it, with the column's type."
@@ -18,7 +18,7 @@ _CHARACTER = {15, 252, STRING}
 UNSIGNED, DEFAULT_CHARSET, CHARSETS, NAMES, SETS, ENUMS = 1, 2, 3, 4, 5, 6
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TableMap:
     """What a table map says.
 

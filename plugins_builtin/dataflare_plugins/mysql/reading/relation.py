@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from dataflare_plugins.mysql.columns import Column
 from dataflare_plugins.mysql.connection import Session, quote
 from dataflare_plugins.mysql.convert import expression
 from dataflare_plugins.mysql.errors import BAD_QUERY
+from dataflare_sdk.records import record
 
 _KINDS = {
     1: "tinyint", 2: "smallint", 9: "mediumint", 3: "int", 8: "bigint", 4: "float", 5: "double", 10: "date", 12: "datetime",
@@ -21,7 +22,7 @@ _KINDS = {
 """Type code of a result's column to the type."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Relation:
     """Something with columns.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dataflare_plugins.postgres.codec.memory import (
     ENDED_BROKEN,
@@ -31,6 +31,7 @@ from dataflare_plugins.postgres.codec.memory import (
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals
 from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, ChangeBatch, Form, Relation, Resolve, Table, lsn_text
 from dataflare_sdk import DataflareError
+from dataflare_sdk.records import record
 
 __all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
 
@@ -43,7 +44,7 @@ class NeedsTextError(Exception):
     """A table has a column that travels as text, and the stream is in binary: start it again from `position` with `text=True`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogicalMessage:
     """What `pg_logical_emit_message` wrote, where the stream was started with `messages 'true'`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -12,6 +11,7 @@ from dataflare_plugins.postgres.codec.memory import ENDED_BROKEN, ENDED_COLUMN, 
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals, rejections, without
 from dataflare_plugins.postgres.codec.types import Column
 from dataflare_sdk import RowRejection
+from dataflare_sdk.records import record
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _HEADER = len(SIGNATURE) + 8
@@ -19,7 +19,7 @@ _INPUT = 1 << 20
 _FEWEST_ROWS = 256
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decoded:
     """Rows read from a COPY.
 

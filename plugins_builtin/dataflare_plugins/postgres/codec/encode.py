@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -13,6 +12,7 @@ from dataflare_plugins.postgres.codec.memory import ENDED_BROKEN, ENDED_COLUMN, 
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL, Refusals, rejection, without
 from dataflare_plugins.postgres.codec.types import Codec, Column
 from dataflare_sdk import RowRejection
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import type_name
 
 HEADER = SIGNATURE + bytes(8)
@@ -23,7 +23,7 @@ _PIECE = 16 << 20
 _OUTPUT = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Encoded:
     """A batch as data of a COPY.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -12,6 +12,7 @@ from dataflare_plugins.postgres.codec.memory import Guest
 from dataflare_plugins.postgres.codec.refusals import rejections, without
 from dataflare_plugins.postgres.codec.types import Column
 from dataflare_sdk import Changes, RowRejection
+from dataflare_sdk.records import record
 
 _OID, _COUNT, _COLUMNS, _BEFORE, _OP, _HAD, _LSN, _XID, _COMMIT_TS, _ROW, _MAX_ROWS, _COMMITTED = range(12)
 STRUCT = 64
@@ -19,7 +20,7 @@ _ARRAYS = ((_OP, pa.uint8()), (_HAD, pa.uint8()), (_LSN, pa.int64()), (_XID, pa.
 FIRST_ROWS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attribute:
     """A column as a Relation message describes it; `key`: part of the replica identity (all are, of REPLICA IDENTITY FULL)."""
 
@@ -29,7 +30,7 @@ class Attribute:
     key: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Relation:
     """A table as the stream describes it, before its first change and after each DDL.
 
@@ -48,7 +49,7 @@ class Relation:
     attributes: tuple[Attribute, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Form:
     """What is wanted of a table.
 
@@ -62,7 +63,7 @@ class Form:
     key: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChangeBatch:
     """Changes of one table, in their order.
 

@@ -24,11 +24,12 @@ one such column makes the whole stream travel as text (`ChangeDecoder(text=True)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 
 import pyarrow as pa
 
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 
@@ -56,7 +57,7 @@ class Codec(IntEnum):
     TEXT = 18
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Column:
     """A column of a table or of a query's result, and how its values travel.
 
@@ -96,7 +97,7 @@ class Column:
         return "text" if self.text else self.sql
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TypeInfo:
     """One row of `TYPES_QUERY`.
 

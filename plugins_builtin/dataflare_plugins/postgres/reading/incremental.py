@@ -18,6 +18,7 @@ from dataflare_plugins.postgres.codec.types import Codec, Column
 from dataflare_plugins.postgres.reading.ranges import typed
 from dataflare_plugins.postgres.reading.reader import Reading
 from dataflare_sdk import ExtractSpec, Message, Offset, Pause, code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 NULL_CURSOR = code(
@@ -55,7 +56,7 @@ _EXTRA = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cursor:
     """The cursor column in SQL.
 

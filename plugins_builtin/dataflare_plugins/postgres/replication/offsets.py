@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from dataflare_sdk import Offset, code
+from dataflare_sdk.records import field, record
 
 BAD_OFFSET = code(
     "postgres.bad-offset",
@@ -17,7 +17,7 @@ BAD_OFFSET = code(
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Progress:
     """How far a table is copied.
 
@@ -34,7 +34,7 @@ class Progress:
         return {"done": self.done, "key": None if self.key is None else list(self.key)}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """A place to go on from.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
 
 from dataflare_sdk import ComponentContext, code
+from dataflare_sdk.records import record
 
 BAD_SLOT = code(
     "postgres.bad-slot", 3, "The name of a replication slot is none.", "Use small letters, digits and underscores, 63 of them at most."
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CaptureOptions:
     """How tables are captured.
 

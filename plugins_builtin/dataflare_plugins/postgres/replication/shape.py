@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -11,9 +11,10 @@ from dataflare_plugins.postgres.codec.changes import Relation
 from dataflare_plugins.postgres.codec.types import Column
 from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk import Changes
+from dataflare_sdk.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fit:
     """How the columns of a table as the stream describes it become those that were planned.
 

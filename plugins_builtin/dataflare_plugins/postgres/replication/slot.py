@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from dataflare_plugins.postgres.replication import lsn
 from dataflare_sdk import code
+from dataflare_sdk.records import record
 
 SLOT_LOST = code(
     "postgres.slot-lost",
@@ -49,7 +49,7 @@ TAKE_OVER_AFTER = 1.0
 GIVE_UP_AFTER = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SlotState:
     """A slot as the server sees it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +12,13 @@ from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.replication import rows, tables, visible
 from dataflare_plugins.postgres.replication.offsets import Progress
 from dataflare_plugins.postgres.replication.tables import Table
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import literal, quote
 
 CHUNK_ROWS = 50_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChunkEnd:
     """A chunk was read.
 
@@ -31,7 +31,7 @@ class ChunkEnd:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outgrown:
     """The table has other columns than were planned; nothing was read."""
 

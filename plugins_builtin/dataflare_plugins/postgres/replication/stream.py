@@ -16,6 +16,7 @@ from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
 from dataflare_sdk import Changes, RowRejection, code
 from dataflare_sdk.compute import pc
+from dataflare_sdk.records import record
 
 RENAMED = code(
     "postgres.table-renamed",
@@ -30,7 +31,7 @@ PIECE = 1 << 20
 REMEMBERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Changed:
     """Changes of one stream.
 
@@ -51,7 +52,7 @@ class Changed:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reshaped:
     """From here on a table has other columns than were planned."""
 

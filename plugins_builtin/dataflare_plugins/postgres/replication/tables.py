@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ from dataflare_plugins.postgres.codec.changes import Relation
 from dataflare_plugins.postgres.codec.types import Column
 from dataflare_plugins.postgres.connection import Server
 from dataflare_sdk import code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote
 
 NOT_A_TABLE = code(
@@ -33,7 +33,7 @@ _TYPES = """
 SELECT attname::text, atttypid::bigint, atttypmod FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped"""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """A table.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ from dataflare_plugins.postgres.writing.copy_in import copy_in, encoded, restore
 from dataflare_plugins.postgres.writing.fit import DELETED_AT, Layout
 from dataflare_sdk import WriteSpec
 from dataflare_sdk.fold import PARTIAL_MISSING, SETTLED, Folded, flag
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import cast_batch, normalise, quote
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def append(db: psycopg.Connection[Any], table: str, layout: Layout, pieces: Iter
     db.execute(sql.encode())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Upsert:
     """Applies a folded epoch: removals, then rows that are known whole, then rows of which some columns are."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow as pa
 from dataflare_plugins.postgres.catalog import Relation, TableName
 from dataflare_plugins.postgres.codec.types import Codec, Column, target
 from dataflare_sdk import WriteSpec, code
+from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote, type_name
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ DELETED_AT = "_deleted_at"
 _INTEGERS = {pa.int16(): 5, pa.int32(): 10, pa.int64(): 19}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """What is written, and to which columns.
 

@@ -1,0 +1,5 @@
+"""Plain immutable data; see `dataflare.records`."""
+
+from dataflare.records import field, record
+
+__all__ = ["field", "record"]
