@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, Parsed, parse_expression, parse_query
+from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, KEPT, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
@@ -30,6 +30,8 @@ CASE_CLASH = code(
 BATCH_ROWS = 16_384
 PROBE = '"row that asks"'
 _aggregates: frozenset[str] | None = None
+_known: dict[tuple[str, str], pa.Schema] = {}
+"""Statements over no rows and the schema of their answer, by time zone: a step is bound several times, and again by its run."""
 
 
 @config
@@ -104,8 +106,18 @@ class DuckdbExpressions(Component[EngineConfig]):
         items = [f"({p.text}\n) AS {schemas.quote(n)}" for n, p in parsed.items()]
         if not aggregates:
             items.append(PROBE)  # a bare column beside an aggregate does not bind: that is how one is found
-        bound = self._connection.sql(f"SELECT {', '.join(items)} FROM {_zero_rows(narrow, f'1 AS {PROBE}')}").to_arrow_table().schema
+        bound = self._answered(f"SELECT {', '.join(items)} FROM {_zero_rows(narrow, f'1 AS {PROBE}')}")
         return list(schemas.normalise(bound))[: len(parsed)]
+
+    def _answered(self, sql: str) -> pa.Schema:
+        """Return the schema of a statement's answer."""
+        key = (self._timezone, sql)
+        known = _known.get(key)
+        if known is None:
+            if len(_known) >= KEPT:
+                _known.clear()
+            known = _known[key] = self._connection.sql(sql).to_arrow_table().schema
+        return known
 
     def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> DuckdbStage:
         """Compile row expressions; raises as `bind`."""
@@ -123,7 +135,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         tables = ", ".join(f"{schemas.quote(n)} AS (SELECT * FROM {_zero_rows(list(s))})" for n, s in inputs.items())
         names = [n for s in inputs.values() for n in s.names]
         try:
-            result = self._connection.sql(f"WITH {tables} SELECT * FROM ({parsed.text}\n)").to_arrow_table().schema
+            result = self._answered(f"WITH {tables} SELECT * FROM ({parsed.text}\n)")
         except Exception as error:
             raise explain(error, query, names) from error
         return BoundQuery(

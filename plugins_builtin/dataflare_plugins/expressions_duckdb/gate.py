@@ -132,7 +132,7 @@ class Parsed:
 
 KEPT = 1_000
 _known: dict[tuple[str, str], Parsed] = {}
-"""Expressions that have passed, by text and start: a plan binds each of them several times."""
+"""Expressions that have passed, by text and the start they speak of ("" for none): a plan binds each several times."""
 
 
 def parse_expression(connection: Any, text: str, started: str) -> Parsed:
@@ -146,11 +146,12 @@ def parse_expression(connection: Any, text: str, started: str) -> Parsed:
     Raises:
         DataflareError: `expression.*`.
     """
-    known = _known.get((text, started))
+    known = _known.get((text, "")) or _known.get((text, started))
     if known is None:
         if len(_known) >= KEPT:
             _known.clear()
-        known = _known[text, started] = _parse_expression(connection, text, started)
+        known = _parse_expression(connection, text, started)
+        _known[text, started if known.text != text else ""] = known
     return known
 
 

@@ -100,6 +100,10 @@ class BulkTask:
         copy = destination.copy()
         if copy is None:
             raise StatementFailed(f"'{self._sink.id}' takes batches only")
+        for name in self.spec.nodes:
+            if self._env.plan.node(name).kind == "processor":
+                # All it knows stands in the statement now; what it holds open would keep the instance from being taken.
+                self._built[name].close()
         temp = Path(self._env.plan.base_dir) / ".dataflare" / "spill" / f"{self._env.run.run_id}-{self._sink.id}"
         connection = duck.take_or_connect(
             memory=self._env.shares.engine * 2,
