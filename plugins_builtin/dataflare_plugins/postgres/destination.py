@@ -270,9 +270,12 @@ class PostgresDestination(Destination[PostgresTarget]):
         assert intake is not None
         advance(self._executor(db), intake.target, epoch, offsets, self._what)
         with self._server.refusals(REFUSED):
-            if intake.target.write.mode == "upsert":
+            upsert = Upsert(db, intake.into.sql, intake.layout, intake.target.write, self._what)
+            if intake.folds:
                 with intake.folded() as folded:
-                    Upsert(db, intake.into.sql, intake.layout, intake.target.write, self._what).apply(folded)
+                    upsert.apply(folded)
+            elif intake.rows and intake.target.write.mode == "upsert":
+                upsert.add(intake.pieces(), intake.distinct)
             elif intake.rows:
                 append(db, intake.into.sql, intake.layout, intake.pieces())
             if final and intake.target.write.mode == "overwrite":

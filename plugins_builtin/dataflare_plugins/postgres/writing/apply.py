@@ -19,6 +19,8 @@ from dataflare_sdk.schema import cast_batch, normalise, quote
 if TYPE_CHECKING:
     import psycopg
 
+ORDINAL = "_df_ordinal"
+
 
 def append(db: psycopg.Connection[Any], table: str, layout: Layout, pieces: Iterable[bytes]) -> None:
     """Add rows: by COPY itself where every value travels in binary, else through a staging table that casts."""
@@ -54,11 +56,28 @@ class Upsert:
         if self.write.deletes == "hard":
             # First, so that a value of another unique column is free for the row that takes it over.
             self._remove(folded.deletes())
-        self._put(folded.rows())
+        staged = self._staged(folded.rows(), self.layout.columns)
+        if staged is not None:
+            self._put(f"{staged} AS s")
         if folded.partial_columns:
             self._patch(folded.partial(), folded.partial_columns)
         if self.write.deletes == "soft":
             self._remove(folded.deletes())
+
+    def add(self, pieces: Iterable[bytes], distinct: bool) -> None:
+        """Bring plain rows in, given as the data of a COPY; of several with one key the last counts, or the newest version."""
+        columns = self.layout.columns
+        staged = stage(self.db, columns, pieces, "" if distinct else f", {ORDINAL} bigint GENERATED ALWAYS AS IDENTITY")
+        if distinct:
+            self._put(f"{staged} AS s")
+            return
+        keys = ", ".join(self._values("s", self.write.key))
+        order = [
+            keys,
+            *(f"{v} DESC" for v in self._values("s", [self.write.pos_column] if self.write.pos_column else [])),
+            f"{ORDINAL} DESC",
+        ]
+        self._put(f"(SELECT DISTINCT ON ({keys}) * FROM {staged} AS s ORDER BY {', '.join(order)}) AS s")
 
     # -- helpers -----------------------------------------------------------------------------------------
 
@@ -78,10 +97,13 @@ class Upsert:
     def _run(self, sql: str) -> None:
         self.db.execute(sql.encode())
 
+    def _values(self, alias: str, names: Sequence[str]) -> list[str]:
+        """Return staged columns as values of the table's types."""
+        return [f"{alias}.{quote(c.name)}{f'::{c.sql}' if c.staging != c.sql else ''}" for c in self._columns(names)]
+
     def _same_key(self) -> str:
-        keys = self._columns(self.write.key)
-        cast = {c.name: f"s.{quote(c.name)}{f'::{c.sql}' if c.staging != c.sql else ''}" for c in keys}
-        return " AND ".join(f"t.{quote(name)} = {value}" for name, value in cast.items())
+        key = self.write.key
+        return " AND ".join(f"t.{quote(name)} = {value}" for name, value in zip(key, self._values("s", key), strict=True))
 
     def _newer(self, mine: str, theirs: str) -> str:
         """Return the condition that a row's version is not older than the one that is there."""
@@ -109,11 +131,9 @@ class Upsert:
             deleted = quote(DELETED_AT)
             self._run(f"UPDATE {self.table} AS t SET {deleted} = now() FROM {staged} AS s WHERE {self._same_key()} AND t.{deleted} IS NULL")
 
-    def _put(self, reader: pa.RecordBatchReader) -> None:
+    def _put(self, source: str) -> None:
+        """Insert or update from rows that have a key once each; `source` stands after FROM, as `s`."""
         columns = self.layout.columns
-        staged = self._staged(reader, columns)
-        if staged is None:
-            return
         listed = ", ".join(quote(c.name) for c in columns)
         sets = [f"{quote(c.name)} = excluded.{quote(c.name)}" for c in columns if c.name not in self.write.key]
         sets += [f"{quote(DELETED_AT)} = NULL"] if self.write.deletes == "soft" else []
@@ -121,7 +141,7 @@ class Upsert:
         act = f"UPDATE SET {', '.join(sets)}" + (f" WHERE {newer}" if newer else "") if sets else "NOTHING"
         keys = ", ".join(quote(k) for k in self.write.key)
         self._run(
-            f"INSERT INTO {self.table} AS t ({listed}) OVERRIDING SYSTEM VALUE SELECT {restored(columns, 's')} FROM {staged} AS s "
+            f"INSERT INTO {self.table} AS t ({listed}) OVERRIDING SYSTEM VALUE SELECT {restored(columns, 's')} FROM {source} "
             f"ON CONFLICT ({keys}) DO {act}"
         )
 

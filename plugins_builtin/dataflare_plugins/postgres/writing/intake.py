@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation
 from dataflare_plugins.postgres.codec.encode import CopyEncoder
+from dataflare_plugins.postgres.codec.types import Codec, Column
 from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.writing.copy_in import stage
 from dataflare_plugins.postgres.writing.fit import TYPE_BROKEN, Layout
@@ -20,6 +21,7 @@ from dataflare_plugins.postgres.writing.spool import Spool
 from dataflare_sdk import Batch, RowRejection, Target
 from dataflare_sdk.fold import Folded, Staging
 from dataflare_sdk.schema import quote, type_name
+from dataflare_sdk.upsert import Distinct
 
 STAGED = 32 << 20
 """Bytes of an epoch kept in memory before they go to a file."""
@@ -28,7 +30,7 @@ STAGED = 32 << 20
 class Intake:
     """Takes the batches of one node.
 
-    Rows that are only added are kept as the bytes of a COPY; those of an upsert as Arrow, to be folded by key.
+    Rows are kept as the bytes of a COPY; changes, of which a key may have many, as Arrow, to be folded by key.
     """
 
     def __init__(self, server: Server, ctx: Any, target: Target, into: Relation, layout: Layout) -> None:
@@ -36,12 +38,14 @@ class Intake:
         self._server, self._ctx = server, ctx
         folder, memory = Path(ctx.staging_dir), min(STAGED, ctx.memory // 4)
         self._upsert = target.write.mode == "upsert"
+        self.folds = self._upsert and target.changes
         self._spool = Spool(folder, memory)
+        self._keys = Distinct(target.write.key) if self._upsert and not target.changes and _told_apart(layout, target.write.key) else None
         self._staging = Staging(
             folder,
             layout.schema,
             target.write.key if self._upsert else (),
-            changes=target.changes and self._upsert,
+            changes=self.folds,
             memory=memory,
             order=target.write.pos_column,
             keeps_deleted=target.write.deletes != "hard",
@@ -72,7 +76,7 @@ class Intake:
             found = [r for r in look(batch, gone) if r.index not in gone]
             rejected += found
             gone |= {r.index for r in found if r.index is not None}
-        if not self._upsert:
+        if not self.folds:
             return rejected + self._keep(batch.data, gone)
         self._staging.add(batch.take(_left(batch.data, gone)) if gone else batch)
         return rejected
@@ -80,7 +84,8 @@ class Intake:
     def _looks(self) -> Sequence[Callable[[Batch, set[int]], Sequence[RowRejection]]]:
         """Return what has to be found out before a batch is staged; of plain rows staging itself finds what cannot be encoded."""
         probing = self._ctx.on_record != "fail" and self._probes()
-        looks = [self._null_keys, self._unencodable] if self._upsert else [self._unencodable] if probing else []
+        looks = [self._null_keys] if self._upsert else []
+        looks += [self._unencodable] if self.folds or probing else []
         return [*looks, self._unwelcome] if probing else looks
 
     def _refuse_broken(self, data: pa.RecordBatch) -> None:
@@ -152,8 +157,11 @@ class Intake:
         left = _left(data, gone) if gone else None
         if self._encoder is None:
             self._encoder = CopyEncoder(self.layout.schema, self.layout.columns)
-        made = self._encoder.encode(data if left is None else data.take(left))
+        kept = data if left is None else data.take(left)
+        made = self._encoder.encode(kept)
         self._spool.add(made.chunks, made.rows)
+        if self._keys is not None:
+            self._keys.add(kept)
         return [r if left is None else replace(r, index=left[r.index or 0].as_py()) for r in made.rejected]
 
     def pieces(self) -> Iterator[bytes]:
@@ -164,9 +172,14 @@ class Intake:
             self._drop_encoder()
         yield from self._spool.pieces()
 
+    @property
+    def distinct(self) -> bool:
+        """Whether no two of the plain rows have the same key, as the table compares keys; False when that is not known."""
+        return self._keys is not None and self._keys.sure()
+
     @contextlib.contextmanager
     def folded(self) -> Iterator[Folded]:
-        """Fold the rows of an upsert."""
+        """Fold the changes of an upsert."""
         with self._staging.folded(self._ctx.memory) as folded:
             yield folded
 
@@ -174,6 +187,8 @@ class Intake:
         """Drop what is staged."""
         self._spool.clear()
         self._staging.clear()
+        if self._keys is not None:
+            self._keys.clear()
         self._drop_encoder()
 
     def _drop_encoder(self) -> None:
@@ -185,6 +200,17 @@ class Intake:
         """Drop what is staged and give memory back."""
         self.clear()
         self._tester.close()
+
+
+def _told_apart(layout: Layout, key: Sequence[str]) -> bool:
+    """Return whether the table finds two keys equal only where Arrow does; not so of citext, char(n), floats and others."""
+    return all(_alike(c, layout.schema.field(c.name).type) for c in layout.columns if c.name in key)
+
+
+def _alike(column: Column, kind: pa.DataType) -> bool:
+    if column.codec in (Codec.INT2, Codec.INT4, Codec.INT8):
+        return bool(pa.types.is_integer(kind))
+    return (column.codec is Codec.DATE and pa.types.is_date32(kind)) or (column.sql == "text" and pa.types.is_string(kind))
 
 
 def _left(data: pa.RecordBatch, gone: set[int]) -> pa.Array:
