@@ -63,6 +63,7 @@ class Proof:
         script: text of `<workflow>.sql`, or None.
         tell: called with a sentence now and then.
         modules: more modules for the process that runs are forked from (the test suite's mutants).
+        each: kills wanted at every failpoint.
         stop_early: end at the first round that lost or doubled something.
     """
 
@@ -77,12 +78,14 @@ class Proof:
         script: str | None,
         tell: Callable[[str], None] = lambda _text: None,
         modules: Sequence[str] = (),
+        each: int = 1,
         stop_early: bool = False,
     ) -> None:
         oracle.check(workflow)
         self._runtime = runtime
         self._root = root
         self._kills = kills
+        self._each = each
         self._seed = seed
         self._tell = tell
         self._premises = Premises(runtime.host, workflow, root, seed, script)
@@ -135,7 +138,7 @@ class Proof:
         Raises:
             DataflareError: `prove.run-failed`, `prove.stuck`.
         """
-        self.schedule = Schedule(passed, self._kills, self._seed, zombies=not self._unbounded)
+        self.schedule = Schedule(passed, self._kills, self._seed, zombies=not self._unbounded, each=self._each)
         while not self.schedule.done():
             before = self.schedule.kills
             self.schedule.fresh()
@@ -313,8 +316,8 @@ class Proof:
         }
 
     def proven(self) -> bool:
-        """Whether nothing was lost or doubled and every failpoint was hit."""
-        return not self.lost and not self.duplicated and all(self.schedule.hits.values())
+        """Whether nothing was lost or doubled and every failpoint was hit as often as was wanted."""
+        return not self.lost and not self.duplicated and not self.schedule.missing()
 
 
 def _check(document: dict[str, Any]) -> None:

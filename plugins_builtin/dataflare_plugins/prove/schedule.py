@@ -1,4 +1,4 @@
-"""Which kill comes next: half at failpoints, each at least once, half at moments; all drawn from the seed."""
+"""Which kill comes next: half at failpoints, each as often as is wanted, half at moments; all drawn from the seed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class Schedule:
 
     Args:
         passed: failpoint to how often an undisturbed run passed it, in the order of the first passing.
-        kills: how many kills are wanted; more when there are more failpoints.
+        kills: how many kills are wanted; more when the failpoints need more.
         seed: the same seed deals out the same kills.
         zombies: some runs are stopped and woken up instead of killed.
+        each: kills wanted at every failpoint.
     """
 
     TRIES = 4
@@ -41,14 +42,16 @@ class Schedule:
     ZOMBIES = 0.15
     """Share of the moments at which a run is stopped and woken up later, instead of killed."""
 
-    def __init__(self, passed: Mapping[str, int], kills: int, seed: int, *, zombies: bool) -> None:
+    def __init__(self, passed: Mapping[str, int], kills: int, seed: int, *, zombies: bool, each: int = 1) -> None:
         self._passed = dict(passed)
         self._random = random.Random(seed)  # noqa: S311 - a repeatable choice is what is wanted
         self._zombies = zombies
         self._missed: Counter[str] = Counter()
         self._skipped: set[str] = set()
-        self.wanted = max(kills, len(self._passed))
-        self.at_failpoints = max(kills // 2, len(self._passed)) if self._passed else 0
+        self._each = each
+        needed = each * len(self._passed)
+        self.wanted = max(kills, needed)
+        self.at_failpoints = max(kills // 2, needed) if self._passed else 0
         self.hits: dict[str, int] = dict.fromkeys(self._passed, 0)
         # What is passed once (a snapshot's beginning) is killed before it is over; the others at any stage.
         often = [n for n, count in passed.items() if count > 1]
@@ -58,8 +61,12 @@ class Schedule:
 
     @property
     def waiting(self) -> list[str]:
-        """Failpoints nobody has died at, in the order they are tried, without those given up."""
-        return [n for n in self._order if not self.hits[n] and self._missed[n] < self.TRIES]
+        """Failpoints where not enough runs have died, in the order they are tried, without those given up."""
+        return [n for n in self._order if self.hits[n] < self._each and self._missed[n] < self.TRIES]
+
+    def missing(self) -> list[str]:
+        """Return the failpoints where fewer runs have died than were wanted."""
+        return [n for n, hits in self.hits.items() if hits < self._each]
 
     def done(self) -> bool:
         """Whether there were enough kills and every failpoint has had its own."""
@@ -77,9 +84,9 @@ class Schedule:
         """Return the next kill."""
         zombie = self._zombies and self._random.random() < self.ZOMBIES
         moment = self._random.uniform(0.02, 1.0)
-        first = next((n for n in self.waiting if n not in self._skipped), None)
+        first = min((n for n in self.waiting if n not in self._skipped), key=lambda n: self.hits[n], default=None)
         done, left = sum(self.hits.values()), self.wanted - self.kills
-        if first is not None and (done <= self.kills - done or left <= len(self.waiting)):
+        if first is not None and (done <= self.kills - done or left <= sum(self._each - self.hits[n] for n in self.waiting)):
             return Kill(first, 1 if self._missed[first] else self._random.randint(1, max(1, min(2, self._passed[first]))))
         if self._passed and done < self.at_failpoints and done <= self.kills - done:
             name = self._random.choice(sorted(self._passed))
@@ -95,6 +102,7 @@ class Schedule:
         self.kills += 1
         if at_failpoint and kill.failpoint is not None:
             self.hits[kill.failpoint] += 1
+            self._missed[kill.failpoint] = 0
 
     def missed(self, kill: Kill) -> None:
         """Note that a run never came to its failpoint."""

@@ -26,18 +26,23 @@ from dataflare_sdk.scratch import KINDS
 # -- schedule ----------------------------------------------------------------------------------------------
 
 
-@given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.integers(1, 50), max_size=12), st.integers(1, 60), st.integers(0, 99))
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=4), st.integers(1, 50), max_size=12),
+    st.integers(1, 60),
+    st.integers(0, 99),
+    st.integers(1, 4),
+)
 @settings(deadline=None)
-def test_every_failpoint_is_hit_and_half_of_the_kills_are_at_failpoints(passed: dict[str, int], kills: int, seed: int) -> None:
-    schedule, same = (Schedule(passed, kills, seed, zombies=True) for _ in range(2))
+def test_every_failpoint_is_hit_and_half_of_the_kills_are_at_failpoints(passed: dict[str, int], kills: int, seed: int, wanted: int) -> None:
+    schedule, same = (Schedule(passed, kills, seed, zombies=True, each=wanted) for _ in range(2))
     while not schedule.done():
         kill = schedule.next()
         assert kill == same.next(), "the same seed deals out the same kills"
         for each in (schedule, same):
             each.killed(kill, at_failpoint=kill.failpoint is not None)
-    assert all(schedule.hits.values())
-    assert schedule.kills == max(kills, len(passed))
-    assert not passed or sum(schedule.hits.values()) >= min(len(passed), kills)
+    assert all(hits >= wanted for hits in schedule.hits.values())
+    assert not schedule.missing()
+    assert schedule.kills == max(kills, wanted * len(passed))
 
 
 def test_a_failpoint_that_is_never_reached_is_given_up() -> None:
@@ -53,6 +58,7 @@ def test_a_failpoint_that_is_never_reached_is_given_up() -> None:
             schedule.killed(kill, at_failpoint=kill.failpoint is not None)
     assert schedule.done()
     assert schedule.hits["never"] == 0
+    assert schedule.missing() == ["never"]
     assert isinstance(schedule.next(), Kill)
 
 
