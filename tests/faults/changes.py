@@ -10,6 +10,7 @@ with the rate that was reached, and exits 1 when something was lost, doubled, or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import random
@@ -101,10 +102,11 @@ class Load:
         rate: transactions per second, of all connections together.
         told: where it is counted.
         connections: how many write at once.
+        patient: connect again when the server is gone.
     """
 
-    def __init__(self, url: str, seed: int, rate: float, told: Told, connections: int = 3) -> None:
-        self._url, self._seed, self._told = url, seed, told
+    def __init__(self, url: str, seed: int, rate: float, told: Told, connections: int = 3, *, patient: bool = False) -> None:
+        self._url, self._seed, self._told, self._patient = url, seed, told, patient
         self._pause = connections / rate
         self._keys = itertools.count(10_000)
         self._stopping = threading.Event()
@@ -136,26 +138,34 @@ class Load:
 
     def _write(self, number: int) -> None:
         chance = random.Random(f"{self._seed}-{number}")
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self._url, autocommit=True) as db:
+                    self._write_over(db, chance)
+            except psycopg.OperationalError as error:
+                if not self._patient:
+                    self._errors.append(error)
+                    return
+                self._stopping.wait(0.05)
+            except BaseException as error:
+                self._errors.append(error)
+                return
+
+    def _write_over(self, db: psycopg.Connection[Any], chance: random.Random) -> None:
         kinds, weights = list(KINDS), [w for w, _ in KINDS.values()]
         due = time.monotonic()
-        try:
-            with psycopg.connect(self._url, autocommit=True) as db:
-                while not self._stopping.wait(max(0.0, due - time.monotonic())):
-                    due = max(due + self._pause, time.monotonic() - 1.0)
-                    try:
-                        with db.transaction():
-                            for kind in chance.choices(kinds, weights, k=chance.randint(1, 3)):
-                                db.execute(KINDS[kind][1], {"new": next(self._keys), "at": chance.randint(1, next(self._keys))})
-                                if kind == "undone":
-                                    raise psycopg.Rollback
-                    except psycopg.errors.DeadlockDetected:
-                        continue
-                    with self._lock:
-                        self.changed += 1
-                    if chance.random() < 0.0005:
-                        self._add_column(db)
-        except BaseException as error:
-            self._errors.append(error)
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = max(due + self._pause, time.monotonic() - 1.0)
+            with contextlib.suppress(psycopg.errors.DeadlockDetected):
+                with db.transaction():
+                    for kind in chance.choices(kinds, weights, k=chance.randint(1, 3)):
+                        db.execute(KINDS[kind][1], {"new": next(self._keys), "at": chance.randint(1, next(self._keys))})
+                        if kind == "undone":
+                            raise psycopg.Rollback
+                with self._lock:
+                    self.changed += 1
+            if chance.random() < 0.0005:
+                self._add_column(db)
 
     def _add_column(self, db: psycopg.Connection[Any]) -> None:
         """Let the table grow a column, and fill it for some rows."""

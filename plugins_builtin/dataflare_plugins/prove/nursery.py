@@ -83,11 +83,16 @@ class Run:
         self._process.join(max(0.0, seconds))
         return not self.alive
 
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it."""
+        return bool(self._process.exitcode == -signal.SIGKILL)
+
     def kill(self) -> bool:
         """Kill it with SIGKILL; False when it had ended before."""
         self._process.kill()
         self._process.join()
-        return bool(self._process.exitcode == -signal.SIGKILL)
+        return self.killed
 
     def stop(self) -> None:
         """Stop it without ending it: a zombie that may wake up later."""
@@ -101,7 +106,7 @@ class Run:
     @property
     def died_at_failpoint(self) -> bool:
         """Whether it was armed and killed itself; asked before anybody else killed it."""
-        return self._order.failpoint is not None and bool(self._process.exitcode == -signal.SIGKILL)
+        return self._order.failpoint is not None and self.killed
 
     @property
     def document(self) -> dict[str, Any] | None:
