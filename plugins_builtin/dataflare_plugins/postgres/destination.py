@@ -12,8 +12,8 @@ from dataflare_plugins.postgres.catalog import Relation, TableName, find
 from dataflare_plugins.postgres.connection import LOST, Server
 from dataflare_plugins.postgres.handover import FORMAT, copy_through, fits
 from dataflare_plugins.postgres.writing import swap
-from dataflare_plugins.postgres.writing.apply import Upsert, append
-from dataflare_plugins.postgres.writing.copy_in import REFUSED
+from dataflare_plugins.postgres.writing.apply import ORDINAL, Upsert, append
+from dataflare_plugins.postgres.writing.copy_in import REFUSED, stage
 from dataflare_plugins.postgres.writing.fit import DELETED_AT, Layout, create, fit
 from dataflare_plugins.postgres.writing.intake import Intake
 from dataflare_sdk import (
@@ -251,17 +251,36 @@ class PostgresDestination(Destination[PostgresTarget]):
     def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()) -> None:
         """Apply the staged rows of this node and of the others in the same database, with their checkpoint rows."""
         nodes: list[PostgresDestination] = [self, *together]
-        with self._transaction() as db:
+        with self._staged_ahead(together) as (session, staged), self._transaction(session) as db:
             failpoint("postgres.commit.begun")
             for node in nodes:
-                node.apply(db, epoch, offsets, final)
+                node.apply(db, epoch, offsets, final, staged)
             failpoint("postgres.commit.applied")
         failpoint("postgres.commit.done")
         for node in nodes:
             node.abort()
 
-    def apply(self, db: psycopg.Connection[Any], epoch: int, offsets: Mapping[str, Any], final: bool) -> None:
+    @contextlib.contextmanager
+    def _staged_ahead(self, together: Sequence[PostgresDestination]) -> Iterator[tuple[psycopg.Connection[Any] | None, str | None]]:
+        """Give the session and the table this node's rows are in already, if they are and nobody else commits with it."""
+        if together or self._intake is None:
+            for node in (self, *together):
+                if node._intake is not None:
+                    node._intake.alone = False
+            yield None, None
+            return
+        with self._intake.ahead() as found:
+            yield found or (None, None)
+
+    def apply(self, db: psycopg.Connection[Any], epoch: int, offsets: Mapping[str, Any], final: bool, staged: str | None = None) -> None:
         """Write the staged rows and the checkpoint row into the open transaction.
+
+        Args:
+            db: the transaction's connection.
+            epoch: of the checkpoint row.
+            offsets: of the checkpoint row.
+            final: of the checkpoint row.
+            staged: table of this session that holds the rows, each with its own key; None: they are still to be sent.
 
         Raises:
             DataflareError: `state.fenced`, `data.refused`, `data.partial-missing`.
@@ -275,7 +294,11 @@ class PostgresDestination(Destination[PostgresTarget]):
                 with intake.folded() as folded:
                     upsert.apply(folded)
             elif intake.rows and intake.target.write.mode == "upsert":
-                upsert.add(intake.pieces(), intake.distinct)
+                distinct = intake.distinct
+                if staged is None:
+                    number = "" if distinct else f", {ORDINAL} bigint GENERATED ALWAYS AS IDENTITY"
+                    staged = stage(db, intake.layout.columns, intake.pieces(), number)
+                upsert.add(staged, distinct)
             elif intake.rows:
                 append(db, intake.into.sql, intake.layout, intake.pieces())
             if final and intake.target.write.mode == "overwrite":
@@ -295,9 +318,10 @@ class PostgresDestination(Destination[PostgresTarget]):
     # -- the connection ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """Open a connection for one transaction."""
-        with contextlib.closing(self._server.connect()) as db, self._server.explained():
+    def _transaction(self, session: psycopg.Connection[Any] | None = None) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Open a connection for one transaction, or take one that is there."""
+        opened = contextlib.closing(self._server.connect()) if session is None else contextlib.nullcontext(session)
+        with opened as db, self._server.explained():
             db.execute(f"SET lock_timeout = {literal(LOCK_TIMEOUT)}".encode())
             db.execute("BEGIN")
             yield db

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.servers.postgres import Database
 
 from dataflare_plugins.postgres.destination import PostgresDestination
+from dataflare_plugins.postgres.writing import ahead, intake
 from dataflare_sdk import Batch, DataflareError, RetriableError, Target, WriteSpec
 from dataflare_sdk.changes import DELETE, TRUNCATE, UPDATE, Changes
 from dataflare_sdk.testing import DestinationSuite, FakeContext
@@ -209,6 +210,60 @@ def test_of_rows_with_one_key_the_last_counts_as_the_server_tells_keys(postgres,
     check()
 
 
+@pytest.fixture
+def goes_ahead(monkeypatch):
+    """Every epoch counts as large, every batch is a COPY."""
+    monkeypatch.setattr(intake, "LARGE", 1)
+    monkeypatch.setattr(ahead, "PIECE", 1)
+
+
+def sessions(postgres):
+    return int(postgres.psql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataflare'"))
+
+
+def test_rows_of_a_large_epoch_go_ahead_and_count_only_with_the_commit(postgres, writer, goes_ahead):
+    w = writer(mode="upsert", key=("id",))
+    for batch in range(3):
+        w.write([(10 * batch + i, f"row {i}", batch) for i in range(5)])
+    assert sessions(postgres) == 1
+    assert postgres.psql("SELECT count(*) FROM t") == "0\n"
+    held = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dataflare' AND backend_xid IS NOT NULL"
+    assert postgres.psql(held) == "0\n", "an epoch must not hold a transaction open: nobody could make a slot meanwhile"
+    w.commit(final=False)
+    assert postgres.psql("SELECT count(*), sum(n) FROM t") == "15\t15\n"
+    w.all([(0, "again", 9)])
+    assert postgres.psql("SELECT name, n FROM t WHERE id = 0") == "again\t9\n"
+    assert sessions(postgres) == 0
+
+
+def test_with_twins_among_them_they_are_sent_again_to_be_folded(postgres, writer, goes_ahead):
+    w = writer(mode="upsert", key=("id",))
+    w.write([(1, "a", 1), (2, "b", 1)])
+    w.write([(1, "c", 2)])
+    w.commit()
+    assert postgres.psql("SELECT * FROM t ORDER BY id") == "1\tc\t2\n2\tb\t1\n"
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_lost_session_costs_nothing_but_time(postgres, writer, goes_ahead, after):
+    w = writer(mode="upsert", key=("id",))
+    for batch in range(2):
+        w.write([(10 * batch + i, "x", batch) for i in range(5)])
+        if batch + 1 == after:
+            postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dataflare'")
+    w.commit()
+    assert postgres.psql("SELECT count(*), sum(n) FROM t") == "10\t5\n"
+
+
+def test_what_was_sent_ahead_of_an_epoch_that_is_given_up_is_gone(postgres, writer, goes_ahead):
+    w = writer(mode="upsert", key=("id",))
+    w.write([(1, "a", 1)])
+    w.made.abort()
+    w.write([(2, "b", 2)])
+    w.commit()
+    assert postgres.psql("SELECT * FROM t") == "2\tb\t2\n"
+
+
 def test_a_null_key_is_refused_and_the_others_written(postgres, writer):
     w = writer(mode="upsert", key=("id",))
     rejected = w.all([(1, "a", 1), (None, "b", 2)])
@@ -376,9 +431,10 @@ def test_a_long_name_has_a_staging_table_too(postgres, writer):
     assert postgres.psql(f"SELECT id FROM {name}") == "1\n"
 
 
-def test_several_tables_of_one_database_commit_together(postgres, tmp_path):
-    one = Writer(postgres, tmp_path / "a", table="a", node="a")
-    two = Writer(postgres, tmp_path / "b", table="b", node="b")
+@pytest.mark.parametrize("write", [{"mode": "append"}, {"mode": "upsert", "key": ("id",)}], ids=lambda w: w["mode"])
+def test_several_tables_of_one_database_commit_together(postgres, tmp_path, goes_ahead, write):
+    one = Writer(postgres, tmp_path / "a", table="a", node="a", **write)
+    two = Writer(postgres, tmp_path / "b", table="b", node="b", **write)
     assert one.made.commit_scope() == two.made.commit_scope()
     postgres.execute("ALTER TABLE b ADD CHECK (n > 0)")
     one.write([(1, "x", 1)])
@@ -390,6 +446,8 @@ def test_several_tables_of_one_database_commit_together(postgres, tmp_path):
     one.made.commit(1, {}, False, [two.made])
     assert postgres.psql("SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)") == "2\n"
     assert postgres.psql("SELECT node, epoch FROM _dataflare_checkpoints ORDER BY node") == "a\t1\nb\t1\n"
+    one.write([(2, "x", 1)])
+    assert sessions(postgres) == 0, "rows that commit with others' are not sent ahead: they would be sent twice"
     one.close()
     two.close()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import psycopg
 
 ORDINAL = "_df_ordinal"
+"""Column of a staging table that numbers its rows as they came."""
 
 
 def append(db: psycopg.Connection[Any], table: str, layout: Layout, pieces: Iterable[bytes]) -> None:
@@ -64,19 +65,19 @@ class Upsert:
         if self.write.deletes == "soft":
             self._remove(folded.deletes())
 
-    def add(self, pieces: Iterable[bytes], distinct: bool) -> None:
-        """Bring plain rows in, given as the data of a COPY; of several with one key the last counts, or the newest version."""
-        columns = self.layout.columns
-        staged = stage(self.db, columns, pieces, "" if distinct else f", {ORDINAL} bigint GENERATED ALWAYS AS IDENTITY")
+    def add(self, staged: str, distinct: bool) -> None:
+        """Bring plain rows in from a staging table; of several with one key the last counts, or the newest version.
+
+        Args:
+            staged: its name; with a column `ORDINAL` unless the keys are distinct.
+            distinct: no key is there twice.
+        """
         if distinct:
             self._put(f"{staged} AS s")
             return
         keys = ", ".join(self._values("s", self.write.key))
-        order = [
-            keys,
-            *(f"{v} DESC" for v in self._values("s", [self.write.pos_column] if self.write.pos_column else [])),
-            f"{ORDINAL} DESC",
-        ]
+        version = [self.write.pos_column] if self.write.pos_column else []
+        order = [keys, *(f"{v} DESC" for v in self._values("s", version)), f"{ORDINAL} DESC"]
         self._put(f"(SELECT DISTINCT ON ({keys}) * FROM {staged} AS s ORDER BY {', '.join(order)}) AS s")
 
     # -- helpers -----------------------------------------------------------------------------------------

@@ -42,11 +42,17 @@ def encoded(schema: pa.Schema, columns: Sequence[Column], batches: Iterable[pa.R
         encoder.close()
 
 
-def stage(db: psycopg.Connection[Any], columns: Sequence[Column], pieces: Iterable[bytes], more: str = "") -> str:
-    """Copy data into a temporary table that ends with the transaction, and return its name."""
+def staging_table(db: psycopg.Connection[Any], columns: Sequence[Column], more: str = "", *, lasting: bool = False) -> str:
+    """Make a temporary table that ends with the transaction, or lasts as long as the session, and return its name."""
     name = quote(f"_df_stage_{next(_numbers)}")
     items = ", ".join(f"{quote(c.name)} {c.staging}" for c in columns)
-    db.execute(f"CREATE TEMP TABLE {name} ({items}{more}) ON COMMIT DROP".encode())
+    db.execute(f"CREATE TEMP TABLE {name} ({items}{more}){'' if lasting else ' ON COMMIT DROP'}".encode())
+    return name
+
+
+def stage(db: psycopg.Connection[Any], columns: Sequence[Column], pieces: Iterable[bytes], more: str = "") -> str:
+    """Copy data into a temporary table that ends with the transaction, and return its name."""
+    name = staging_table(db, columns, more)
     copy_in(db, name, columns, pieces)
     return name
 

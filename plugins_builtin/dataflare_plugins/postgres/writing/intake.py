@@ -6,31 +6,41 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from dataflare_plugins.postgres.catalog import Relation
 from dataflare_plugins.postgres.codec.encode import CopyEncoder
 from dataflare_plugins.postgres.codec.types import Codec, Column
-from dataflare_plugins.postgres.connection import Server
+from dataflare_plugins.postgres.connection import Server, library
+from dataflare_plugins.postgres.writing.ahead import Ahead
 from dataflare_plugins.postgres.writing.copy_in import stage
 from dataflare_plugins.postgres.writing.fit import TYPE_BROKEN, Layout
 from dataflare_plugins.postgres.writing.probe import NUMBER, Probe, constrained
 from dataflare_plugins.postgres.writing.spool import Spool
-from dataflare_sdk import Batch, RowRejection, Target
+from dataflare_sdk import Batch, DataflareError, RowRejection, Target
 from dataflare_sdk.fold import Folded, Staging
 from dataflare_sdk.schema import quote, type_name
 from dataflare_sdk.upsert import Distinct
 
+if TYPE_CHECKING:
+    import psycopg
+
 STAGED = 32 << 20
 """Bytes of an epoch kept in memory before they go to a file."""
+LARGE = 16 << 20
+"""Bytes of an epoch from which on its rows are brought to the server while others are read."""
 
 
 class Intake:
     """Takes the batches of one node.
 
     Rows are kept as the bytes of a COPY; changes, of which a key may have many, as Arrow, to be folded by key.
+
+    Attributes:
+        folds: it takes changes, and `folded` gives them.
+        alone: no other node commits with this one; only then rows may go ahead over a session of their own.
     """
 
     def __init__(self, server: Server, ctx: Any, target: Target, into: Relation, layout: Layout) -> None:
@@ -53,6 +63,9 @@ class Intake:
         self._spool.clear()
         self._staging.sweep()
         self._encoder: CopyEncoder | None = None
+        self._ahead: Ahead | None = None
+        self._goes_ahead = True
+        self.alone = True
         self._tester = CopyEncoder(layout.schema, layout.columns)
         self._probed: bool | None = None
 
@@ -162,7 +175,44 @@ class Intake:
         self._spool.add(made.chunks, made.rows)
         if self._keys is not None:
             self._keys.add(kept)
+            self._go_ahead(made.chunks)
         return [r if left is None else replace(r, index=left[r.index or 0].as_py()) for r in made.rejected]
+
+    def _go_ahead(self, chunks: Sequence[bytes]) -> None:
+        """Bring rows of a large epoch to the server already; where that fails they are brought by the commit."""
+        if not (self._goes_ahead and self.alone) or (self._ahead is None and self._spool.size < LARGE):
+            return
+        try:
+            if self._ahead is None:
+                self._ahead = Ahead(self._server, self.layout.columns)
+                chunks = list(self._spool.pieces())
+            self._ahead.add(chunks)
+        except (library().Error, DataflareError):
+            self._goes_ahead = False
+            self._leave_ahead()
+
+    @contextlib.contextmanager
+    def ahead(self) -> Iterator[tuple[psycopg.Connection[Any], str] | None]:
+        """Give the session and the table all rows are in already, with distinct keys; None when there is none."""
+        ahead = self._ahead
+        try:
+            if ahead is None or not self.distinct:
+                yield None
+                return
+            try:
+                table = ahead.finish()
+            except library().Error:
+                yield None
+                return
+            yield ahead.db, table
+        finally:
+            self._leave_ahead()
+
+    def _leave_ahead(self) -> None:
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                self._ahead.close()
+            self._ahead = None
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the data of a COPY of all plain rows."""
@@ -189,6 +239,8 @@ class Intake:
         self._staging.clear()
         if self._keys is not None:
             self._keys.clear()
+            self._goes_ahead = True
+        self._leave_ahead()
         self._drop_encoder()
 
     def _drop_encoder(self) -> None:

@@ -16,27 +16,33 @@ class Spool:
     Args:
         folder: private to the node.
         memory: bytes kept in memory before they go to a file.
+
+    Attributes:
+        rows, size: rows and bytes kept, in memory and in the file.
     """
 
     def __init__(self, folder: Path, memory: int) -> None:
         self._path = folder / "epoch.copy"
         self._memory = memory
         self._held: list[bytes] = []
-        self._size = 0
+        self._held_size = 0
         self._filed = False
         self.rows = 0
+        self.size = 0
 
     def add(self, pieces: Sequence[bytes], rows: int) -> None:
         """Keep pieces of data, which hold `rows` rows."""
         self._held += pieces
-        self._size += sum(map(len, pieces))
+        size = sum(map(len, pieces))
+        self._held_size += size
+        self.size += size
         self.rows += rows
-        if self._size > self._memory:
+        if self._held_size > self._memory:
             with atomic.explained(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("ab" if self._filed else "wb") as file:
                     file.writelines(self._held)
-            self._held, self._size, self._filed = [], 0, True
+            self._held, self._held_size, self._filed = [], 0, True
 
     def pieces(self) -> Iterator[bytes]:
         """Yield everything, in its order."""
@@ -49,4 +55,4 @@ class Spool:
     def clear(self) -> None:
         """Drop everything, also what an earlier process left."""
         self._path.unlink(missing_ok=True)
-        self._held, self._size, self._filed, self.rows = [], 0, False, 0
+        self._held, self._held_size, self._filed, self.rows, self.size = [], 0, False, 0, 0
