@@ -1,16 +1,17 @@
 """Plain immutable data: what a frozen dataclass with slots is, defined in a third of its time.
 
-`dataclass` compiles six methods for every class. A run imports more than a hundred such classes, and has to start in
-a tenth of a second: here one method serves all of them, and only `__init__` is compiled.
+`dataclass` compiles six methods for every class. A run imports more than a hundred such classes and uses a few, and has to
+start in a tenth of a second: here one method serves all of them, and `__init__` is compiled when it is first asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, TypeVar, dataclass_transform
 
-__all__ = ["field", "record"]
+__all__ = ["Initialiser", "field", "record"]
 
 T = TypeVar("T")
 _set = object.__setattr__
@@ -23,32 +24,50 @@ def record(cls: type[T]) -> type[T]:
     All that `dataclasses` offers for such classes (`field`, `replace`, `fields`, `asdict`) works on it.
     """
     made: Any = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
-    made.__init__ = _initialiser(made)
+    made.__init__ = Initialiser(_set)
     for name, method in _SHARED.items():
         if name not in cls.__dict__:
             setattr(made, name, method)
     return made  # type: ignore[no-any-return]
 
 
-def _initialiser(cls: type[Any]) -> Any:
-    """Compile `__init__`."""
-    fields = dataclasses.fields(cls)
-    scope: dict[str, Any] = {"_set": _set, "_absent": dataclasses.MISSING}
-    heads, lines = [], []
-    for f in fields:
-        head, value = f.name, f.name
-        if f.default is not dataclasses.MISSING:
-            head, scope[f"_default_{f.name}"] = f"{f.name}=_default_{f.name}", f.default
-        elif f.default_factory is not dataclasses.MISSING:
-            head, scope[f"_make_{f.name}"] = f"{f.name}=_absent", f.default_factory
-            value = f"_make_{f.name}() if {f.name} is _absent else {f.name}"
-        heads.append(head)
-        lines.append(f" _set(self, {f.name!r}, {value})\n")
-    exec(f"def __init__({', '.join(['self', *heads])}):\n{''.join(lines) or ' pass'}", scope)  # noqa: S102 names of fields only
-    made = scope["__init__"]
-    made.__annotations__ = {**{f.name: f.type for f in fields}, "return": None}
-    made.__qualname__ = f"{cls.__qualname__}.__init__"
-    return made
+class Initialiser:
+    """Stands in a class for `__init__`, and puts the compiled one in its place as soon as somebody asks for it.
+
+    Args:
+        assign: called with instance, name and value for every field.
+        keywords: fields are given by name only.
+    """
+
+    def __init__(self, assign: Callable[[Any, str, Any], None], *, keywords: bool = False) -> None:
+        self._assign = assign
+        self._keywords = keywords
+
+    def __get__(self, instance: Any, owner: type[Any]) -> Any:
+        home = next(c for c in owner.__mro__ if c.__dict__.get("__init__") is self)
+        made: Any = self._compiled(home)
+        setattr(home, "__init__", made)  # noqa: B010 - no type checker allows it otherwise
+        return made if instance is None else made.__get__(instance, owner)
+
+    def _compiled(self, cls: type[Any]) -> Any:
+        fields = dataclasses.fields(cls)
+        scope: dict[str, Any] = {"_set": self._assign, "_absent": dataclasses.MISSING}
+        heads, lines = [], []
+        for f in fields:
+            head, value = f.name, f.name
+            if f.default is not dataclasses.MISSING:
+                head, scope[f"_default_{f.name}"] = f"{f.name}=_default_{f.name}", f.default
+            elif f.default_factory is not dataclasses.MISSING:
+                head, scope[f"_make_{f.name}"] = f"{f.name}=_absent", f.default_factory
+                value = f"_make_{f.name}() if {f.name} is _absent else {f.name}"
+            heads.append(head)
+            lines.append(f" _set(self, {f.name!r}, {value})\n")
+        given = ["self", *(["*"] if self._keywords and heads else []), *heads]
+        exec(f"def __init__({', '.join(given)}):\n{''.join(lines) or ' pass'}", scope)  # noqa: S102 - names of fields only
+        made = scope["__init__"]
+        made.__annotations__ = {**{f.name: f.type for f in fields}, "return": None}
+        made.__qualname__ = f"{cls.__qualname__}.__init__"
+        return made
 
 
 def _held(self: Any) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ unions of these, `list[T]`, `tuple[T, ...]`, `dict[str, T]`, other `@config` cla
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import sys
 import types
@@ -33,7 +32,7 @@ from dataflare.errors import (
     DataflareError,
     Problem,
 )
-from dataflare.records import record
+from dataflare.records import Initialiser, record
 
 T = TypeVar("T")
 
@@ -118,9 +117,10 @@ def option(
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 def config(cls: type[T]) -> type[T]:
     """Turn a class of `option`s into a frozen, keyword-only configuration class."""
-    made = dataclasses.dataclass(kw_only=True, repr=False, eq=False)(cls)
+    made = dataclasses.dataclass(kw_only=True, init=False, repr=False, eq=False)(cls)
     # A dataclass compiles each of these anew for every class; one for all makes a run start sooner.
     for name, method in (
+        ("__init__", Initialiser(_assign, keywords=True)),
         ("__eq__", _same),
         ("__hash__", _hashed),
         ("__repr__", _shown),
@@ -129,6 +129,10 @@ def config(cls: type[T]) -> type[T]:
     ):
         setattr(made, name, method)
     return made
+
+
+def _assign(self: Any, name: str, value: Any) -> None:
+    self.__dict__[name] = value
 
 
 def _held(self: Any) -> tuple[Any, ...]:
@@ -261,6 +265,8 @@ def documented(cls: type[Any]) -> Iterator[FieldDoc]:
 
 def nearest(word: str, words: Sequence[str]) -> str | None:
     """Return the most similar of `words`, or None when none is similar."""
+    import difflib
+
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return found[0] if found else None
 
