@@ -164,8 +164,9 @@ class Load:
                             raise psycopg.Rollback
                 with self._lock:
                     self.changed += 1
-            if chance.random() < 0.0005:
-                self._add_column(db)
+                    grow = self.changed % 1500 == 700
+                if grow:
+                    self._add_column(db)
 
     def _add_column(self, db: psycopg.Connection[Any]) -> None:
         """Let the table grow a column, and fill it for some rows."""

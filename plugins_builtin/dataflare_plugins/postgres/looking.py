@@ -53,15 +53,15 @@ def _batches(server: Server, table: TableName, schema: pa.Schema) -> Iterator[pa
         held = set(found.names)
         items = ", ".join(_told(f) if f.name in held else "NULL::text" for f in schema)
         casts = ", ".join(f"TRY_CAST({_read(f, i)} AS {duck_type(f.type)}) AS {quote(f.name)}" for i, f in enumerate(schema))
-        cursor = db.cursor(name="looking")
-        cursor.execute(f"SELECT {items} FROM {found.sql}".encode())
-        while batch := cursor.fetchmany(ROWS):
-            columns = [pa.array(c, pa.string()) for c in zip(*batch, strict=True)]
-            cast.register("told", pa.table(columns, names=[f"c{i}" for i in range(len(columns))]))
-            made = cast.sql(f"SELECT {casts} FROM told").to_arrow_table()
-            cast.unregister("told")
-            arrays = [made.column(i).combine_chunks().cast(f.type) for i, f in enumerate(schema)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        with db.cursor(name="looking") as cursor:
+            cursor.execute(f"SELECT {items} FROM {found.sql}".encode())
+            while batch := cursor.fetchmany(ROWS):
+                columns = [pa.array(c, pa.string()) for c in zip(*batch, strict=True)]
+                cast.register("told", pa.table(columns, names=[f"c{i}" for i in range(len(columns))]))
+                made = cast.sql(f"SELECT {casts} FROM told").to_arrow_table()
+                cast.unregister("told")
+                arrays = [made.column(i).combine_chunks().cast(f.type) for i, f in enumerate(schema)]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _told(field: pa.Field) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class Order:
 def run(order: Order) -> None:
     """Run the workflow; leave the document of the run behind if it lives to its end."""
     _quiet(order.log)
+    faulthandler.register(signal.SIGUSR1)
     failpoints.arm(order.failpoint, order.hits, {"task.source.batch": order.pace} if order.pace else None)
     with Runtime(order.home, {"log.level": "error"}) as runtime:
         report = runtime.run(order.workflow, RunOptions(once=order.once, take_over=order.take_over))

@@ -18,6 +18,8 @@ from dataflare_plugins.prove.codes import STUCK
 
 PATIENCE = 120.0
 """Seconds an undisturbed run may take at least before it counts as stuck."""
+LOG = 8_000
+"""Characters of a run's log that are shown."""
 
 
 class Nursery:
@@ -54,6 +56,7 @@ class Nursery:
         """
         process = self.start(order)
         if not process.wait(patience):
+            process.ask()
             process.kill()
             raise STUCK.error(f"a run of '{order.workflow.name}' did not end within {patience:.0f} s: {process.said()}")
         return process.document or {"status": "died", "problems": [], "error": {"message": process.said()}}
@@ -82,6 +85,11 @@ class Run:
         """Wait for its end; False when it goes on."""
         self._process.join(max(0.0, seconds))
         return not self.alive
+
+    def ask(self) -> None:
+        """Let it write into its log where each of its threads is."""
+        os.kill(self._process.pid, signal.SIGUSR1)
+        self.wait(1.0)
 
     @property
     def killed(self) -> bool:
@@ -118,4 +126,4 @@ class Run:
     def said(self) -> str:
         """Return the end of what it printed."""
         path = Path(self._order.log)
-        return path.read_text(encoding="utf-8", errors="replace")[-2000:].strip() if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace")[-LOG:].strip() if path.exists() else ""

@@ -23,6 +23,13 @@ INCONSISTENT = code(
     "Restore the one that was changed by hand, or start over with `dataflare state reset`.",
 )
 
+OTHER_SHAPE = code(
+    "state.other-shape",
+    4,
+    "An epoch that is written down cannot be read again: a table has other columns now.",
+    "Give the table its columns back until the run has caught up, or start over with `dataflare state reset`.",
+)
+
 
 @record
 class Start:

@@ -11,6 +11,7 @@ from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
+from dataflare_plugins.engine.running.recovery import OTHER_SHAPE
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
     Abandoned,
@@ -205,7 +206,13 @@ class SourceTask:
         return self._once[key]
 
     def _reshaped(self, change: SchemaChange) -> None:
-        """The stream has other columns from here on: read no further, everybody has to be bound anew."""
+        """The stream has other columns from here on: read no further, everybody has to be bound anew.
+
+        Raises:
+            DataflareError: `state.other-shape`.
+        """
+        if self._replaying:
+            raise OTHER_SHAPE.error(f"'{self._node.id}' cannot give the rows of the epoch again: '{change.stream}' has other columns now")
         self._offsets[self._todo[0][0]] = dict(change.offset)
         self._reading = False
         self._close_reader()

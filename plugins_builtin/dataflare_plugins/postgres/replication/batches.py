@@ -19,17 +19,19 @@ from dataflare_sdk.changes import READ, TRUNCATE
 
 
 def copied(
-    session: Session, name: str, after: Progress, *, seen: Collection[int] = (), stop: Progress | None = None
+    session: Session, name: str, after: Progress, *, seen: Collection[int] = (), stop: Progress | None = None, again: bool = False
 ) -> Iterator[Batch | snapshot.ChunkEnd | snapshot.Outgrown]:
     """Yield the next chunk of a table as batches, and its end.
 
-    A row that was read counts as older than every change that is still to be streamed.
+    A row that was read counts as older than every change that is still to be streamed. Arguments as of `snapshot.chunk`.
     """
     table = session.captured[name]
     planned, names = session.planned[name], session.used[name]
     with session.server.explained():
         db = session.reading()
-        parts = snapshot.chunk(db, session.server, table, planned, names, after, seen=seen, snapshot=session.snapshot, stop=stop)
+        parts = snapshot.chunk(
+            db, session.server, table, planned, names, after, seen=seen, snapshot=session.snapshot, stop=stop, again=again
+        )
         for part in parts:
             if not isinstance(part, Decoded):
                 yield part

@@ -182,7 +182,8 @@ class CaptureReader:
         if name is not None:
             seen = self._stream.recent() if self._stream is not None else ()
             after = self._place.tables.get(name, Progress())
-            for part in batches.copied(self._session, name, after, seen=seen, stop=self._goal.stop(self._place, name)):
+            stop = self._goal.stop(self._place, name)
+            for part in batches.copied(self._session, name, after, seen=seen, stop=stop, again=self._goal.exact is not None):
                 if isinstance(part, Outgrown):
                     yield self._shape_of(part.table, self._place.to_json())
                     return
@@ -206,7 +207,7 @@ class CaptureReader:
         """Yield every table as of the moment the slot was made, as one: there is no place to go on from within."""
         session = self._session
         for name, after in self._place.tables.items():
-            for part in batches.copied(session, name, after):
+            for part in batches.copied(session, name, after, again=self._goal.exact is not None):
                 if isinstance(part, Outgrown):
                     raise ALTERED.retriable(f"the table {part.table.sql} was altered while the capture began")
                 if isinstance(part, Batch):
@@ -222,7 +223,9 @@ class CaptureReader:
             session, place = self._session, self._place
             feed = session.start(place.lsn)
             failpoint("postgres.stream.started")
-            self._stream = Stream(session, feed, start=place.lsn, skip=place.skip, max_rows=max_rows, max_bytes=max_bytes)
+            # Read again to a place between transactions, the stream meets no shape that was not accepted before.
+            again = self._goal.exact is not None and not self._goal.within
+            self._stream = Stream(session, feed, start=place.lsn, skip=place.skip, max_rows=max_rows, max_bytes=max_bytes, again=again)
         return self._stream
 
     def _step(self, stream: Stream, deadline: float) -> None:

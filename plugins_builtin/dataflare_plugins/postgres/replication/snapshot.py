@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.postgres.codec.copy import Decoded
+from dataflare_plugins.postgres.codec.types import Column, target
 from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.replication import rows, tables, visible
 from dataflare_plugins.postgres.replication.offsets import Progress
@@ -49,6 +50,7 @@ def chunk(
     seen: Collection[int] = (),
     snapshot: str | None = None,
     stop: Progress | None = None,
+    again: bool = False,
 ) -> Iterator[Decoded | ChunkEnd | Outgrown]:
     """Yield the rows of the next chunk of a table, and its end.
 
@@ -62,13 +64,14 @@ def chunk(
         seen: transactions that were streamed lately (32-bit ids); the chunk shows them.
         snapshot: name of an exported snapshot to read as of; the whole table is then one chunk.
         stop: read to there, however many rows it is (to read the same part again).
+        again: rows that were read before are to be made once more: in the planned columns, whatever became of the table.
     """
     with visible.transaction(connection, seen, snapshot, lock=planned.sql) as high:
         table = tables.load(connection, server, planned.sql, planned.stream)
-        if not table.arrow.equals(schema):
+        if not (again or table.arrow.equals(schema)):
             yield Outgrown(table)
             return
-        columns = [table.column(n) for n in names]
+        columns = [_as_planned(table, schema.field(n)) for n in names]
         if stop is not None:
             last = stop.key if not stop.done else None
         elif snapshot is not None or not table.key:
@@ -78,8 +81,21 @@ def chunk(
         where = [_beside(table, ">", after.key)] if after.key is not None else []
         where += [_beside(table, "<=", last)] if last is not None else []
         condition = f" WHERE {' AND '.join(where)}" if where else ""
-        yield from rows.copied(connection, f"SELECT {', '.join(c.select for c in columns)} FROM {table.sql}{condition}", columns)
+        yield from rows.copied(connection, f"SELECT {', '.join(_selected(table, c) for c in columns)} FROM {table.sql}{condition}", columns)
     yield ChunkEnd(Progress(done=last is None, key=last), high)
+
+
+def _as_planned(table: Table, field: pa.Field) -> Column:
+    """Return a planned column: the table's, or one like it where the table has it no more, or with another type."""
+    held = next((c for c in table.columns if c.name == field.name), None)
+    return held if held is not None and held.arrow == field.type else target(field.name, field.type)
+
+
+def _selected(table: Table, column: Column) -> str:
+    if column in table.columns:
+        return column.select
+    value = f"{quote(column.name)}::{column.sql}" if any(c.name == column.name for c in table.columns) else f"NULL::{column.sql}"
+    return f"{value} AS {quote(column.name)}"
 
 
 def _last_key(connection: Any, table: Table, after: Progress) -> tuple[str, ...] | None:

@@ -78,16 +78,20 @@ class Stream:
         skip: transaction and LSN: pass over its changes up to there.
         max_rows: changes of a batch at most.
         max_bytes: what is gathered is given once it takes about this much.
+        again: it was read before, in the planned columns: the table may have others by now, its rows of then fit all the same.
 
     Attributes:
         until: stop before the first transaction that commits at or after this LSN.
         position: everything before it was given.
     """
 
-    def __init__(self, session: Session, feed: Feed, *, start: int, skip: tuple[int, int] | None, max_rows: int, max_bytes: int) -> None:
+    def __init__(
+        self, session: Session, feed: Feed, *, start: int, skip: tuple[int, int] | None, max_rows: int, max_bytes: int, again: bool = False
+    ) -> None:
         self._session = session
         self._feed = feed
         self._skip = skip
+        self._again = again
         self._names = {(t.schema, t.name): t.stream for t in session.captured.values()}
         self._forms: dict[Relation, _Form] = {}
         self._text = not session.binary()
@@ -180,7 +184,7 @@ class Stream:
         table = session.captured[stream]
         columns = tables.described(relation, table, session.side())
         fit = shape.fit(relation, columns, table, session.planned[stream], text=self._text)
-        form = self._forms[relation] = _Form(stream, fit, None if fit.exact else self._newer(table))
+        form = self._forms[relation] = _Form(stream, fit, None if fit.exact or self._again else self._newer(table))
         if form.newer is not None:
             return None
         key = session.keys[stream]
