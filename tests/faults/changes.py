@@ -1,10 +1,11 @@
 """Changes of a busy PostgreSQL into PostgreSQL, SQLite, DuckDB and Parquet at once, killed again and again.
 
-Usage: python -m tests.faults.changes --kills 1000 --each 50 --seed 7 --rate 450
+Usage: python -m tests.faults.changes --kills 2600 --each 50 --seed 7 --rate 450 [--minutes M]
 
 `dataflare prove` does the killing and the comparing; this gives it harder writers than its own: several connections
 that insert, update, rewrite long texts (TOAST), delete, change keys and add columns, at a steady rate. Prints the report
-with the rate that was reached, and exits 1 when something was lost, doubled, or a failpoint was hit too seldom.
+with the rate that was reached, and exits 1 when something was lost, doubled, or a failpoint was hit too seldom; after M
+minutes it ends where it is.
 """
 
 from __future__ import annotations
@@ -180,11 +181,22 @@ class Load:
         db.execute(f"UPDATE orders SET {name} = id %% 100 WHERE id %% 7 = 0".replace("%%", "%"))
 
 
+class TimeUp(Exception):
+    """There is no time for another round."""
+
+
 class Busy(Proof):
     """A proof whose sources are written to by `Load`."""
 
+    in_a_round = 40
     rate = 450.0
     told = Told()
+    end = float("inf")
+
+    def _round(self) -> None:
+        if time.monotonic() > self.end:
+            raise TimeUp
+        super()._round()
 
     def _writing(self, world: Any) -> Any:
         return Load(world.sources["orders"].config["url"], self._seed + self._worlds, self.rate, self.told)
@@ -199,7 +211,8 @@ def run(kills: int, each: int, seed: int, rate: float, folder: Path, tell: Any =
     with Runtime(folder) as runtime:
         proof = Busy(runtime, runtime.parse(file), folder, kills=kills, seed=seed, script=SCRIPT, tell=tell, each=each)
         try:
-            proof.kill(proof.rehearse())
+            with contextlib.suppress(TimeUp):
+                proof.kill(proof.rehearse())
             told = Busy.told
             return {
                 **proof.document(),
@@ -219,7 +232,9 @@ def main() -> int:
     options.add_argument("--each", type=int, default=50)
     options.add_argument("--seed", type=int, default=7)
     options.add_argument("--rate", type=float, default=450.0)
+    options.add_argument("--minutes", type=float, default=float("inf"))
     given = options.parse_args()
+    Busy.end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="df-changes-") as folder:
         report = run(given.kills, given.each, given.seed, given.rate, Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(report, indent=1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from pathlib import Path
 
 HOURS = 6
 _true = time.time
@@ -16,3 +18,4 @@ def _jumping() -> float:
 
 
 time.time = _jumping
+Path(os.environ["TEST_CLOCK"]).touch()  # so that the test knows: what cannot be imported before a fork is passed over in silence

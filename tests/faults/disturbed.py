@@ -1,6 +1,6 @@
 """Changes of a busy PostgreSQL into four destinations, while everything but the pipeline's code goes wrong.
 
-Usage: python -m tests.faults.disturbed --times 400 --seed 7 [--clock]
+Usage: python -m tests.faults.disturbed --times 600 --seed 7 [--clock] [--minutes M]
 
 As `tests.faults.changes`, but what happens to a run is not only SIGKILL: the server dies (fsync on) and comes back, its
 backends are terminated, the network is cut, the run is stopped and goes on, or wakes up when another has taken over;
@@ -34,6 +34,7 @@ from dataflare_plugins.postgres.scratch import twins
 from dataflare_plugins.prove.schedule import Kill
 from dataflare_plugins.prove.world import World
 
+ROOT = Path(__file__).parents[2]
 KINDS = ("cut", "cut", "cut", "terminate", "server", "pause", "zombie", "kill")
 """What may happen, in the share it has."""
 ALLOWED = ("world.", "state.", "postgres.connection", "postgres.slot-taken", "postgres.unavailable", "data.lost")
@@ -148,13 +149,18 @@ def run(times: int, seed: int, rate: float, folder: Path, *, clock: bool = False
     file.write_text(changes.WORKFLOW)
     Disturbed.rate, Disturbed.told = rate, changes.Told()
     modules = ["tests.faults.clock"] if clock else []
+    jumps = folder / "jumps"
+    os.environ["TEST_CLOCK"] = str(jumps)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with Runtime(folder) as runtime:
         workflow = runtime.parse(file)
         proof = Disturbed(runtime, workflow, folder, times=times, seed=seed, script=changes.SCRIPT, tell=tell, modules=modules)
         proof._premises.resources["postgres"] = durable()
         try:
-            proof.rehearse()
-            proof.kill({})
+            with contextlib.suppress(changes.TimeUp):
+                proof.rehearse()
+                proof.kill({})
+            assert jumps.exists() == clock
             told = Disturbed.told
             return {
                 **proof.document(),
@@ -172,12 +178,13 @@ def run(times: int, seed: int, rate: float, folder: Path, *, clock: bool = False
 def main() -> int:
     """Run from the command line."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--times", type=int, default=400)
+    options.add_argument("--times", type=int, default=600)
     options.add_argument("--seed", type=int, default=7)
     options.add_argument("--rate", type=float, default=450.0)
     options.add_argument("--clock", action="store_true")
+    options.add_argument("--minutes", type=float, default=float("inf"))
     given = options.parse_args()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    Disturbed.end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="df-disturbed-") as folder:
         tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
         report = run(given.times, given.seed, given.rate, Path(folder), clock=given.clock, tell=tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ import pytest
 import dataflare
 
 sys.path.insert(0, str(Path(__file__).parent))
-from flows import flow, step
+from flows import flow, generate, saved, step, told
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,21 @@ def test_a_type_passes_steps_that_do_not_touch_it(name: str) -> None:
     wanted = table[name].cast(pa.string()) if pa.types.is_dictionary(kind) and found[name].type == pa.string() else table[name]
     assert found[name].type == wanted.type
     assert found[name].combine_chunks().equals(wanted.combine_chunks()), (found[name], wanted)
+
+
+def test_the_state_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """`golden/` holds what the first version that kept state left behind; what it printed of it then stands here."""
+    (tmp_path / ".dataflare").mkdir()
+    shutil.copy(Path(__file__).parent / "golden" / "state-2026-11-24.db", tmp_path / ".dataflare" / "state.db")
+    saved(tmp_path, {**flow({"s": generate(3)}), "name": "old"})
+    status = told(tmp_path, "status", "w.json")
+    assert (status["status"], status["epoch"], status["run_id"]) == ("done", 1, "e438dd1ce1aa47789ca350f32f96a981")
+    shown = told(tmp_path, "state", "show", "w.json")["streams"]["s"]
+    assert (shown["offset"], shown["fence"]) == ({"done": True, "row": 39, "unit": "in.csv", "v": 1}, 1)
+    letter = told(tmp_path, "dlq", "list", "w.json")["dead_letters"][0]
+    assert (letter["raw"], letter["position"], letter["code"]) == ("x,7", {"file": "in.csv", "line": 8}, "data.bad-value")
+    assert told(tmp_path, "run", "w.json")["rows"]["written"] == 3
+    assert told(tmp_path, "state", "show", "w.json")["streams"]["s"]["fence"] == 2
 
 
 def test_a_checkpoint_of_a_later_or_earlier_version_is_read(tmp_path: Path) -> None:

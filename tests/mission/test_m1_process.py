@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.servers.fixtures import missing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import flow, generate, saved, step
@@ -44,3 +46,22 @@ def test_one_process_and_no_socket(state: str, tmp_path: Path) -> None:
         assert seen == {"pid": process.pid, "children": "", "sockets": []}
         with pytest.raises(ProcessLookupError):  # nobody of its session is left
             os.killpg(process.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("lane", ["bulk", "streaming"])
+def test_it_connects_to_nobody(lane: str, tmp_path: Path) -> None:
+    """As the kernel sees it: neither our code nor a native library asks for a connection."""
+    if shutil.which("strace") is None:
+        missing("strace")
+    out = {
+        "out": {"use": "duckdb", "with": {"path": "o.duckdb", "table": "t"}},
+        "f": {"use": "parquet", "from": "m", "with": {"path": "o/"}},
+    }
+    saved(tmp_path, flow({"s": generate(1000)}, step("m", "map", set={"j": "i + 1"}), out=out, runtime={"lane": lane}))
+    strace = ["strace", "-f", "-qq", "-e", "trace=connect,bind,listen,sendto", "-o", "calls.txt"]
+    done = subprocess.run([*strace, sys.executable, "-m", "dataflare", "run", "w.json", "-q"], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "calls.txt").read_text() == ""
+    asked = [*strace, sys.executable, "-c", "import socket; socket.socket(socket.AF_UNIX).connect_ex('/nowhere')"]
+    subprocess.run(asked, cwd=tmp_path, check=True)
+    assert "connect(" in (tmp_path / "calls.txt").read_text(), "strace would not have told"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +29,41 @@ def test_status_counts_what_happened(tmp_path: Path) -> None:
     assert status["status"] == "done"
     counts = {n["id"]: (n["rows_in"], n["rows_out"]) for n in status["nodes"]}
     assert counts == {n["id"]: (n["rows_in"], n["rows_out"]) for n in run["nodes"]} == {"s": (100, 100), "f": (100, 25), "out": (25, 25)}
+
+
+SLOW = """
+import time
+def slowly(batch):
+    time.sleep(0.15)
+    return batch
+"""
+
+
+def test_status_watches_a_run_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    settings = {"runtime": {"lane": "streaming", "batch": {"rows": 10}}, "state": {"checkpoint": {"every": "200ms"}}}
+    saved(tmp_path, flow({"s": generate(200)}, step("p", "python", file="slow.py", function="slowly"), **settings))
+    dataflare_ = [sys.executable, "-m", "dataflare"]
+    run = subprocess.Popen([*dataflare_, "run", "w.json", "-q"], cwd=tmp_path)
+    watch = subprocess.Popen([*dataflare_, "status", "w.json", "-w", "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    seen = []
+    try:
+        assert watch.stdout is not None
+        for line in watch.stdout:
+            seen.append(json.loads(line))
+            if seen[-1]["status"] == "done":
+                break
+    finally:
+        watch.send_signal(signal.SIGINT)
+        watch.communicate(timeout=30)
+    assert run.wait(30) == 0
+    assert watch.returncode == 130
+    running = [s for s in seen if s["status"] == "running"]
+    written = [next((n["rows_in"] for n in s["nodes"] if n["id"] == "out"), 0) for s in running]
+    assert written == sorted(written)
+    assert 0 < written[-1] <= 200
+    assert all(s["checkpoint_age_seconds"] < 60 for s in running if "epoch" in s)
+    assert {n["id"]: (n["rows_in"], n["rows_out"]) for n in seen[-1]["nodes"]} == {"s": (200, 200), "p": (200, 200), "out": (200, 200)}
 
 
 def test_a_slow_sink_makes_the_source_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +96,14 @@ def test_a_slow_sink_makes_the_source_pause(tmp_path: Path, monkeypatch: pytest.
     assert run.rows["written"] == rows
     assert seen["held"] <= seen["shares"].inbox + 5 * wide
     assert seen["held"] < rows * wide / 2, "everything was queued: nobody paused"
+
+
+@pytest.mark.parametrize("lane", ["bulk", "streaming"])
+def test_a_row_of_a_gibibyte_is_refused_not_fatal(lane: str, tmp_path: Path) -> None:
+    """One row among small ones is larger than all memory: a clear error, and the process stays as small as it was told."""
+    pad = "repeat('x', CASE WHEN i = 50 THEN 1073741824 ELSE 10 END)"
+    saved(tmp_path, flow({"s": generate(100, i="i", pad=pad)}, runtime={"memory": "512MiB", "lane": lane}))
+    run = told(tmp_path, "run", "w.json", code=4)
+    assert run["error"]["code"] == "world.out-of-memory"
+    assert run["peak_memory_bytes"] < 512 << 20
+    assert run["rows"]["written"] == 0

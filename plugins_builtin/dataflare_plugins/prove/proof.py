@@ -23,8 +23,6 @@ from dataflare_plugins.prove.writers import Writers
 from dataflare_sdk import DataflareError, Problem, Workflow
 from dataflare_sdk.commands import Runtime
 
-IN_A_ROUND = 15
-"""Kills after which destinations are compared and everything begins anew, where runs go on from each other."""
 IN_A_RUN = 4
 """Kills of one run of a full extraction, at most, before it may end."""
 BATCHES, PACE = 40, 0.01
@@ -65,7 +63,14 @@ class Proof:
         modules: more modules for the process that runs are forked from (the test suite's mutants).
         each: kills wanted at every failpoint.
         stop_early: end at the first round that lost or doubled something.
+
+    Attributes:
+        in_a_round: kills after which destinations are compared and everything begins anew, where runs go on from each other.
+        tally: what was seen so far.
+        schedule: what was killed so far, and what comes next.
     """
+
+    in_a_round = 15
 
     def __init__(
         self,
@@ -154,7 +159,7 @@ class Proof:
 
     def _round(self) -> None:
         with self._world() as world, self._writing(world) as writers:
-            limit = IN_A_ROUND if self._goes_on else IN_A_RUN
+            limit = self.in_a_round if self._goes_on else IN_A_RUN
             ended = False
             start = self.schedule.kills
             while not ended and not self.schedule.done() and not self.schedule.exhausted() and self.schedule.kills - start < limit:
