@@ -24,7 +24,7 @@ def record(cls: type[T]) -> type[T]:
     All that `dataclasses` offers for such classes (`field`, `replace`, `fields`, `asdict`) works on it.
     """
     made: Any = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
-    made.__init__ = Initialiser(_set)
+    made.__init__ = Initialiser(made, _set)
     for name, method in _SHARED.items():
         if name not in cls.__dict__:
             setattr(made, name, method)
@@ -34,23 +34,26 @@ def record(cls: type[T]) -> type[T]:
 class Initialiser:
     """Stands in a class for `__init__`, and puts the compiled one in its place as soon as somebody asks for it.
 
+    Several threads may ask at once: each compiles the same.
+
     Args:
+        home: the class it stands in.
         assign: called with instance, name and value for every field.
         keywords: fields are given by name only.
     """
 
-    def __init__(self, assign: Callable[[Any, str, Any], None], *, keywords: bool = False) -> None:
+    def __init__(self, home: type[Any], assign: Callable[[Any, str, Any], None], *, keywords: bool = False) -> None:
+        self._home = home
         self._assign = assign
         self._keywords = keywords
 
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
-        home = next(c for c in owner.__mro__ if c.__dict__.get("__init__") is self)
-        made: Any = self._compiled(home)
-        setattr(home, "__init__", made)  # noqa: B010 - no type checker allows it otherwise
+        made: Any = self._compiled()
+        setattr(self._home, "__init__", made)  # noqa: B010 - no type checker allows it otherwise
         return made if instance is None else made.__get__(instance, owner)
 
-    def _compiled(self, cls: type[Any]) -> Any:
-        fields = dataclasses.fields(cls)
+    def _compiled(self) -> Any:
+        fields = dataclasses.fields(self._home)
         scope: dict[str, Any] = {"_set": self._assign, "_absent": dataclasses.MISSING}
         heads, lines = [], []
         for f in fields:
@@ -66,7 +69,7 @@ class Initialiser:
         exec(f"def __init__({', '.join(given)}):\n{''.join(lines) or ' pass'}", scope)  # noqa: S102 - names of fields only
         made = scope["__init__"]
         made.__annotations__ = {**{f.name: f.type for f in fields}, "return": None}
-        made.__qualname__ = f"{cls.__qualname__}.__init__"
+        made.__qualname__ = f"{self._home.__qualname__}.__init__"
         return made
 
 

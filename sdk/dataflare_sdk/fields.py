@@ -120,7 +120,7 @@ def config(cls: type[T]) -> type[T]:
     made = dataclasses.dataclass(kw_only=True, init=False, repr=False, eq=False)(cls)
     # A dataclass compiles each of these anew for every class; one for all makes a run start sooner.
     for name, method in (
-        ("__init__", Initialiser(_assign, keywords=True)),
+        ("__init__", Initialiser(made, _assign, keywords=True)),
         ("__eq__", _same),
         ("__hash__", _hashed),
         ("__repr__", _shown),

@@ -120,3 +120,19 @@ def test_it_is_called_and_matched_as_a_dataclass_is() -> None:
             Mine(*wrong)
     with pytest.raises(TypeError):
         Mine(1, z=2)  # type: ignore[call-arg]
+
+
+def test_two_threads_may_ask_for_the_first_one_at_once() -> None:
+    """Both have looked the stand-in up before either has put the compiled method in its place."""
+
+    @record
+    class Fresh:
+        a: int
+        b: tuple[int, ...] = ()
+
+    looked_up = Fresh.__dict__["__init__"]
+    first, second = (looked_up.__get__(None, Fresh) for _ in range(2))
+    for init in (first, second):
+        made = Fresh.__new__(Fresh)
+        init(made, 1, b=(2,))
+        assert made == Fresh(1, (2,))
