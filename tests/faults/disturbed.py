@@ -51,6 +51,12 @@ class Disturbed(changes.Busy):
         self.ends: Counter[str] = Counter()
         self._proxy: Proxy | None = None
 
+    def close(self) -> None:
+        """End the proxy too."""
+        super().close()
+        if self._proxy is not None:
+            self._proxy.close()
+
     @property
     def server(self) -> PostgresServer:
         """The scratch server of all databases."""

@@ -22,7 +22,11 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    near.close()  # the server is down
+                    continue
                 self._pairs += [near, far]
                 for a, b in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
@@ -45,5 +49,8 @@ class Proxy:
             side.close()
 
     def close(self) -> None:
+        """End everything."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for the next one
         self._listener.close()
         self.cut()
