@@ -194,7 +194,11 @@ def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, t
             tally.faults.append(f"{folder.name} {plan}: {report.get('error')}")
     if (folder / "hits.txt").exists():
         tally.hits.update((folder / "hits.txt").read_text().split())
-    compare(folder, lane, plan, tally)
+    try:
+        compare(folder, lane, plan, tally)
+    except Exception as error:  # what is not there at all cannot be compared; what the run said of it stands beside
+        tally.lost += 1
+        tally.faults.append(f"{folder.name} {plan}: {type(error).__name__}: {error}")
 
 
 def finished(folder: Path) -> bool:
