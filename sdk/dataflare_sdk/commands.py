@@ -6,7 +6,7 @@ from dataflare.commands import Invocation, verb
 from dataflare.config import Layer, explain
 from dataflare.contracts import RunHandle, RunOptions, RunReport
 from dataflare.discovery import Found, discover
-from dataflare.lifecycle import Runtime, Validation
+from dataflare.lifecycle import Runtime, Validation, error_json
 
 __all__ = [
     "Found",
@@ -18,6 +18,7 @@ __all__ = [
     "Runtime",
     "Validation",
     "discover",
+    "error_json",
     "explain",
     "verb",
 ]

@@ -256,8 +256,10 @@ class Staging:
         numbered = f"(SELECT *{extra}, row_number() OVER () AS {ORDER} FROM staged WHERE {where})"
         if self._order is None:
             return numbered
-        # Rows without a version (a deletion carries its key only) count as the newest.
-        newest_last = f"row_number() OVER (ORDER BY {quote(self._order)} NULLS LAST, {ORDER})"
+        # A deletion carries its key only: among changes what has no version is the newest. A plain row without one is the
+        # oldest, as it is to the row in the table.
+        nulls = "LAST" if self._changes else "FIRST"
+        newest_last = f"row_number() OVER (ORDER BY {quote(self._order)} NULLS {nulls}, {ORDER})"
         return f"(SELECT * REPLACE ({newest_last} AS {ORDER}) FROM {numbered})"
 
     def _fold(self, where: str = "true") -> str:

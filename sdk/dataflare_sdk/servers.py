@@ -82,3 +82,37 @@ def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+
+
+class ServerProcess:
+    """What every server that we start has: a folder of its own, a loopback port, a process.
+
+    Args:
+        prefix: of the folder's name.
+
+    Attributes:
+        folder: everything of it lies there.
+        port: where it listens.
+        process: the one that was started last.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.folder = own_folder(prefix)
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log(self) -> Path:
+        """Return the file it logs to."""
+        return self.folder / "log"

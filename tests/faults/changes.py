@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,20 +226,31 @@ def run(kills: int, each: int, seed: int, rate: float, folder: Path, tell: Any =
             proof.close()
 
 
-def main() -> int:
-    """Run from the command line."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--kills", type=int, default=1000)
-    options.add_argument("--each", type=int, default=50)
-    options.add_argument("--seed", type=int, default=7)
-    options.add_argument("--rate", type=float, default=450.0)
-    options.add_argument("--minutes", type=float, default=float("inf"))
-    given = options.parse_args()
-    Busy.end = time.monotonic() + 60 * given.minutes
-    with tempfile.TemporaryDirectory(prefix="df-changes-") as folder:
-        report = run(given.kills, given.each, given.seed, given.rate, Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
+def options(document: str | None) -> argparse.ArgumentParser:
+    """Return the options that every soak over a busy capture takes."""
+    made = argparse.ArgumentParser(description=document)
+    made.add_argument("--seed", type=int, default=7)
+    made.add_argument("--rate", type=float, default=450.0)
+    made.add_argument("--minutes", type=float, default=float("inf"))
+    return made
+
+
+def conclude(minutes: float, soak: Callable[[Path, Callable[[str], None]], dict[str, Any]]) -> int:
+    """Run a soak in a folder of its own, print its report, and return the exit code."""
+    Busy.end = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory(prefix="df-soak-") as folder:
+        report = soak(Path(folder), lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(report, indent=1))
     return 0 if report["proven"] else 1
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = options(__doc__)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--each", type=int, default=50)
+    given = parser.parse_args()
+    return conclude(given.minutes, lambda folder, tell: run(given.kills, given.each, given.seed, given.rate, folder, tell))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.servers.processes import as_user, end, free_port, own_folder, spawn, wait_until
+from tests.servers.processes import ServerProcess, as_user, end, spawn, wait_until
 
 USER, PASSWORD = "app", "correct-horse"
 OPTIONS = {
@@ -40,7 +40,7 @@ def installed() -> bool:
     return PROGRAM is not None and INSTALLER is not None
 
 
-class MariadbServer:
+class MariadbServer(ServerProcess):
     """One server; `start` makes its data folder at the first time, `kill` and `start` again is a crash.
 
     Args:
@@ -49,21 +49,8 @@ class MariadbServer:
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self.options = {**OPTIONS, **(options or {})}
-        self.folder = own_folder("my")
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("my")
         self._numbers = itertools.count(1)
-
-    @property
-    def pid(self) -> int:
-        """Return the server's process id."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        """Return the file the server logs to."""
-        return self.folder / "log"
 
     def url(self, database: str, *, user: str = USER, password: str = PASSWORD) -> str:
         """Return the URL over TCP, with a password."""
@@ -97,7 +84,7 @@ class MariadbServer:
             self._init(data)
         settings = [f"--{name}={value}" for name, value in self.options.items()]
         places = [f"--datadir={data}", f"--socket={self.folder / 'sock'}", f"--port={self.port}", f"--tmpdir={self.folder}"]
-        self._process = spawn([str(PROGRAM), "--no-defaults", *places, *settings], self.folder, self.log)
+        self.process = spawn([str(PROGRAM), "--no-defaults", *places, *settings], self.folder, self.log)
         wait_until(self._answers, lambda: f"MariaDB did not start:\n{self.log.read_text()[-2000:]}")
         if fresh:
             self.execute(f"CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'")
@@ -113,8 +100,8 @@ class MariadbServer:
     def _answers(self) -> bool:
         import pymysql
 
-        assert self._process is not None
-        assert self._process.poll() is None, f"MariaDB ended at its start:\n{self.log.read_text()[-2000:]}"
+        assert self.process is not None
+        assert self.process.poll() is None, f"MariaDB ended at its start:\n{self.log.read_text()[-2000:]}"
         # Asked by hand first: PyMySQL leaves a socket open that could not connect.
         with socket.socket(socket.AF_UNIX) as knock:
             if knock.connect_ex(str(self.folder / "sock")):
@@ -127,14 +114,14 @@ class MariadbServer:
 
     def stop(self) -> None:
         """Stop it in order."""
-        if self._process is not None:
-            end(self._process, signal.SIGTERM)
+        if self.process is not None:
+            end(self.process, signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it as a power cut would."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(10)
+        if self.process is not None and self.alive:
+            self.process.kill()
+            self.process.wait(10)
 
     def remove(self) -> None:
         """End it at once and remove its folder."""

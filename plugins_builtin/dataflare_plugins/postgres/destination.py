@@ -294,7 +294,7 @@ class PostgresDestination(Destination[PostgresTarget]):
                 with intake.folded() as folded:
                     upsert.apply(folded)
             elif intake.rows and intake.target.write.mode == "upsert":
-                distinct = intake.distinct
+                distinct = staged is not None or intake.distinct  # what went ahead was asked when its table was taken
                 if staged is None:
                     number = "" if distinct else f", {ORDINAL} bigint GENERATED ALWAYS AS IDENTITY"
                     staged = stage(db, intake.layout.columns, intake.pieces(), number)

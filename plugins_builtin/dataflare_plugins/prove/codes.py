@@ -20,7 +20,7 @@ RUN_FAILED = code("prove.run-failed", 1, "A run of the proof failed by itself.",
 NOT_PROVEN = code(
     "prove.not-proven",
     1,
-    "Rows were lost or doubled, or a failpoint was never hit.",
+    "Rows were lost or doubled, or a failpoint was hit too seldom.",
     "The report names them; the same --seed makes the same kills.",
 )
 STUCK = code("prove.stuck", 1, "A run of the proof did not end.", "Run the workflow by itself; look where it waits.")

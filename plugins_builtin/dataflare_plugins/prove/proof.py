@@ -13,7 +13,7 @@ from typing import Any
 
 from dataflare_plugins.prove import oracle
 from dataflare_plugins.prove.child import Order
-from dataflare_plugins.prove.codes import RUN_FAILED
+from dataflare_plugins.prove.codes import NOT_PROVEN, RUN_FAILED
 from dataflare_plugins.prove.comparing import Comparison, compare
 from dataflare_plugins.prove.nursery import PATIENCE, Nursery, Run
 from dataflare_plugins.prove.reading import Held, exact, held_by, kept, planned
@@ -21,7 +21,7 @@ from dataflare_plugins.prove.schedule import Kill, Schedule
 from dataflare_plugins.prove.world import Premises, World, extract_of
 from dataflare_plugins.prove.writers import Writers
 from dataflare_sdk import DataflareError, Problem, Workflow
-from dataflare_sdk.commands import Runtime
+from dataflare_sdk.commands import Runtime, error_json
 
 IN_A_RUN = 4
 """Kills of one run of a full extraction, at most, before it may end."""
@@ -317,8 +317,15 @@ class Proof:
             "runs": self.tally.runs,
             "resumed": self.tally.resumed,
             "written": self.tally.written,
+            "error": None if self.proven() else error_json(self._refusal()),
             "differences": json.loads(json.dumps([d for c in comparisons for d in c.differences][:10], default=str)),
         }
+
+    def _refusal(self) -> Problem:
+        """Say why it is not proven."""
+        missing = self.schedule.missing()
+        seldom = f", hit too seldom: {', '.join(missing)}" if missing else ""
+        return NOT_PROVEN.problem(f"{self.lost} rows lost, {self.duplicated} duplicated{seldom}")
 
     def proven(self) -> bool:
         """Whether nothing was lost or doubled and every failpoint was hit as often as was wanted."""

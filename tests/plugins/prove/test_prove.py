@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from dataflare.lifecycle import Runtime
+from dataflare_plugins.prove.proof import Proof
+from dataflare_plugins.prove.schedule import Schedule
+
 ROOT = Path(__file__).parents[3]
 SQL = """
 CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, total REAL, changed TIMESTAMP);
@@ -87,6 +91,23 @@ def test_mutants_are_caught(name: str) -> None:
     done = subprocess.run([sys.executable, "-m", "tests.mutants", name], cwd=ROOT, capture_output=True, text=True, timeout=220)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("caught"), done.stdout
+
+
+def test_what_is_not_proven_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "w.yaml"
+    file.write_text(
+        "sources: {g: {use: generate, with: {rows: 50, columns: {id: i}}}}\ndestinations: {o: {use: csv, with: {path: o.csv}}}\n"
+    )
+    with Runtime(tmp_path) as runtime:
+        proof = Proof(runtime, runtime.parse(file), tmp_path / "proof", kills=1, seed=1, script=None)
+        try:
+            proof.rehearse()
+            assert proof.document()["error"] is None
+            proof.schedule = Schedule({"never.reached": 1}, 1, 1, zombies=False)
+            assert proof.document()["error"]["code"] == "prove.not-proven"
+            assert "never.reached" in proof.document()["error"]["message"]
+        finally:
+            proof.close()
 
 
 def test_list_names_the_failpoints(tmp_path: Path) -> None:

@@ -92,11 +92,12 @@ class Images:
         """
         before, end = len(self.nulls), len(body)
         try:
-            if len(presents) == 1:
-                at = self._run(body, at, end, presents[0])
-            else:
-                while at < end:
-                    at = self._one(body, self._one(body, at, presents[0]), presents[1])
+            while at < end:
+                if len(presents) == 1:
+                    at = self._run(body, at, end, presents[0])
+                else:
+                    for present in presents:
+                        at = self._run(body, at, at, present)
         except IndexError:
             at = -1
         if at != end:
@@ -107,10 +108,11 @@ class Images:
         return count
 
     def _run(self, body: bytes, at: int, end: int, present: bytes) -> int:
+        """Gather one image, and those after it that begin before `end`; return where the last one ends."""
         known = self._known.setdefault(present, {})
         size = (present_count(present) + 7) // 8
         add_nulls = self.nulls.append
-        while at < end:
+        while True:
             key = body[at : at + size]
             at += size
             found = known.get(key)
@@ -130,28 +132,8 @@ class Images:
                     add_text(body[stop:at])  # type: ignore[misc]
                 elif add_text is not None:
                     add_text(None)
-        return at
-
-    def _one(self, body: bytes, at: int, present: bytes) -> int:
-        """Gather one image: `_run` for a row whose end is not known."""
-        known = self._known.setdefault(present, {})
-        size = (present_count(present) + 7) // 8
-        key = body[at : at + size]
-        at += size
-        found = known.get(key)
-        if found is None:
-            found = known[key] = self._steps(present, key)
-        self.nulls.append(found[0])
-        for add, width, pieces, add_text, prefix in found[1]:
-            stop = at + width
-            add(body[at:stop] if pieces is None else b"".join([p if type(p) is bytes else body[at + p[0] : at + p[1]] for p in pieces]))
-            at = stop
-            if prefix:
-                at += body[stop - 1] if prefix == 1 else int.from_bytes(body[stop - prefix : stop], "little")
-                add_text(body[stop:at])  # type: ignore[misc]
-            elif add_text is not None:
-                add_text(None)
-        return at
+            if at >= end:
+                return at
 
     def _steps(self, present: bytes, nulls: bytes) -> tuple[bytes, list[Step]]:
         """Return the NULLs of all columns, and what to do with a row that holds these columns with these NULLs."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflare_sdk.servers import as_user, end, free_port, own_folder, spawn, wait_until
+from dataflare_sdk.servers import ServerProcess, as_user, end, own_folder, spawn, wait_until
 
 USER, PASSWORD = "postgres", "correct-horse"
 OPTIONS = {
@@ -78,7 +78,7 @@ def _runnable(binaries: Binaries) -> Binaries:
     return binaries
 
 
-class PostgresServer:
+class PostgresServer(ServerProcess):
     """One server; `start` makes its data folder at the first time, `kill` and `start` again is a crash.
 
     Args:
@@ -90,21 +90,8 @@ class PostgresServer:
     def __init__(self, binaries: Binaries, *, fsync: bool = False, options: Mapping[str, str] | None = None) -> None:
         self.binaries = _runnable(binaries)
         self.options = {**OPTIONS, "fsync": "on" if fsync else "off", **(options or {})}
-        self.folder = own_folder("pg")
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("pg")
         self._numbers = itertools.count(1)
-
-    @property
-    def pid(self) -> int:
-        """Return the postmaster's process id."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        """Return the file the server logs to."""
-        return self.folder / "log"
 
     def url(self, database: str = "postgres", *, user: str = USER, password: str = PASSWORD) -> str:
         """Return the URL over TCP, with a password."""
@@ -140,7 +127,7 @@ class PostgresServer:
             self._init(data)
         settings = [part for name, value in self.options.items() for part in ("-c", f"{name}={value.strip(chr(39))}")]
         places = ["-D", str(data), "-k", str(self.folder), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
-        self._process = spawn([str(self.binaries.folder / "postgres"), *places, *settings], self.folder, self.log)
+        self.process = spawn([str(self.binaries.folder / "postgres"), *places, *settings], self.folder, self.log)
         wait_until(self._answers, lambda: f"{self.binaries} did not start:\n{self.log.read_text()[-2000:]}")
         return self
 
@@ -156,8 +143,8 @@ class PostgresServer:
     def _answers(self) -> bool:
         import psycopg
 
-        assert self._process is not None
-        assert self._process.poll() is None, f"{self.binaries} ended at its start:\n{self.log.read_text()[-2000:]}"
+        assert self.process is not None
+        assert self.process.poll() is None, f"{self.binaries} ended at its start:\n{self.log.read_text()[-2000:]}"
         try:
             self.connect().close()
         except psycopg.OperationalError:
@@ -166,15 +153,15 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Stop it in order: connections are ended, everything is written."""
-        if self._process is not None:
-            end(self._process, signal.SIGINT)
+        if self.process is not None:
+            end(self.process, signal.SIGINT)
 
     def kill(self) -> None:
         """Kill the whole server as a power cut would end it (all its processes: they share its session)."""
-        if self._process is not None and self._process.poll() is None:
+        if self.process is not None and self.alive:
             # The postmaster first, so that it restarts nobody; its children see that and end by themselves.
-            self._process.kill()
-            self._process.wait(10)
+            self.process.kill()
+            self.process.wait(10)
             wait_until(self._gone, lambda: f"the processes of {self.pid} did not end", 20)
 
     def _gone(self) -> bool:
@@ -190,8 +177,8 @@ class PostgresServer:
 
     def remove(self) -> None:
         """End it at once and remove its folder."""
-        if self._process is not None:
-            end(self._process, signal.SIGQUIT)
+        if self.process is not None:
+            end(self.process, signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- databases -----------------------------------------------------------------------------------------

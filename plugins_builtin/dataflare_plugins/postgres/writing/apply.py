@@ -77,7 +77,7 @@ class Upsert:
             return
         keys = ", ".join(self._values("s", self.write.key))
         version = [self.write.pos_column] if self.write.pos_column else []
-        order = [keys, *(f"{v} DESC" for v in self._values("s", version)), f"{ORDINAL} DESC"]
+        order = [keys, *(f"{v} DESC NULLS LAST" for v in self._values("s", version)), f"{ORDINAL} DESC"]
         self._put(f"(SELECT DISTINCT ON ({keys}) * FROM {staged} AS s ORDER BY {', '.join(order)}) AS s")
 
     # -- helpers -----------------------------------------------------------------------------------------
