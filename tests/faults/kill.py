@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -72,8 +73,8 @@ destinations:
     use: csv
     from: last
     with: {{path: out/newest.csv}}
-runtime: {{lane: streaming, batch: {{rows: 400}}}}
-state: {{checkpoint: {{every: 1h, rows: 2000}}}}
+runtime: {{lane: streaming, batch: {{rows: 50}}}}
+state: {{checkpoint: {{every: 1h, rows: 300}}}}
 """
 STATES = {"sqlite": "state: {", "postgres": "state: {store: postgres, url: '${env:STATE_URL}', "}
 """How the workflow's line about state begins, by the store it names."""
@@ -282,8 +283,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--state", choices=sorted(STATES), default="sqlite", help="state store; of postgres STATE_URL says where")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tally = run(chosen.kills, chosen.seed, Path(folder), chosen.state)
+    folder = Path(tempfile.mkdtemp(prefix="df-faults-"))
+    tally = run(chosen.kills, chosen.seed, folder, chosen.state)
+    if tally.faults:
+        print(f"what the trials left lies in {folder}")
+    else:
+        shutil.rmtree(folder)
     print(f"kills {tally.kills}  resumed {tally.resumed}  lost {tally.lost}  duplicated {tally.duplicated}  orphans {tally.orphans}")
     for name, hits in sorted(tally.hits.items()):
         print(f"  {hits:>7}  {name}")

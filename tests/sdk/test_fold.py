@@ -107,7 +107,9 @@ def test_rows_without_a_key_are_told_by_their_place_in_the_batch() -> None:
 def test_with_a_version_an_older_row_never_wins() -> None:
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder), SCHEMA, ["k"], order="b")
-        staging.add(Batch("t", pa.RecordBatch.from_pydict({"k": [1, 1, 1, 2], "a": ["new", "old", "none", "only"], "b": [5, 3, None, 1]}, SCHEMA)))
+        staging.add(
+            Batch("t", pa.RecordBatch.from_pydict({"k": [1, 1, 1, 2], "a": ["new", "old", "none", "only"], "b": [5, 3, None, 1]}, SCHEMA))
+        )
         with staging.folded(64 << 20) as folded:
             rows = sorted(tuple(r.values()) for r in folded.rows().read_all().to_pylist())
         assert rows == [(1, "new", 5), (2, "only", 1)]
