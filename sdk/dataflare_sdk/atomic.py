@@ -76,11 +76,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a small JSON record with a checksum, durably and atomically."""
+def write_record(path: Path, values: Mapping[str, Any], *, through: Path | None = None) -> None:
+    """Write a small JSON record with a checksum, durably and atomically.
+
+    Args:
+        path: the record.
+        values: what stands in it.
+        through: folder that it is renamed out of, of the same file system; the record's own when None.
+    """
     body = json.dumps(dict(values), sort_keys=True)
     text = json.dumps({"crc": hashlib.sha256(body.encode()).hexdigest()[:16], "record": json.loads(body)})
-    staged = path.with_name(path.name + ".new")
+    staged = (through or path.parent) / (path.name + ".new")
     with explained(path):
         staged.write_text(text, encoding="utf-8")
         platform.fsync_file(staged)

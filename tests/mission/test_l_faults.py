@@ -17,8 +17,8 @@ from dataflare_plugins.engine.planning.validator import WorkflowValidator
 from dataflare_plugins.engine.running.executor import WorkflowExecutor
 from dataflare_plugins.engine.running.recovery import RecoveryManager
 from dataflare_plugins.engine.running.resources import ResourceManager
+from dataflare_plugins.files.csv_destination import CsvDestination
 from dataflare_plugins.files.csv_source import CsvSource
-from dataflare_plugins.files.destination import CsvDestination
 from dataflare_plugins.filter.processor import FilterProcessor
 from dataflare_plugins.sqlite.destination import SqliteDestination
 from dataflare_plugins.state_sqlite.store import StateSqlite

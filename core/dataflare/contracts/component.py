@@ -41,7 +41,8 @@ class ComponentContext(Protocol):
         node: id of the workflow node, or the component's own name outside a workflow.
         run: the run, or None while a workflow is only validated or planned.
         base_dir: folder that relative paths of the workflow file start from.
-        staging_dir: private scratch folder of this node, kept between runs until the engine sweeps it.
+        staging_dir: private scratch folder of this node, kept from run to run. The newest run has it to itself: what
+            an older process still does there goes nowhere.
         memory: bytes of memory this component may use for buffers.
         threads: threads it may use.
         on_record: policy for a bad row: `fail`, `skip` or `dead_letter` (components only report bad

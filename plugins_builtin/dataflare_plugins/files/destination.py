@@ -1,7 +1,8 @@
 """Files as destinations: one file made whole, or a folder of parts; two phases, so that no crash shows half of one.
 
-Pieces of an epoch are written under hidden names; `prepare` makes them durable and notes them in `prepared.json`,
-`commit` renames them and notes that in `record.json`. Both records lie in the node's staging folder.
+Pieces of an epoch are written under hidden names (`pieces`); `prepare` makes them durable and notes them in
+`prepared.json`, `commit` gives them their names (`publishing`) and notes that in `record.json`. Both records lie in the
+node's staging folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from dataflare_plugins.files.layout import layout
+from dataflare_plugins.files.pieces import WHOLE, Pieces
+from dataflare_plugins.files.publishing import Parts, append_bytes, is_whole, put_whole
 from dataflare_sdk import (
     Batch,
     CopyTarget,
@@ -29,22 +32,12 @@ from dataflare_sdk import (
     option,
     platform,
 )
+from dataflare_sdk.claim import held
 from dataflare_sdk.failpoints import declare, failpoint
-from dataflare_sdk.fence import check_fence
-from dataflare_sdk.formats import (
-    FLUSH_BYTES,
-    FLUSH_ROWS,
-    ArrowWriter,
-    CsvWriter,
-    JsonlWriter,
-    ParquetWriter,
-    Writer,
-)
+from dataflare_sdk.fence import FENCED, check_fence
+from dataflare_sdk.formats import FLUSH_BYTES, FLUSH_ROWS, ArrowWriter, CsvWriter, Writer
 
 IN_THE_WAY = code("files.in-the-way", 4, "Something else lies where a file or folder should be written.", "Move it away, or change `path`.")
-COLUMNS_DIFFER = code(
-    "files.columns-differ", 4, "The file that is appended to has other columns.", "Write to a new file, or change the columns in a map."
-)
 declare("files.piece", "files.prepared", "files.renamed", "files.committed")
 
 
@@ -53,14 +46,6 @@ class FileTarget:
     """Where rows are written."""
 
     path: str = option("A file with the format's ending, or a folder ending in / or with {column} in it.", example="out/orders.parquet")
-
-
-@config
-class CsvTarget(FileTarget):
-    """How the CSV is written."""
-
-    delimiter: str = option("Character between values.", default=",")
-    header: bool = option("Begin with the names of the columns.", default=True)
 
 
 C = TypeVar("C", bound=FileTarget)
@@ -79,12 +64,12 @@ class FileDestination(Destination[C]):
         self.layout = layout(config.path, Path(ctx.base_dir).absolute(), self.endings)
         self._staging = Path(ctx.staging_dir)
         self._record: dict[str, Any] = {}
+        self._note_of_whole: dict[str, Any] = {}
+        self._pieces: Pieces | None = None
         self._writer: Writer | None = None
         self._buffer: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
         self._open: Any = None
-        self._pieces: list[str] = []
-        self._count = 0
 
     # -- what can be asked before it is opened -----------------------------------------------------------
 
@@ -149,11 +134,14 @@ class FileDestination(Destination[C]):
         fields = [f for f in target.schema if f.name not in self.layout.columns]
         self._writer = self.writer_class(pa.schema(fields), self.layout.compression, **self._options())
         self._staging.mkdir(parents=True, exist_ok=True)
-        held = atomic.read_record(self._staging / "record.json") or {}
-        check_fence(int(held.get("fence", 0)), target.fence, f"'{self.config.path}'")
+        record = atomic.read_record(self._staging / "record.json") or {}
+        check_fence(int(record.get("fence", 0)), target.fence, f"'{self.config.path}'")
         self._room()
-        if held.get("run_id") == target.run_id:
-            self._record = {**held, "fence": target.fence}
+        self._pieces = Pieces(self.layout.target, f"{target.node}@{target.workflow_id}", target.fence)
+        if self._append and self.layout.single:
+            self._pieces.wait_for_older()
+        if record.get("run_id") == target.run_id:
+            self._record = {**record, "fence": target.fence}
         else:
             self._begin()
         self._note()
@@ -164,9 +152,8 @@ class FileDestination(Destination[C]):
         return {}
 
     def _begin(self) -> None:
-        """Begin a new run: forget the pieces of the last one."""
+        """Begin a new run: forget the last one."""
         atomic.remove(self._staging / "prepared.json")
-        atomic.remove(self._pieces_folder())
         target = self.layout.target
         self._record = {"run_id": self._target.run_id, "epoch": 0, "fence": self._target.fence, "pieces": [], "offsets": {}}
         if self._append and self.layout.single:
@@ -205,22 +192,16 @@ class FileDestination(Destination[C]):
                     raise IN_THE_WAY.error(f"'{part}' is a file, not a folder", path="path")
                 return
 
-    def _pieces_folder(self) -> Path:
-        """Return the hidden folder beside the target, on the same file system."""
-        return atomic.hidden(self.layout.target, "parts")
+    @property
+    def _mine(self) -> Pieces:
+        assert self._pieces is not None, "not opened"
+        return self._pieces
 
     def _sweep(self) -> None:
-        """Remove pieces that no record knows: what was being written when a process died."""
-        if self._record.get("final"):
-            atomic.remove(self._pieces_folder())
-            return
-        prepared = self._prepared()
-        known = {*self._record["pieces"], *((prepared or {}).get("pieces", ()))}
-        folder = self._pieces_folder()
-        if folder.exists():
-            for path in list(folder.iterdir()):
-                if path.name not in known and path.name != "whole":
-                    atomic.remove(path)
+        """Remove pieces that no record knows."""
+        note = self._prepared() or {}
+        whole = (WHOLE,) if "inode" in note else ()
+        self._mine.sweep(() if self._record.get("final") else {*self._record["pieces"], *note.get("pieces", ()), *whole})
 
     def _prepared(self) -> dict[str, Any] | None:
         """Return the note of a prepared epoch of this run, if the next one is."""
@@ -266,13 +247,7 @@ class FileDestination(Destination[C]):
         self._buffer, self._rows, self._bytes = [], 0, 0
 
     def _new_piece(self, folder: str = "") -> Path:
-        self._count += 1
-        name = f"{self._record['epoch'] + 1:06}-{self._count:06}{'@' + folder.replace('/', '@') if folder else ''}"
-        self._pieces.append(name)
-        place = self._pieces_folder()
-        with atomic.explained(place):
-            place.mkdir(parents=True, exist_ok=True)
-        return place / name
+        return self._mine.new(self._record["epoch"] + 1, folder)
 
     def _flush(self) -> None:
         """Write what is buffered as pieces, one per partition."""
@@ -287,7 +262,7 @@ class FileDestination(Destination[C]):
             failpoint("files.piece")
 
     def _header_written(self) -> bool:
-        return bool(self._pieces or self._record["pieces"] or self._record.get("length"))
+        return bool(self._mine.names or self._record["pieces"] or self._record.get("length"))
 
     def _parted(self, table: pa.Table) -> list[tuple[str, pa.Table]]:
         columns = list(self.layout.columns)
@@ -323,14 +298,18 @@ class FileDestination(Destination[C]):
     def prepare(self, epoch: int, final: bool) -> None:
         """Make the epoch's pieces durable; of the last epoch of one file, the whole file."""
         self._finish_pieces(final)
+        pieces = self._mine
         with atomic.explained(self.layout.target):
-            for name in self._pieces:
-                platform.fsync_file(self._pieces_folder() / name)
-            note: dict[str, Any] = {"run_id": self._record["run_id"], "epoch": epoch, "final": final, "pieces": self._pieces}
+            for name in pieces.names:
+                platform.fsync_file(pieces.folder / name)
+            note: dict[str, Any] = {"run_id": self._record["run_id"], "epoch": epoch, "final": final, "pieces": pieces.names}
             if final and self.layout.single and not self._append:
-                note |= self._join()
-            if self._pieces_folder().exists():
-                platform.fsync_dir(self._pieces_folder())
+                assert self._writer is not None
+                pieces.join(self._record["pieces"], self._writer)
+                status = pieces.whole.stat()
+                note |= {"inode": status.st_ino, "size": status.st_size}
+            pieces.sync(final=final)
+        self._note_of_whole = note
         atomic.write_record(self._staging / "prepared.json", note)
         failpoint("files.prepared")
 
@@ -343,7 +322,7 @@ class FileDestination(Destination[C]):
             failpoint("files.piece")
         elif self._buffer:
             self._flush()
-        nothing = not self._pieces and not self._record["pieces"]
+        nothing = not self._mine.names and not self._record["pieces"]
         empty_file = self.layout.single and not self._record.get("length")
         if final and nothing and (empty_file or (not self.layout.single and not self._has_parts())):
             self._write_nothing()
@@ -361,30 +340,6 @@ class FileDestination(Destination[C]):
         target = self.layout.target
         return self._append and target.is_dir() and any(not p.name.startswith((".", "_")) for p in target.iterdir())
 
-    def _join(self) -> dict[str, Any]:
-        assert self._writer is not None
-        folder = self._pieces_folder()
-        pieces = [folder / name for name in (*self._record["pieces"], *self._pieces)]
-        whole = folder / "whole"
-        if len(pieces) == 1:
-            pieces[0].rename(whole)
-        else:
-            # The first piece is taken for the whole: a crash in here starts from copies of the record's pieces.
-            self._writer.join(self._copied_first(pieces), whole)
-        platform.fsync_file(whole)
-        status = whole.stat()
-        return {"inode": status.st_ino, "size": status.st_size}
-
-    def _copied_first(self, pieces: Sequence[Path]) -> list[Path]:
-        """Keep a committed piece where it is: joining uses up its first file, and a crash must find it again."""
-        if not self._writer or not self._writer.joins_bytes or pieces[0].name not in self._record["pieces"]:
-            return list(pieces)
-        import shutil
-
-        first = pieces[0].with_name("first")
-        shutil.copyfile(pieces[0], first)
-        return [first, *pieces[1:]]
-
     def commit(
         self,
         epoch: int,
@@ -393,140 +348,57 @@ class FileDestination(Destination[C]):
         together: Sequence[Any] = (),  # noqa: ARG002
     ) -> None:
         """Give the epoch's pieces their final names."""
-        held = atomic.read_record(self._staging / "record.json") or {}
-        check_fence(int(held.get("fence", 0)), self._target.fence, f"'{self.config.path}'")
-        if epoch <= self._record["epoch"]:
-            return
-        if self.layout.single:
-            self._commit_file(final)
-        else:
-            self._commit_folder(epoch, final)
-        failpoint("files.renamed")
-        self._record["epoch"] = epoch
-        self._record["offsets"] = dict(offsets)
-        self._record["final"] = final
-        self._note()
-        self._pieces = []
-        failpoint("files.committed")
-        if final:
-            atomic.remove(self._pieces_folder())
-
-    def _commit_file(self, final: bool) -> None:
-        target, folder = self.layout.target, self._pieces_folder()
-        if self._append:
-            self._append_pieces(target, folder)
-            return
-        self._record["pieces"] = [*self._record["pieces"], *self._pieces]
-        if final and (folder / "whole").exists():
-            with atomic.explained(target):
-                platform.replace(folder / "whole", target)
-
-    def _append_pieces(self, target: Path, folder: Path) -> None:
-        """Append to what is committed; a crash in the middle is cut off and done again."""
-        from dataflare_sdk.formats import append_file
-
-        length = int(self._record.get("length", 0))
-        with atomic.explained(target):
-            if target.exists():
-                atomic.cut(target, length)
-            with target.open("ab") as out:
-                for name in self._pieces:
-                    with (folder / name).open("rb") as part:
-                        append_file(part, out)
-                out.flush()
-                import os
-
-                os.fsync(out.fileno())
-                self._record["length"] = os.fstat(out.fileno()).st_size
-            platform.fsync_dir(target.parent)
-
-    def _commit_folder(self, epoch: int, final: bool) -> None:
-        target, folder = self.layout.target, self._pieces_folder()
-        if not self._append:
-            self._record["pieces"] = [*self._record["pieces"], *self._pieces]
+        pieces = self._mine
+        with held(pieces.folder):
+            record = atomic.read_record(self._staging / "record.json")
+            if record is None:
+                raise FENCED.error(f"'{self.config.path}' was claimed by a newer run")
+            check_fence(int(record["fence"]), self._target.fence, f"'{self.config.path}'")
+            if epoch <= self._record["epoch"]:
+                return
+            with atomic.explained(self.layout.target):
+                self._publish(epoch, final)
+            failpoint("files.renamed")
+            self._record |= {"epoch": epoch, "offsets": dict(offsets), "final": final}
+            self._note()
+            pieces.names = []
+            failpoint("files.committed")
             if final:
-                self._swap_folder(target, folder)
-            return
-        folders = {target}
-        for name in self._pieces:
-            final_path = target / self._part_name(name)
-            final_path.parent.mkdir(parents=True, exist_ok=True)
-            folders |= {final_path.parent, *(p for p in final_path.parents if p.is_relative_to(target))}
-            if (folder / name).exists():
-                with atomic.explained(final_path):
-                    (folder / name).rename(final_path)
-        for place in folders:
-            platform.fsync_dir(place)
-        self._manifest(target, epoch)
+                pieces.leave()
 
-    def _part_name(self, piece: str) -> str:
-        number, _, place = piece.partition("@")
-        name = f"part-{self._record['run_id'][:8]}-{number}{self.layout.ending}"
-        return f"{place.replace('@', '/')}/{name}" if place else name
+    def _publish(self, epoch: int, final: bool) -> None:
+        pieces, target = self._mine, self.layout.target
+        if not self._append:
+            self._record["pieces"] = [*self._record["pieces"], *pieces.names]
+        if self._append and self.layout.single:
+            self._record["length"] = append_bytes(pieces, target, int(self._record.get("length", 0)))
+        elif self._append:
+            self._parts().add(epoch)
+        elif final and self.layout.single:
+            put_whole(pieces, target, self._note_of_whole)
+        elif final:
+            self._parts().swap(self._record["pieces"])
 
-    def _manifest(self, target: Path, epoch: int) -> None:
-        """Write down which parts are committed, for readers that want a whole epoch or none of it."""
-        path = target / "_dataflare_manifest.json"
-        before = (atomic.read_record(path) or {}).get("parts", []) if path.exists() else []
-        parts = list(dict.fromkeys([*before, *(self._part_name(p) for p in self._pieces)]))
-        record = {
-            "workflow_id": self._target.workflow_id,
-            "node": self._target.node,
-            "run_id": self._record["run_id"],
-            "epoch": epoch,
-            "parts": parts,
-        }
-        atomic.write_record(path, record)
-
-    def _swap_folder(self, target: Path, folder: Path) -> None:
-        """Put a folder of all pieces in the old one's place, in one step where the system can."""
-        staged = atomic.hidden(target, "new")
-        if folder.exists():
-            atomic.remove(staged)
-            staged.mkdir(parents=True)
-            for name in self._record["pieces"]:
-                path = staged / self._part_name(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # Links, so that a crash finds every piece where the record says it is.
-                path.hardlink_to(folder / name)
-            for place in {p.parent for p in staged.rglob("*")} | {staged}:
-                platform.fsync_dir(place)
-        if not staged.exists():
-            return
-        parts = sorted(str(p.relative_to(staged)) for p in staged.rglob("*") if p.is_file() and p.name != "_dataflare_manifest.json")
-        atomic.write_record(staged / "_dataflare_manifest.json", {"run_id": self._record["run_id"], "parts": parts})
-        with atomic.explained(target):
-            if not target.exists():
-                staged.rename(target)
-            elif not platform.exchange(staged, target):
-                old = atomic.hidden(target, "old")
-                atomic.remove(old)
-                target.rename(old)
-                staged.rename(target)
-                atomic.remove(old)
-        platform.fsync_dir(target.parent)
-        atomic.remove(staged)
+    def _parts(self) -> Parts:
+        about = {"workflow_id": self._target.workflow_id, "node": self._target.node}
+        return Parts(self.layout, self._mine, self._record["run_id"], about)
 
     def recover(self, epoch: int, final: bool) -> bool:
         """Return True when the logged epoch lies prepared: its pieces are there, or already have their names."""
         note = self._prepared()
         if note is None or note["epoch"] != epoch or note["final"] != final:
             return False
-        target, folder = self.layout.target, self._pieces_folder()
+        target, pieces = self.layout.target, self._mine
         if "inode" in note:
-            places = [p for p in (folder / "whole", target) if p.exists()]
-            if not any((p.stat().st_ino, p.stat().st_size) == (note["inode"], note["size"]) for p in places):
+            if not is_whole(pieces.whole, note) and not is_whole(target, note):
                 return False
-        elif not self.layout.single and self._append:
-            if not all((folder / n).exists() or (target / self._renamed(n, note)).exists() for n in note["pieces"]):
-                return False
-        elif not all((folder / n).exists() for n in note["pieces"]):
-            return False
-        self._pieces = list(note["pieces"])
+        else:
+            visible = self._parts().path if self._append and not self.layout.single else None
+            for name in note["pieces"]:
+                if not (pieces.folder / name).exists() and (visible is None or not (target / visible(name)).exists()):
+                    return False
+        pieces.names, self._note_of_whole = list(note["pieces"]), note
         return True
-
-    def _renamed(self, name: str, note: Mapping[str, Any]) -> str:  # noqa: ARG002
-        return self._part_name(name)
 
     def abort(self) -> None:
         """Drop what was written since the last commit."""
@@ -534,9 +406,8 @@ class FileDestination(Destination[C]):
         if self._open is not None:
             self._open.close()
             self._open = None
-        for name in self._pieces:
-            atomic.remove(self._pieces_folder() / name)
-        self._pieces = []
+        if self._pieces is not None:
+            self._pieces.drop()
         atomic.remove(self._staging / "prepared.json")
 
     def close(self) -> None:
@@ -546,62 +417,8 @@ class FileDestination(Destination[C]):
             self._open = None
         if self._writer is not None:
             self._writer.close()
-        folder = self._pieces_folder()
-        if self._record and not self._record["pieces"] and self._prepared() is None:
-            atomic.remove(folder)
+        if self._pieces is not None and (self._record.get("final") or not (self._record["pieces"] or self._prepared())):
+            self._pieces.leave()
 
     def _note(self) -> None:
         atomic.write_record(self._staging / "record.json", self._record)
-
-
-class CsvDestination(FileDestination[CsvTarget]):
-    """CSV, as DuckDB writes it."""
-
-    Config = CsvTarget
-    endings = (".csv", ".tsv", ".txt")
-    writer_class = CsvWriter
-
-    def _options(self) -> dict[str, Any]:
-        return {"delimiter": self.config.delimiter, "header": self.config.header}
-
-    def _check_columns(self, target: Path) -> None:
-        if not self.config.header:
-            return
-        import csv
-
-        with target.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=self.config.delimiter), [])
-        if names != self._schema.names:
-            raise COLUMNS_DIFFER.error(
-                f"'{self.config.path}' has the columns {', '.join(names)}; the rows have {', '.join(self._schema.names)}"
-            )
-
-
-class JsonlDestination(FileDestination[FileTarget]):
-    """JSON lines, as DuckDB writes them."""
-
-    Config = FileTarget
-    endings = (".jsonl", ".ndjson", ".json")
-    form = "jsonl"
-    writer_class = JsonlWriter
-
-
-class ParquetDestination(FileDestination[FileTarget]):
-    """Parquet."""
-
-    Config = FileTarget
-    endings = (".parquet", ".pq")
-    form = "parquet"
-    writer_class = ParquetWriter
-
-    def _stores(self, kind: pa.DataType) -> bool:
-        return bool(kind != pa.month_day_nano_interval())
-
-
-class ArrowDestination(FileDestination[FileTarget]):
-    """Arrow IPC files."""
-
-    Config = FileTarget
-    endings = (".arrow", ".feather", ".ipc")
-    form = "arrow"
-    writer_class = ArrowWriter

@@ -34,7 +34,8 @@ class JsonDestination(Destination[NoConfig]):
     def __init__(self, config: NoConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
         self.file = Path(ctx.base_dir) / "target.json"
-        self.prepared = Path(ctx.base_dir) / ".prepared.json"
+        Path(ctx.staging_dir).mkdir(parents=True, exist_ok=True)
+        self.prepared = Path(ctx.staging_dir) / "prepared.json"
         self.staged: list[Row] = []
         self.target: Target | None = None
 
@@ -276,6 +277,34 @@ class CommitsAsAZombie(JsonDestination):
 
     def guard(self, held: Mapping[str, Any]) -> None:
         pass
+
+
+class SharesItsFiles(JsonDestination):
+    """Commits what lies prepared, in a place where an older run may still write."""
+
+    fails = "leaves-its-heir-alone"
+
+    def __init__(self, config: NoConfig, ctx: Any) -> None:
+        super().__init__(config, ctx)
+        self.prepared = Path(ctx.base_dir) / ".prepared.json"
+
+    def apply(self, held: dict[str, Any], final: bool) -> None:
+        self.recover(held["epoch"] + 1, final)
+        super().apply(held, final)
+
+
+class CannotEndTwice(JsonDestination):
+    """Uses up the rows of earlier epochs when the last one is prepared without any."""
+
+    fails = "ends-without-a-row-after-a-crash"
+
+    def prepare(self, epoch: int, final: bool) -> None:
+        held = self.load()
+        if final and epoch > 1 and not self.staged:
+            self.save({**held, "used": True, "rows": None, "new": []} if not held.get("used") else held)
+            if not held.get("used"):
+                self.staged = held["rows"] or held["new"]
+        super().prepare(epoch, final)
 
 
 class OverwritesAtTheFirstEpoch(JsonDestination):

@@ -29,6 +29,7 @@ class Environment:
         plan: the plan being run.
         run: the run.
         store: state store; tasks use only `put` and `get` of it.
+        staging: folder of the nodes' private folders.
         fence: the lease's fence, for destinations.
         resumed: the run continues an unfinished one.
         shares: memory and threads of each node.
@@ -47,6 +48,7 @@ class Environment:
     plan: Plan
     run: RunInfo
     store: StateStore
+    staging: Path
     fence: int
     resumed: bool
     shares: Shares
@@ -62,13 +64,11 @@ class Environment:
 
     def build(self, node: NodeSpec) -> Any:
         """Build the component of a node."""
-        base = Path(self.plan.base_dir)
-        staging = base / ".dataflare" / "staging" / self.run.workflow_id if self.rehearse is None else self.rehearse / "staging"
         around = Surroundings(
             node=node.id,
             run=self.run,
-            base_dir=base,
-            staging_dir=staging / node.id,
+            base_dir=Path(self.plan.base_dir),
+            staging_dir=self.staging / node.id,
             memory=self.shares.engine,
             threads=self.shares.threads if node.kind == "source" else 1,
             on_record=str(node.settings.get("on_record") or "fail"),

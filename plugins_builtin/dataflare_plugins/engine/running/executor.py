@@ -7,8 +7,9 @@ import errno
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from dataflare_sdk import (
     Component,
     DataflareError,
     Host,
+    Lease,
     NoConfig,
     Plan,
     RetriableError,
@@ -38,6 +40,7 @@ from dataflare_sdk import (
     Workflow,
     platform,
 )
+from dataflare_sdk.claim import claim, held
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
 
@@ -118,7 +121,20 @@ class LocalRun:
         finally:
             store.close()
 
-    def _attempts(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
+    @contextlib.contextmanager
+    def _staging(self, lease: Lease) -> Iterator[Path]:
+        """Give the folder of all nodes' staging; of a real run one that only the newest run holds."""
+        place = Path(self.plan.base_dir) / ".dataflare" / "staging" / lease.workflow_id
+        if self._options.rehearse is not None:
+            yield self._options.rehearse / "staging"
+        elif self._options.limit is not None:
+            yield place
+        else:
+            mine = claim(place, lease.fence)
+            with held(mine):
+                yield mine
+
+    def _attempts(self, store: Any, lease: Lease, recovery: RecoveryManager, start: Start) -> str:
         """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
         policy = restart_policy(self.plan)
         failures, reached, again = 0, 0, False
@@ -132,7 +148,8 @@ class LocalRun:
                         return "done"
                     start = recovery.start(store, self.plan, start.started, start.run_id)
                 again = True
-                return self._attempt(store, lease, recovery, start)
+                with self._staging(lease) as staging:
+                    return self._attempt(store, lease, recovery, start, staging)
             except StatementFailed as error:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
                 self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
@@ -174,7 +191,7 @@ class LocalRun:
         made: Plan = plan
         return made
 
-    def _attempt(self, store: Any, lease: Any, recovery: RecoveryManager, start: Start) -> str:
+    def _attempt(self, store: Any, lease: Lease, recovery: RecoveryManager, start: Start, staging: Path) -> str:
         zone = str(self.plan.settings.get("timezone") or "UTC")
         run = RunInfo(start.run_id, self.plan.workflow, lease.workflow_id, start.started, zone)
         shares = self._host.build("resources", "local", {}).share(self.plan)
@@ -186,6 +203,7 @@ class LocalRun:
             plan=self.plan,
             run=run,
             store=store,
+            staging=staging,
             fence=lease.fence,
             resumed=start.resumed,
             shares=shares,

@@ -1,0 +1,120 @@
+"""How pieces become visible: one rename where it can be one, and a record of what is committed where it cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataflare_plugins.files.layout import Layout
+from dataflare_plugins.files.pieces import Pieces
+from dataflare_sdk import atomic, code, platform
+from dataflare_sdk.formats import append_file
+
+LOST = code(
+    "files.lost-piece",
+    4,
+    "Something that was written and not yet visible is gone.",
+    "Do not remove hidden files beside a target while a run is unfinished; start over with `dataflare state reset`.",
+)
+MANIFEST = "_dataflare_manifest.json"
+
+
+def put_whole(pieces: Pieces, target: Path, note: Mapping[str, Any]) -> None:
+    """Put the joined file in the target's place.
+
+    Raises:
+        DataflareError: `files.lost-piece`: neither of them is the file that was prepared.
+    """
+    if pieces.whole.exists():
+        platform.replace(pieces.whole, target)
+    elif not is_whole(target, note):
+        raise LOST.error(f"'{pieces.whole}' is gone before it became '{target}'")
+
+
+def is_whole(path: Path, note: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that a note of a prepared epoch names."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_ino, status.st_size) == (note["inode"], note["size"])
+
+
+def append_bytes(pieces: Pieces, target: Path, length: int) -> int:
+    """Append the epoch's pieces to what is committed and return the new length.
+
+    A crash in the middle leaves bytes behind `length`: they are cut off, and it is done again.
+    """
+    with pieces.alone():
+        if target.exists():
+            atomic.cut(target, length)
+        with target.open("ab") as out:
+            for name in pieces.names:
+                with (pieces.folder / name).open("rb") as part:
+                    append_file(part, out)
+            out.flush()
+            os.fsync(out.fileno())
+            length = os.fstat(out.fileno()).st_size
+        platform.fsync_dir(target.parent)
+    return length
+
+
+class Parts:
+    """The parts of a folder: their names, their manifest, and how a new folder takes the old one's place."""
+
+    def __init__(self, layout: Layout, pieces: Pieces, run_id: str, about: Mapping[str, Any]) -> None:
+        self._layout = layout
+        self._pieces = pieces
+        self._run_id = run_id
+        self._about = about
+
+    def path(self, piece: str) -> Path:
+        """Return where a piece lies once it is committed, relative to the folder."""
+        number, _, place = piece.partition("@")
+        return Path(place.replace("@", "/"), f"part-{self._run_id[:8]}-{number}{self._layout.ending}")
+
+    def add(self, epoch: int) -> None:
+        """Give the epoch's pieces their names beside the parts that are there."""
+        target, folders = self._layout.target, {self._layout.target}
+        for name in self._pieces.names:
+            final = target / self.path(name)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            folders |= {final.parent, *(p for p in final.parents if p.is_relative_to(target))}
+            if (self._pieces.folder / name).exists():
+                (self._pieces.folder / name).rename(final)
+        for place in folders:
+            platform.fsync_dir(place)
+        self._tell(epoch)
+
+    def _tell(self, epoch: int) -> None:
+        """Write down which parts are committed, for readers that want a whole epoch or none of it."""
+        path = self._layout.target / MANIFEST
+        before = (atomic.read_record(path) or {}).get("parts", [])
+        parts = list(dict.fromkeys([*before, *(str(self.path(p)) for p in self._pieces.names)]))
+        record = {**self._about, "run_id": self._run_id, "epoch": epoch, "parts": parts}
+        atomic.write_record(path, record, through=self._pieces.folder)
+
+    def swap(self, names: Sequence[str]) -> None:
+        """Put a folder of all pieces in the old one's place, in one step where the system can."""
+        folder, target = self._pieces.folder, self._layout.target
+        staged, old = folder / "new", folder / "old"
+        atomic.remove(staged)
+        staged.mkdir()
+        for name in names:
+            path = staged / self.path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Links, so that a crash finds every piece where the record says it is.
+            self._pieces.link(folder / name, path)
+        parts = sorted(str(self.path(n)) for n in names)
+        atomic.write_record(staged / MANIFEST, {"run_id": self._run_id, "parts": parts})
+        for place in {p.parent for p in staged.rglob("*")} | {staged}:
+            platform.fsync_dir(place)
+        if not target.exists():
+            staged.rename(target)
+        elif not platform.exchange(staged, target):
+            atomic.remove(old)
+            target.rename(old)
+            staged.rename(target)
+        platform.fsync_dir(target.parent)

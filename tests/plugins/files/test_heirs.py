@@ -1,0 +1,159 @@
+"""A run that was taken over and wakes up: at every instruction of its commit, with files of every kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from dataflare_plugins.files import pieces, publishing
+from dataflare_plugins.files.csv_destination import CsvDestination
+from dataflare_plugins.files.destination import FileDestination
+from dataflare_plugins.files.parquet_destination import ParquetDestination
+from dataflare_sdk import Batch, DataflareError, Target, WriteSpec, atomic, platform
+from dataflare_sdk.claim import claim
+from dataflare_sdk.testing import FakeContext
+
+SCHEMA = pa.schema([("id", pa.int64())])
+PLACES = {
+    "file": (CsvDestination, "o.csv", "overwrite"),
+    "appended": (CsvDestination, "o.csv", "append"),
+    "folder": (ParquetDestination, "o/", "overwrite"),
+    "parts": (ParquetDestination, "o/", "append"),
+}
+
+
+def opened(kind: str, folder: Path, fence: int, run: str = "run-1") -> FileDestination[Any]:
+    factory, path, mode = PLACES[kind]
+    context = FakeContext(folder, "o")
+    context.staging_dir = claim(context.staging_dir.parent, fence) / "o"
+    made = factory(factory.configure({"path": path}), context)
+    made.open(Target("workflow-1", "o", run, fence, SCHEMA, WriteSpec(mode=mode), "hash"))
+    return made
+
+
+def write(made: FileDestination[Any], epoch: int, ids: list[int], *, final: bool) -> None:
+    made.write(Batch("in", pa.record_batch([pa.array(ids, pa.int64())], schema=SCHEMA)))
+    made.prepare(epoch, final)
+
+
+def rows(kind: str, folder: Path) -> list[int]:
+    import duckdb
+
+    source = "read_csv('{}/o.csv')" if PLACES[kind][0] is CsvDestination else "read_parquet('{}/o/*.parquet')"
+    return sorted(r[0] for r in duckdb.sql(f"SELECT id FROM {source.format(folder)}").fetchall())
+
+
+STEPS = [
+    (platform, "replace"),
+    (platform, "fsync_dir"),
+    (platform, "fsync_file"),
+    (platform, "exchange"),
+    (atomic, "cut"),
+    (atomic, "write_record"),
+    (publishing, "append_file"),
+    (publishing.Parts, "_tell"),
+    (pieces.Pieces, "alone"),
+    (Path, "rename"),
+    (Path, "mkdir"),
+]
+"""What a commit does on its way; the older run is stopped before each of them."""
+
+
+@pytest.mark.parametrize("last", [2, 3])
+@pytest.mark.parametrize("kind", PLACES)
+def test_an_older_run_that_is_stopped_in_its_commit(kind: str, last: int, tmp_path: Path, monkeypatch) -> None:
+    """The heir runs to its end meanwhile; then the older one goes on. Or the heir refuses, and leaves all as it is."""
+    monkeypatch.setattr(pieces, "PATIENCE", 0.1)
+    passed = [name for owner, name in STEPS if stopped_at(owner, name, kind, last, tmp_path / name, monkeypatch)]
+    assert len(passed) >= (4 if last == 2 else 1), passed
+
+
+def stopped_at(owner: Any, name: str, kind: str, last: int, tmp_path: Path, monkeypatch) -> bool:
+    """Stop the older run before a call of its commit and compare; False when this kind makes no such call."""
+    tmp_path.mkdir()
+    first = opened(kind, tmp_path, 1)
+    write(first, 1, [1, 2], final=False)
+    first.commit(1, {}, False)
+    write(first, 2, [3], final=last == 2)
+    real, heirs = getattr(owner, name), []
+
+    def stopped(*arguments: Any, **named: Any) -> Any:
+        if not heirs:
+            heirs.append("running")
+            try:
+                heirs.append(finish(kind, last, tmp_path))
+            except DataflareError as error:
+                heirs.append(error)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, stopped)
+    try:
+        first.commit(2, {"by": "first"}, last == 2)
+    except DataflareError as error:
+        assert error.code == "state.fenced"
+    monkeypatch.setattr(owner, name, real)
+    first.close()
+    if heirs and isinstance(heirs[1], DataflareError):
+        assert heirs[1].code == "files.held"
+    if not heirs or isinstance(heirs[1], DataflareError):
+        finish(kind, last, tmp_path, fence=3)
+    assert rows(kind, tmp_path) == [1, 2, 3, 4][: last + 1], name
+    if kind == "parts":
+        told = json.loads((tmp_path / "o" / publishing.MANIFEST).read_text())["record"]["parts"]
+        assert sorted(told) == sorted(p.name for p in (tmp_path / "o").glob("*.parquet")), name
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".dataflare-")] == [], name
+    return bool(heirs)
+
+
+def finish(kind: str, last: int, folder: Path, fence: int = 2) -> None:
+    """Do what an heir does: finish the logged epoch, or read it again; then go on to the last."""
+    heir = opened(kind, folder, fence)
+    if heir._record["epoch"] == 1:
+        if not heir.recover(2, last == 2):
+            heir.abort()
+            write(heir, 2, [3], final=last == 2)
+        heir.commit(2, {"by": "heir"}, last == 2)
+    if last == 3:
+        write(heir, 3, [4], final=True)
+        heir.commit(3, {"by": "heir"}, True)
+    heir.close()
+
+
+def test_an_older_run_that_never_ends_is_named(tmp_path: Path, monkeypatch) -> None:
+    """Appending is not one rename: as long as the older run stands in it, the heir would cut off what it writes."""
+    monkeypatch.setattr(pieces, "PATIENCE", 0.1)
+    first = opened("appended", tmp_path, 1)
+    with first._mine.alone(), pytest.raises(DataflareError) as error:
+        opened("appended", tmp_path, 2)
+    assert error.value.code == "files.held"
+    opened("appended", tmp_path, 3).close()
+
+
+def test_a_piece_that_somebody_removed_is_missed(tmp_path: Path) -> None:
+    made = opened("file", tmp_path, 1)
+    write(made, 1, [1], final=True)
+    made._mine.whole.unlink()
+    with pytest.raises(DataflareError) as error:
+        made.commit(1, {}, True)
+    assert error.value.code == "files.lost-piece"
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_an_abandoned_run_of_another_workflow_keeps_its_pieces(tmp_path: Path) -> None:
+    """Two workflows may append to one folder at the same time: neither sweeps the other."""
+    one = opened("parts", tmp_path, 1)
+    write(one, 1, [1], final=False)
+    context = FakeContext(tmp_path, "o")
+    context.staging_dir = tmp_path / ".dataflare" / "other"
+    two = ParquetDestination(ParquetDestination.configure({"path": "o/"}), context)
+    two.open(Target("workflow-2", "o", "run-9", 8, SCHEMA, WriteSpec(mode="append"), "hash"))
+    write(two, 1, [2], final=True)
+    two.commit(1, {}, True)
+    two.close()
+    one.commit(1, {}, True)
+    one.close()
+    assert rows("parts", tmp_path) == [1, 2]
