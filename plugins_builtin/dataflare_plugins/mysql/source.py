@@ -51,7 +51,9 @@ class MysqlSource(Source[MysqlConfig]):
     """Reads tables and their changes."""
 
     Config = MysqlConfig
-    features = frozenset({"full", "incremental", "cdc", "replayable", "resumable_snapshot", "ordered", "emits_deletes", "unbounded"})
+    features = frozenset(
+        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "ordered", "emits_deletes", "unbounded", "windows"}
+    )
 
     def __init__(self, config: MysqlConfig, ctx: Any) -> None:
         super().__init__(config, ctx)

@@ -102,7 +102,18 @@ class PostgresSource(Source[PostgresConfig]):
 
     Config = PostgresConfig
     features = frozenset(
-        {"full", "incremental", "overlap", "cdc", "replayable", "resumable_snapshot", "parallel_partitions", "emits_deletes", "unbounded"}
+        {
+            "full",
+            "incremental",
+            "overlap",
+            "windows",
+            "cdc",
+            "replayable",
+            "resumable_snapshot",
+            "parallel_partitions",
+            "emits_deletes",
+            "unbounded",
+        }
     )
 
     def __init__(self, config: PostgresConfig, ctx: Any) -> None:
@@ -282,7 +293,9 @@ class PostgresSource(Source[PostgresConfig]):
     def _messages(self, reading: Reading, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None) -> Any:
         if extract.mode == "incremental":
             column = self._cursor(reading.relation, extract)
-            read = horizon if self.config.horizon == "xmin" else incremental.incremental
+            # A window is what stands in it now, whenever that was committed.
+            late = self.config.horizon == "xmin" and extract.stop is None
+            read = horizon if late else incremental.incremental
             return read(reading, extract, column, offset, until, skip_null=self.config.on_null_cursor == "skip")
         if extract.options.get("consistency") == "chunks":
             return full.chunks(reading, partition.spec, offset, until)

@@ -62,6 +62,21 @@ class Cursor:
             return text
         return f"CAST({literal(text)} AS BINARY)" if self._column.kind in _TEXTS else literal(text)
 
+    def bound(self, given: Any, path: str) -> str:
+        """Return a bound that a workflow or a command gives as a literal.
+
+        Raises:
+            DataflareError: `mysql.bad-cursor`: it is no value of the column's type, which the server would compare all the same.
+        """
+        try:
+            if self._column.kind in _NUMBERS:
+                return str(decimal.Decimal(str(given)))
+            if self._column.kind in _TIMES and isinstance(given, str):
+                given = datetime.datetime.fromisoformat(given)
+        except (ValueError, decimal.InvalidOperation):
+            raise BAD_CURSOR.error(f"{given!r} is no value of '{self._column.name}' ({self._column.kind})", path=path) from None
+        return self.value(_text(given))
+
     def back(self, text: str) -> str:
         """Return the literal `overlap` before a value."""
         if not self._overlap:
@@ -151,13 +166,13 @@ class IncrementalReader:
         return TextRows(self._session, f"{self._relation.select(self._converter.schema, also)} WHERE {where} ORDER BY {order}", "query")
 
     def _bounds(self) -> list[str]:
-        bounds, start, stop = [], self._extract.start, getattr(self._extract, "stop", None)
+        bounds, start, stop = [], self._extract.start, self._extract.stop
         if self._at is not None:
             bounds.append(f"{self._cursor.sql} >= {self._cursor.back(self._at)}")
-        elif start is not None:
-            bounds.append(f"{self._cursor.sql} >= {self._cursor.value(_text(start))}")
+        if start is not None and (self._at is None or stop is not None):  # a window has no rows before its beginning
+            bounds.append(f"{self._cursor.sql} >= {self._cursor.bound(start, 'extract.start')}")
         if stop is not None:
-            bounds.append(f"{self._cursor.sql} < {self._cursor.value(_text(stop))}")
+            bounds.append(f"{self._cursor.sql} < {self._cursor.bound(stop, 'extract.stop')}")
         return bounds
 
     def _fresh(self, values: list[Values]) -> Batch | None:

@@ -184,6 +184,8 @@ def incremental(
     where = [f"NOT {Cursor.unusable(cursor_column)}", *_from(reading, cursor, seen, width)]
     if until is not None:
         where.append(f"{cursor.name} <= {typed(until['cursor'], cursor.kind)}")
+    if extract.stop is not None:
+        where.append(f"{cursor.name} < {typed(str(extract.stop), cursor.kind)}")
     query = _query(reading, cursor, where)
     maker, held_back = reading.maker, False
     for decoded in reading.copy(query, _EXTRA):
@@ -218,8 +220,8 @@ def refuse_unusable(reading: Reading, column: Column, skip: bool) -> None:
 
 
 def _width(extract: ExtractSpec, cursor: Cursor) -> int:
-    """Return the window of `overlap` in the cursor's units; 0: there is none."""
-    if not extract.overlap:
+    """Return the window of `overlap` in the cursor's units; 0: there is none, as in what has an end."""
+    if not extract.overlap or extract.stop is not None:
         return 0
     if not cursor.unit:
         raise NO_WINDOW.error(f"the cursor is of type {cursor.kind}")
