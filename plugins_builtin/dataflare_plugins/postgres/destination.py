@@ -12,6 +12,7 @@ from dataflare_plugins.postgres.catalog import Relation, TableName, find
 from dataflare_plugins.postgres.connection import LOST, Server
 from dataflare_plugins.postgres.handover import FORMAT, copy_through, fits
 from dataflare_plugins.postgres.writing import swap
+from dataflare_plugins.postgres.writing.ahead import Taken
 from dataflare_plugins.postgres.writing.apply import ORDINAL, Upsert, append
 from dataflare_plugins.postgres.writing.copy_in import REFUSED, stage
 from dataflare_plugins.postgres.writing.fit import DELETED_AT, Layout, create, fit
@@ -80,6 +81,7 @@ class PostgresDestination(Destination[PostgresTarget]):
         self._table = TableName.of(config.table)
         self._opened = Opened()
         self._intake: Intake | None = None
+        self._taken: Taken | None = None
 
     def check(self) -> None:
         """Connect, and see that the schema is there.
@@ -219,28 +221,49 @@ class PostgresDestination(Destination[PostgresTarget]):
         return self._intake.take(batch)
 
     def takes_over(self, format: str, write: WriteSpec) -> bool:
-        """Take the bytes of a COPY into the staging table of an overwrite."""
-        return format == FORMAT and write.mode == "overwrite"
+        """Take the bytes of a COPY for an overwrite or an upsert of whole rows."""
+        return format == FORMAT and write.mode in ("overwrite", "upsert")
 
     def take_over(self, handovers: Sequence[Handover]) -> int | None:
-        """Fill the staging table, which nobody sees; the commit swaps it. None: the columns do not take these bytes.
+        """Fill a table that nobody sees; the commit swaps it or applies it. None: the rows have to come one by one.
+
+        That is so where the columns do not take these bytes, and in an upsert where a row may be refused alone.
 
         Raises:
             DataflareError: `data.refused`: the table refuses a row.
         """
         intake = self._intake
         assert intake is not None
+        upsert = intake.target.write.mode == "upsert"
         if intake.layout.broken or not all(fits(h.columns, intake.layout.columns) for h in handovers):
             return None
-        rows = 0
+        if upsert and (self.ctx.on_record != "fail" or intake.folds):
+            return None
+
+        def fill(db: psycopg.Connection[Any], table: str) -> int:
+            return sum(self._filled(db, table, handover) for handover in handovers)
+
+        if upsert:
+            with self._server.explained(), self._server.refusals(REFUSED):
+                return self._taken_for_upsert(Taken(self._server, intake.layout.columns, fill))
         with self._transaction() as db, self._server.refusals(REFUSED):
             db.execute(f"TRUNCATE {intake.into.sql}".encode())
-            for handover in handovers:
-                taken = copy_through(self._server, db, intake.into.sql, intake.layout.columns, handover.chunks())
-                if taken != handover.rows:
-                    raise LOST.retriable(f"{self._what} took {taken} rows of {handover.rows}")
-                rows += taken
-        return rows
+            return fill(db, intake.into.sql)
+
+    def _filled(self, db: psycopg.Connection[Any], table: str, handover: Handover) -> int:
+        assert self._intake is not None
+        taken = copy_through(self._server, db, table, self._intake.layout.columns, handover.chunks())
+        if taken != handover.rows:
+            raise LOST.retriable(f"{self._what} took {taken} rows of {handover.rows}")
+        return taken
+
+    def _taken_for_upsert(self, taken: Taken) -> int | None:
+        assert self._intake is not None
+        if taken.has_null(self._intake.target.write.key):
+            taken.close()
+            return None
+        self._taken = taken
+        return taken.rows
 
     def prepare(self, epoch: int, final: bool) -> None:  # noqa: ARG002
         """Nothing is promised: the truth is in the database after COMMIT."""
@@ -263,6 +286,9 @@ class PostgresDestination(Destination[PostgresTarget]):
     @contextlib.contextmanager
     def _staged_ahead(self, together: Sequence[PostgresDestination]) -> Iterator[tuple[psycopg.Connection[Any] | None, str | None]]:
         """Give the session and the table this node's rows are in already, if they are and nobody else commits with it."""
+        if self._taken is not None:
+            yield self._taken.db, self._taken.table
+            return
         if together or self._intake is None:
             for node in (self, *together):
                 if node._intake is not None:
@@ -293,6 +319,8 @@ class PostgresDestination(Destination[PostgresTarget]):
             if intake.folds:
                 with intake.folded() as folded:
                     upsert.apply(folded)
+            elif self._taken is not None:
+                upsert.add_taken(self._taken.table)
             elif intake.rows and intake.target.write.mode == "upsert":
                 distinct = staged is not None or intake.distinct  # what went ahead was asked when its table was taken
                 if staged is None:
@@ -308,9 +336,17 @@ class PostgresDestination(Destination[PostgresTarget]):
         """Drop what is staged."""
         if self._intake is not None:
             self._intake.clear()
+        self._leave_taken()
+
+    def _leave_taken(self) -> None:
+        if self._taken is not None:
+            with contextlib.suppress(Exception):
+                self._taken.close()
+            self._taken = None
 
     def close(self) -> None:
         """Drop what is staged: a transactional destination keeps nothing of a crash."""
+        self._leave_taken()
         if self._intake is not None:
             self._intake.close()
             self._intake = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dataflare_plugins.postgres.codec.types import Codec, Column
+from dataflare_plugins.postgres.connection import library
 from dataflare_plugins.postgres.writing.copy_in import copy_in, encoded, restored, stage
 from dataflare_plugins.postgres.writing.fit import DELETED_AT, Layout
 from dataflare_sdk import WriteSpec
@@ -75,10 +76,26 @@ class Upsert:
         if distinct:
             self._put(f"{staged} AS s")
             return
+        self._put(self._folded(staged, ORDINAL))
+
+    def add_taken(self, staged: str) -> None:
+        """Bring in a table that one COPY filled, of whose keys nothing is known.
+
+        Most have every key once, and PostgreSQL says so when one has not: only then they are folded. A table that was filled
+        in one go lies in the order in which its rows came.
+        """
+        self._run("SAVEPOINT once")
+        try:
+            self._put(f"{staged} AS s")
+        except library().errors.CardinalityViolation:
+            self._run("ROLLBACK TO SAVEPOINT once")
+            self._put(self._folded(staged, "s.ctid"))
+
+    def _folded(self, staged: str, order: str) -> str:
         keys = ", ".join(self._values("s", self.write.key))
         version = [self.write.pos_column] if self.write.pos_column else []
-        order = [keys, *(f"{v} DESC NULLS LAST" for v in self._values("s", version)), f"{ORDINAL} DESC"]
-        self._put(f"(SELECT DISTINCT ON ({keys}) * FROM {staged} AS s ORDER BY {', '.join(order)}) AS s")
+        by = [keys, *(f"{v} DESC NULLS LAST" for v in self._values("s", version)), f"{order} DESC"]
+        return f"(SELECT DISTINCT ON ({keys}) * FROM {staged} AS s ORDER BY {', '.join(by)}) AS s"
 
     # -- helpers -----------------------------------------------------------------------------------------
 
