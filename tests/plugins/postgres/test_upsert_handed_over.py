@@ -111,7 +111,11 @@ def test_killed_it_is_there_whole_or_not_at_all(shop, tmp_path, point):
     assert shop.psql(EXPECTED) == "6000\t1000\t6000\t0\n"
 
 
-def test_a_row_without_a_key_comes_one_by_one_and_is_refused(shop, tmp_path):
+@pytest.mark.parametrize("nullable", [False, True])
+def test_a_row_without_a_key_comes_one_by_one_and_is_refused(shop, tmp_path, nullable):
+    if nullable:
+        shop.execute("ALTER TABLE t DROP CONSTRAINT t_pkey, ALTER COLUMN id DROP NOT NULL")
+        shop.execute("CREATE UNIQUE INDEX ON t (id)")
     query = "SELECT CASE WHEN id = 77 THEN NULL ELSE id END AS id, name, n FROM s"
     failed = run(document(shop, query, "t"), tmp_path)
     assert failed.status == "failed"
