@@ -12,9 +12,10 @@ from pathlib import Path
 
 import duckdb
 import pyarrow
+from tests.benchmarks.binlog import per_change
 from tests.benchmarks.cases import all_cases
 from tests.benchmarks.data import ROWS, make
-from tests.benchmarks.databases import bench, capturing, copying, to_parquet
+from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
 
@@ -45,7 +46,7 @@ def main() -> int:
         for case in cases:
             _timed(case, chosen.rounds)
         with bench(chosen.database_rows, folder) as databases:
-            for kind in (copying, to_parquet, capturing):
+            for kind in (copying, loading, to_parquet, capturing):
                 if any(chosen.only in name for name in NAMES[kind.__name__]):
                     for case in kind(databases):
                         if chosen.only in case.name:
@@ -54,11 +55,13 @@ def main() -> int:
         over = [c for c in cases if c.ratio() > c.limit]
         if chosen.only:
             print(table(cases))
+            if "changes" in chosen.only:
+                print(per_change(cases, chosen.rounds, folder))
             return 1 if over else 0
         size = (data / "orders.csv").stat().st_size / 1e6
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, DuckDB {duckdb.__version__}, pyarrow {pyarrow.__version__}."
         text = HEAD.format(rounds=chosen.rounds, rows=chosen.rows, database_rows=chosen.database_rows, size=size, machine=machine)
-        text += table(cases) + "\n" + _start(folder) + microbatch(folder)
+        text += table(cases) + "\n" + per_change(cases, chosen.rounds, folder) + _start(folder) + microbatch(folder)
         (Path(__file__).parents[2] / "docs" / "benchmarks.md").write_text(text)
         return 1 if over else 0
     finally:
@@ -67,6 +70,7 @@ def main() -> int:
 
 NAMES = {
     "copying": ("PostgreSQL → PostgreSQL", "PostgreSQL → map → PostgreSQL", "PostgreSQL → upsert of 1 M rows"),
+    "loading": (LOADING,),
     "to_parquet": ("PostgreSQL → Parquet",),
     "capturing": ("PostgreSQL changes: 1 M inserts", "PostgreSQL changes: 1 M changes, 40/40/20"),
 }

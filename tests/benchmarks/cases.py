@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -117,6 +118,12 @@ p.run(orders(), loader_file_format='parquet')
     peers = [peer(folder, "map", "polars", polars, "out.parquet"), peer(folder, "map", "pandas", pandas, "out.parquet")]
     streaming = ours(folder, "streaming", {"sources": source(data, "csv"), "processors": steps, "destinations": to_parquet,
         "runtime": {"lane": "streaming"}, "state": {"checkpoint": {"every": "10s"}}}, "out.parquet")  # fmt: skip
+    parts = {"out": {"use": "parquet", "with": {"path": "out/"}, "write": {"mode": "append"}}}
+    checkpointed, unbroken = (
+        replace(ours(folder, f"checkpoints-{every}", {"sources": source(data, "csv"), "processors": steps, "destinations": parts,
+            "runtime": {"lane": "streaming"}, "state": {"checkpoint": {"every": every}}}, "out"), name=name)
+        for every, name in (("1s", "DataFlare"), ("1h", "DataFlare without checkpoints"))
+    )  # fmt: skip
     groups = {"by": ["country", "status"], "select": {"orders": "count(*)", "revenue": "sum(total)", "top": "max(total)"}}
     grouped = (
         f"SELECT country, status, count(*) AS orders, sum(total) AS revenue, max(total) AS top FROM {csv} WHERE total > 10 GROUP BY ALL"
@@ -143,6 +150,7 @@ p.run(orders(), loader_file_format='parquet')
              "destinations": {"out": {"use": "jsonl", "with": {"path": "out.jsonl"}}}}, "out.jsonl"),
              bare(folder, "json", f"COPY (SELECT * EXCLUDE (note), {MAPPED} FROM read_json('{data}/orders.jsonl', columns={{{names}}}, format='newline_delimited')) TO '{{out}}' (FORMAT json)", "out.jsonl"), 1.2, check=same_rows("jsonl")),
         Case("the first task, streaming lane, checkpoints every 10 s", "streaming lane", streaming, bare(folder, "streaming", f"COPY ({filtered}) TO '{{out}}' (FORMAT parquet)", "out.parquet"), 1.4, by="cpu", check=same_rows("parquet")),
+        Case("the first task into a folder, a checkpoint every second", "streaming lane", checkpointed, unbroken, 1.05, check=same_rows("parquet")),
         Case("enrich 5 M rows from 1 M", "bulk lane", ours(folder, "enrich", {"sources": parquet, "processors": [{"id": "who", "use": "enrich", "with": lookup}], "destinations": to_parquet}, "out.parquet"),
              bare(folder, "enrich", f"COPY ({joined}) TO '{{out}}' (FORMAT parquet)", "out.parquet"), 1.15, check=same_rows("parquet")),
         Case("10 rows, CSV → JSONL", "start-up", ours(folder, "ten", {"sources": {"in": {"use": "csv", "with": {"path": "in.csv"}}}, "destinations": {"out": {"use": "jsonl", "with": {"path": "out.jsonl"}}}}, "out.jsonl"),

@@ -23,6 +23,7 @@ SELECT i::bigint AS id, ((i * 7) % 1000003)::bigint AS customer, 'customer ' || 
 FROM generate_series(1, {rows}) i
 """
 COLUMNS = "id bigint, customer bigint, name text, status text, total numeric(12,2), rate float8, created_at timestamptz, flag bool, day date, note text"
+LOADING = "1 M rows, PostgreSQL → PostgreSQL, beside dlt"
 NARROW = "a bigint primary key, b int, c float8, d bool, e timestamptz, f text, g text"
 
 
@@ -81,11 +82,13 @@ def copying(made: Bench) -> list[Case]:
     new_ref = made.fresh(f"DROP TABLE IF EXISTS ref; CREATE TABLE ref ({COLUMNS})")
     no_dst = made.fresh("DROP TABLE IF EXISTS dst")
 
-    def same(one: Contestant, other: Contestant) -> None:
-        tables = ("dst", "ref")
-        sums = [made.server.execute(f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM {t} t", made.target) for t in tables]
-        if sums[0] != sums[1]:
-            raise AssertionError(f"the tables differ: {sums}")
+    def same(*tables: str) -> Any:
+        def check(_one: Contestant, _other: Contestant) -> None:
+            sums = [made.server.execute(f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM {t} t", made.target) for t in tables]
+            if sums[0] != sums[1]:
+                raise AssertionError(f"the tables differ: {sums}")
+
+        return check
 
     upsert_into = {
         "t": {**write["t"], "with": {"url": made.url(made.target), "table": "public.up"}, "write": {"mode": "upsert", "key": ["id"]}}
@@ -100,12 +103,37 @@ def copying(made: Bench) -> list[Case]:
     million = {"o": {"use": "postgres", "with": {"url": made.url(made.source), "query": "SELECT * FROM src WHERE id <= 1000000"}}}
     return [
         Case("PostgreSQL → PostgreSQL", "handed over", made.ours("copy", {"sources": read, "destinations": write}, no_dst),
-             made.shell("psql COPY binary pipe", pipe, new_ref), 1.35, check=same),
+             made.shell("psql COPY binary pipe", pipe, new_ref), 1.35, check=same("dst", "ref")),
         Case("PostgreSQL → map → PostgreSQL", "streaming lane", made.ours("mapped", {"sources": read, "processors": changed, "destinations": write}, no_dst),
              made.shell("psql COPY binary pipe", pipe, new_ref), 2.5),
-        Case("PostgreSQL → upsert of 1 M rows", "streaming lane", made.ours("upsert", {"sources": million, "destinations": upsert_into}, made.fresh("DROP TABLE IF EXISTS up; " + half.format("up"))),
-             made.shell("staging + ON CONFLICT by hand", staged, made.fresh("DROP TABLE IF EXISTS hand; " + half.format("hand"))), 1.2),
+        Case("PostgreSQL → upsert of 1 M rows", "handed over", made.ours("upsert", {"sources": million, "destinations": upsert_into}, made.fresh("DROP TABLE IF EXISTS up; " + half.format("up"))),
+             made.shell("staging + ON CONFLICT by hand", staged, made.fresh("DROP TABLE IF EXISTS hand; " + half.format("hand"))), 1.2, check=same("up", "hand")),
     ]  # fmt: skip
+
+
+def loading(made: Bench) -> list[Case]:
+    """Return a copy of a million rows into PostgreSQL beside dlt, when it is there."""
+    code = f"""
+import dlt, tempfile
+from dlt.sources.sql_database import sql_table
+t = sql_table(credentials={made.url(made.source).replace("postgresql://", "postgresql+psycopg2://")!r}, table='million', backend='pyarrow')
+p = dlt.pipeline('bench', destination=dlt.destinations.postgres({made.url(made.target)!r}), dataset_name='theirs', pipelines_dir=tempfile.mkdtemp(dir='.'))
+p.run(t, loader_file_format='csv', write_disposition='replace')
+"""
+    other = peer(made.folder, "load", "dlt", code, "out") if PEERS.exists() else None
+    if other is None:
+        return []
+    made.server.execute("CREATE TABLE IF NOT EXISTS million AS SELECT * FROM src WHERE id <= 1000000", made.source)
+    read = {"o": {"use": "postgres", "with": {"url": made.url(made.source), "table": "public.million"}}}
+    write = {"t": {"use": "postgres", "with": {"url": made.url(made.target), "table": "public.ours"}}}
+
+    def same(_one: Contestant, _other: Contestant) -> None:
+        sums = "SELECT count(*), sum(id), sum(customer), sum(total), sum(hashtextextended(name || note, 0)) FROM {}"
+        found = [made.server.execute(sums.format(t), made.target) for t in ("ours", "theirs.million")]
+        if found[0] != found[1]:
+            raise AssertionError(f"the tables differ: {found}")
+
+    return [Case(LOADING, "handed over", made.ours("load", {"sources": read, "destinations": write}, None), other, 1 / 8, check=same)]
 
 
 def to_parquet(made: Bench) -> list[Case]:
