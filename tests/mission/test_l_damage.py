@@ -131,7 +131,7 @@ def test_a_flipped_byte_beside_a_table(broken: Broken, where: str, every: int) -
     row = execute("SELECT workflow_id, node, run_id, epoch, offsets, crc FROM _dataflare_checkpoints")[0]
     names = ["run_id", "epoch", "offsets", "crc"]
     spots = [(name, at) for name in names for at in range(len(str(row[["workflow_id", "node", *names].index(name)])))]
-    for name, at in spots[:: every if every > 1 else 1]:
+    for name, at in spots[:: max(1, every)]:
         broken.restore()
         value = row[["workflow_id", "node", *names].index(name)]
         new = f"'{flipped(value, at, chance)}'".replace("\0", "x") if isinstance(value, str) else str(value ^ (1 << at))
