@@ -17,7 +17,18 @@ from dataflare_plugins.mysql.writing.applying import STATEMENT, Applier
 from dataflare_plugins.mysql.writing.checks import refused
 from dataflare_plugins.mysql.writing.fitting import Fitter
 from dataflare_plugins.mysql.writing.swap import Swap
-from dataflare_sdk import Batch, Destination, Opened, RowRejection, Target, WriteSpec, config, option
+from dataflare_sdk import (
+    Batch,
+    Destination,
+    DestinationTwin,
+    Opened,
+    RowRejection,
+    ScratchPlace,
+    Target,
+    WriteSpec,
+    config,
+    option,
+)
 from dataflare_sdk.checkpoints import Dialect, advance, claim
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
@@ -72,6 +83,21 @@ class MysqlDestination(Destination[MysqlTarget]):
         """Return the server and the database of the checkpoint row."""
         url = self._url
         return f"mysql:{url.options.get('unix_socket') or f'{url.host.lower()}:{url.port}'}/{url.database}"
+
+    # -- looking back --------------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, config: MysqlTarget, place: ScratchPlace) -> DestinationTwin:
+        """Return an empty database of a scratch server."""
+        from dataflare_plugins.mysql.scratch.twins import destination_twin
+
+        return destination_twin(config, place)
+
+    def read_back(self, schema: pa.Schema, keys: pa.Table | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        """Return the table's rows, read in one statement."""
+        from dataflare_plugins.mysql import looking
+
+        return looking.rows(self._url, self._schema, self._name, schema)
 
     # -- opening -----------------------------------------------------------------------------------------
 

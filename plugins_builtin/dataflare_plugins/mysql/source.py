@@ -13,7 +13,7 @@ from dataflare_plugins.mysql import catalog
 from dataflare_plugins.mysql.columns import Column, schema_of
 from dataflare_plugins.mysql.connection import Session, parse_url
 from dataflare_plugins.mysql.reading.relation import Relation
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, Source, StreamInfo, code, config, option
+from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, ScratchPlace, Source, SourceTwin, StreamInfo, code, config, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.fields import nearest
 from dataflare_sdk.query_gate import one_select
@@ -74,6 +74,13 @@ class MysqlSource(Source[MysqlConfig]):
         with self._lock:
             self._sessions.append(made)
         return made
+
+    @classmethod
+    def scratch(cls, config: MysqlConfig, place: ScratchPlace) -> SourceTwin:
+        """Return a database of a scratch server, for the workflow's script."""
+        from dataflare_plugins.mysql.scratch.twins import source_twin
+
+        return source_twin(config, place)
 
     def check(self) -> None:
         """Connect and find every table."""

@@ -255,3 +255,22 @@ def test_what_was_written_is_read_back(
         assert sorted(str(p) for p in tmp_path.rglob("*")) == before, "looking made something"
         component.close()
     assert sorted(found.to_pylist(), key=lambda r: r["id"]) == table.to_pylist()
+
+
+def test_what_was_written_to_mariadb_is_read_back(tmp_path: Path, mariadb: Any) -> None:
+    table = TABLE.select(TABLE.column_names)
+    with pa.OSFile(str(tmp_path / "in.arrow"), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    document = {
+        "sources": {"s": {"use": "arrow", "with": {"path": str(tmp_path / "in.arrow")}}},
+        "destinations": {"o": {"use": "mysql", "with": {"url": mariadb.url, "table": "o"}}},
+    }
+    with Runtime(tmp_path) as runtime:
+        around = Surroundings(base_dir=tmp_path, staging_dir=tmp_path / "st")
+        component = runtime.host.build("destination", "mysql", document["destinations"]["o"]["with"], around)
+        assert component.read_back(table.schema).read_all().num_rows == 0, "what is not there is empty"
+        report = runtime.run(document)
+        assert report.status == "done", report.document["error"]
+        found = component.read_back(table.schema).read_all()
+        component.close()
+    assert sorted(found.to_pylist(), key=lambda r: r["id"]) == table.to_pylist()

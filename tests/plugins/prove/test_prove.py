@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers.fixtures import missing
+from tests.servers.mariadb import installed as mariadb_installed
 
 from dataflare.lifecycle import Runtime
 from dataflare_plugins.prove.proof import Proof
@@ -81,6 +83,35 @@ def test_changes_into_two_databases(tmp_path: Path) -> None:
     status, document, said = prove(file, "--kills", "4", "--seed", "2")
     assert status == 0, said
     proven(document)
+    assert document["written"] > 50
+    assert sorted(os.listdir(tmp_path)) == ["w.sql", "w.yaml"]
+
+
+MARIADB = """
+-- What the binary log tells: inserts, updates, deletions, keys that change.
+CREATE TABLE orders (id INT PRIMARY KEY, note VARCHAR(60), total DECIMAL(10, 2), paid BOOLEAN, changed DATETIME(6));
+INSERT INTO orders SELECT seq, concat('order ', seq), seq * 1.25, seq % 2, '2026-01-01' FROM seq_1_to_120;
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["cdc", "incremental"])
+def test_mariadb_into_mariadb_and_sqlite(tmp_path: Path, mode: str) -> None:
+    if not mariadb_installed():
+        missing("MariaDB")
+    file = tmp_path / "w.yaml"
+    extract = {"cdc": "{mode: cdc}", "incremental": "{mode: incremental, cursor: changed, key: [id]}"}[mode]
+    file.write_text(
+        f"sources: {{orders: {{use: mysql, with: {{url: 'mysql://u:p@nowhere/shop', table: shop.orders}}, extract: {extract}}}}}\n"
+        "destinations:\n"
+        "  all: {use: mysql, with: {url: 'mysql://u:p@elsewhere/copy', table: orders}, write: {mode: upsert, key: [id]}}\n"
+        "  some: {use: sqlite, with: {path: out.db, table: orders}, write: {mode: upsert, key: [id]}}\n"
+    )
+    file.with_suffix(".sql").write_text(MARIADB)
+    status, document, said = prove(file, "--kills", "4", "--seed", "3")
+    assert status == 0, said + str(document["error"])
+    proven(document)
+    assert {"mysql.commit.applied", "mysql.staged", "sqlite.commit.begun"} <= set(document["failpoints"])
     assert document["written"] > 50
     assert sorted(os.listdir(tmp_path)) == ["w.sql", "w.yaml"]
 

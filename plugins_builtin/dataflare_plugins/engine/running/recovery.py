@@ -30,6 +30,13 @@ OTHER_SHAPE = code(
     "Give the table its columns back until the run has caught up, or start over with `dataflare state reset`.",
 )
 
+ENDED_WITHIN = code(
+    "source.ended-within",
+    4,
+    "A source gave rows and ended without an offset behind them: what was read could not be told after a crash.",
+    "This is a fault of the source; tell its author. Its last batch has to carry an offset.",
+)
+
 
 @record
 class Start:

@@ -11,7 +11,7 @@ from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
-from dataflare_plugins.engine.running.recovery import OTHER_SHAPE
+from dataflare_plugins.engine.running.recovery import ENDED_WITHIN, OTHER_SHAPE
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
     Abandoned,
@@ -258,7 +258,14 @@ class SourceTask:
             self._stop_reading()
 
     def _partition_done(self, complete: bool) -> None:
+        """Go on to the next partition.
+
+        Raises:
+            DataflareError: `source.ended-within`.
+        """
         key, _, until = self._todo.pop(0)
+        if self._within:
+            raise ENDED_WITHIN.error(f"'{self._node.id}' gave rows of '{key}' and did not say where it stood when they ended")
         if complete and until is None:
             self._ended.add(key)
         self._close_reader()

@@ -26,8 +26,8 @@ SNAPSHOT = ("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TR
 class FullReader:
     """Reads a relation once.
 
-    `consistency: instant`: one snapshot; it dies with the process, so no batch carries an offset and a kill begins the
-    table again. `chunks`: every read is a statement of its own moment, and every batch can be resumed after.
+    `consistency: instant`: one snapshot; it dies with the process, so nothing before its end is a place to resume from, and
+    a kill begins the table again. `chunks`: every read is a statement of its own moment, and every batch can be resumed after.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FullReader:
         self._key: list[str] | None = (offset or {}).get("key")
         self._until = until
         self._rows: TextRows | None = None
-        self._done = until is not None and until == offset
+        self._done = (offset or {}).get("done", False) or (until is not None and until == offset)
         self._pace = Pace()
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:  # noqa: ARG002
@@ -70,7 +70,8 @@ class FullReader:
         if not values[0]:
             self._done = True
             self._session.execute("COMMIT")
-            return End()
+            # Only here it can be told that all of it was read.
+            return self._batch(values, {"v": 1, "done": True, "row": self._row})
         return self._batch(values, None)
 
     def _chunk(self, rows: int) -> Message:

@@ -1,0 +1,1 @@
+"""Scratch twins of MySQL databases, on a MariaDB of their own."""
