@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from dataflare_plugins.mysql import catalog
-from dataflare_plugins.mysql.connection import Session, Url, driver, quote
+from dataflare_plugins.mysql.connection import Session, Url, quote
+from dataflare_plugins.mysql.errors import driver
 from dataflare_sdk import duck
 from dataflare_sdk.schema import duck_type
 from dataflare_sdk.schema import quote as duck_quote

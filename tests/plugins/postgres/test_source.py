@@ -50,7 +50,9 @@ def last(batches):
     return json.loads(json.dumps(dict(next(b.offset for b in reversed(batches) if b.offset is not None))))
 
 
-@pytest.mark.parametrize("extract", [CHUNKS, ExtractSpec(mode="incremental", cursor="id", key=("id",))], ids=["chunks", "incremental"])
+@pytest.mark.parametrize(
+    "extract", [ExtractSpec(), CHUNKS, ExtractSpec(mode="incremental", cursor="id", key=("id",))], ids=["instant", "chunks", "incremental"]
+)
 def test_it_conforms(every_postgres, tmp_path, extract):
     every_postgres.execute(ROWS)
     every_postgres.execute("ALTER TABLE rows ADD PRIMARY KEY (id)")

@@ -94,7 +94,7 @@ class MariadbServer(ServerProcess):
     def _init(self, data: Path) -> None:
         command = [str(INSTALLER), "--no-defaults", f"--datadir={data}", "--skip-test-db", "--auth-root-authentication-method=normal"]
         command += ["--innodb-log-file-size=64M"]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **as_user())  # type: ignore[call-overload]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **as_user())
         assert done.returncode == 0, done.stdout + done.stderr
 
     def _answers(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.mysql import catalog
-from dataflare_plugins.mysql.connection import SETTINGS, Session, driver, parse_url
+from dataflare_plugins.mysql.connection import SETTINGS, Session, parse_url
+from dataflare_plugins.mysql.errors import driver
 from dataflare_sdk import DestinationTwin, ExtractSpec, ScratchPlace, SourceTwin, code
 from dataflare_sdk.fields import to_plain
 from dataflare_sdk.scratch import BAD_SCRIPT, NO_SCRIPT
