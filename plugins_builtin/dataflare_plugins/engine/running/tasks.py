@@ -11,6 +11,7 @@ from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped, as_rows
 from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
+from dataflare_plugins.engine.running.lag import Lag
 from dataflare_plugins.engine.running.recovery import ENDED_WITHIN, OTHER_SHAPE
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
@@ -75,6 +76,7 @@ class SourceTask:
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
         self._told = False  # that everything is read
+        self._lag = Lag(lambda seconds: env.monitor.gauge(self._node.id, "lag_seconds", seconds))
 
     def run(self, receive: Receive) -> None:
         """Run the task from its first message to its last."""
@@ -192,7 +194,10 @@ class SourceTask:
         elif isinstance(message, SchemaChange):
             self._reshaped(message)
         elif message is not None:
+            self._lag.took(message)
             self._took(message)
+        else:
+            self._lag.idle()
 
     def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
         if self._fused is None:

@@ -64,6 +64,13 @@ def log_end(session: Session) -> dict[str, Any]:
     return {"file": str(rows[0][0]), "pos": int(rows[0][1])}
 
 
+def bytes_behind(session: Session, place: Place) -> int:
+    """Return how many bytes of the log lie after a place."""
+    files = {str(r[0]): int(r[1]) for r in session.query("SHOW BINARY LOGS", path="url")}
+    after = sum(size for file, size in files.items() if Place.of(file, 0).number > place.number)
+    return after + max(0, files.get(place.file, place.pos) - place.pos)
+
+
 def reachable(session: Session, place: Place) -> bool:
     """Whether the server still has the log from a place on."""
     return any(str(r[0]) == place.file and place.pos <= int(r[1]) for r in session.query("SHOW BINARY LOGS", path="url"))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from dataflare_plugins.mysql.binlog.copying import Captured, Copier
 from dataflare_plugins.mysql.binlog.gathering import Gathered
 from dataflare_plugins.mysql.binlog.offsets import State
-from dataflare_plugins.mysql.binlog.position import Place, begin_snapshot, identity, log_end, reachable
+from dataflare_plugins.mysql.binlog.position import Place, begin_snapshot, bytes_behind, identity, log_end, reachable
 from dataflare_plugins.mysql.binlog.preflight import preflight
 from dataflare_plugins.mysql.binlog.stream import LOG_LOST, LogStream
 from dataflare_plugins.mysql.reading.relation import Relation
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LINGER = 0.05
 """Seconds that changes wait for more to come, so that small transactions share a batch."""
+LOOK_EVERY = 1.0
+"""Seconds between looks how far the log goes on."""
 ASK_EVERY = 1.0
 """Seconds between looks whether a table is to be copied anew."""
 
@@ -46,6 +48,7 @@ class ChangeReader:
         self._offset = offset
         self._state: State | None = None
         self._asked = 0.0
+        self._looked = -LOOK_EVERY
         self._handed: State | None = None
 
     # -- beginning ---------------------------------------------------------------------------------------
@@ -170,6 +173,7 @@ class ChangeReader:
     def _follow(self, max_rows: int, max_bytes: int, deadline: float) -> None:
         gathered = self._gathered
         self._look_for_copies()
+        self._look_behind()
         log = self._open_log()
         while not self._ready:
             now = time.monotonic()
@@ -251,6 +255,14 @@ class ChangeReader:
     def _nothing(self) -> Batch:
         table = next(iter(self._tables.values()))
         return Batch(table.stream, _empty(table.schema), changes=Changes.of(0, TRUNCATE, 0))
+
+    def _look_behind(self) -> None:
+        """Tell now and then how much of the log is still to be read."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            assert self._state is not None
+            self._looked = now
+            self._source.ctx.gauge("lag_bytes", bytes_behind(self._session, self._state.place))
 
     # -- copies asked for --------------------------------------------------------------------------------
 
