@@ -138,7 +138,9 @@ def failpoints(lane: str) -> list[str]:
     import importlib
 
     for module in (
-        "engine.running.tasks",
+        "engine.running.source_task",
+        "engine.running.step_task",
+        "engine.running.sink_task",
         "engine.running.bulk",
         "engine.running.job",
         "state_sqlite.store",

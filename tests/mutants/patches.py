@@ -91,7 +91,7 @@ def unchanged_becomes_null() -> None:
 
 def epoch_not_dropped_on_replay() -> None:
     """A destination that holds an epoch already takes its rows again when they are read anew for another."""
-    from dataflare_plugins.engine.running.tasks import SinkTask
+    from dataflare_plugins.engine.running.sink_task import SinkTask
 
     original = SinkTask._write
 
@@ -107,7 +107,7 @@ def epoch_not_dropped_on_replay() -> None:
 
 def another_boundary_on_replay() -> None:
     """An epoch that is read again ends somewhere else than it did."""
-    from dataflare_plugins.engine.running.tasks import SourceTask
+    from dataflare_plugins.engine.running.source_task import SourceTask
 
     original = SourceTask._plan_reading
 

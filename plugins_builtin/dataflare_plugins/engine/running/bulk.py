@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,15 @@ from dataflare_plugins.engine.running.signals import (
     Leave,
     Passed,
     Ready,
+    Receive,
     Recover,
     Recovered,
     Trigger,
 )
+from dataflare_plugins.engine.running.sink_task import target_of
 from dataflare_plugins.engine.running.statement import Statement, make_statement
-from dataflare_plugins.engine.running.tasks import target_of
 from dataflare_sdk import DataflareError, NodeSpec, Opened, TaskSpec, duck
 from dataflare_sdk.failpoints import declare, failpoint
-
-Receive = Callable[[float | None], Any]
 
 declare("bulk.statement.before", "bulk.statement.after", "bulk.prepared", "bulk.committed")
 

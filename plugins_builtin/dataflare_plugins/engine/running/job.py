@@ -34,7 +34,9 @@ from dataflare_plugins.engine.running.signals import (
     Reshaped,
     Trigger,
 )
-from dataflare_plugins.engine.running.tasks import SinkTask, SourceTask, StepTask
+from dataflare_plugins.engine.running.sink_task import SinkTask
+from dataflare_plugins.engine.running.source_task import SourceTask
+from dataflare_plugins.engine.running.step_task import StepTask
 from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
 

@@ -5,11 +5,13 @@ Named tuples, not dataclasses: defining twenty of those takes a noticeable part 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dataflare_sdk import DeadLetter, Opened, SchemaChange
 
+Receive = Callable[[float | None], Any]
+"""What a task is given to read its mail: waits so many seconds, None for ever; None when nothing came."""
 # Shared by every signal that says nothing of it; `Mapping` keeps the type checker watching that nobody writes to it.
 NOTHING: Mapping[str, Any] = {}
 
