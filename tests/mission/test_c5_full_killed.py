@@ -17,12 +17,13 @@ import pytest
 ROWS = 500
 
 
-@pytest.fixture(params=["postgres", "mariadb"])
+@pytest.fixture(params=["postgres", "postgres in parts", "mariadb"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    server: Any = request.getfixturevalue(request.param)
+    name, _, parts = request.param.partition(" ")
+    server: Any = request.getfixturevalue(name)
     server.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v VARCHAR(20))")
     server.execute("INSERT INTO t VALUES " + ", ".join(f"({i}, 'row {i}')" for i in range(ROWS)))
-    use = {"postgres": "postgres", "mariadb": "mysql"}[request.param]
+    use = {"postgres": "postgres", "mariadb": "mysql"}[name]
     document = {
         "dataflare": 1,
         "name": "w",
@@ -34,6 +35,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "runtime": {"lane": "streaming", "batch": {"rows": 10}},
         "state": {"checkpoint": {"every": "1h", "rows": 50}},
     }
+    if parts:
+        document["sources"]["s"]["partition"] = {"by": "id", "into": 3}
     (tmp_path / "w.json").write_text(json.dumps(document))
     return tmp_path
 

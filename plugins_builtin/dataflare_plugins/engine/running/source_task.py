@@ -64,6 +64,7 @@ class SourceTask:
         self._sent_end = False
         self._owed: Trigger | None = None
         self._within = False
+        self._silent: list[str] = []
         self._leaving: float | None = None
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
@@ -223,6 +224,9 @@ class SourceTask:
     def _boundary(self) -> None:
         """The source stands at a place to resume from: do what had to wait for it."""
         self._within = False
+        # Parts of one moment: only with the last of them all are read, and only all of them can be read again.
+        self._offsets.update({key: {"v": 1, "ended": True} for key in self._silent})
+        self._silent.clear()
         owed, self._owed = self._owed, None
         if owed is not None:
             self._barrier(owed)
@@ -255,21 +259,23 @@ class SourceTask:
             self._stop_reading()
 
     def _partition_done(self, complete: bool) -> None:
-        """Go on to the next partition.
-
-        Raises:
-            DataflareError: `source.ended-within`.
-        """
         key, _, until = self._todo.pop(0)
         if self._within:
-            raise ENDED_WITHIN.error(f"'{self._node.id}' gave rows of '{key}' and did not say where it stood when they ended")
+            self._silent.append(key)
         if complete and until is None:
             self._ended.add(key)
         self._close_reader()
 
     def _finish(self) -> None:
-        """All partitions are read. A full extraction ends; an incremental one only pauses."""
+        """All partitions are read. A full extraction ends; an incremental one only pauses.
+
+        Raises:
+            DataflareError: `source.ended-within`.
+        """
         self._reading = False
+        if self._within:
+            told = f"'{self._node.id}' gave rows of '{self._silent[-1]}' and did not say where it stood when they ended"
+            raise ENDED_WITHIN.error(told)
         complete = self._extract.mode == "full" and all(k in self._ended for k, _ in self._partitions())
         if complete and (not self._replaying or self._node.id in self._closed):
             if not self._sent_end:
