@@ -49,6 +49,22 @@ def test_seconds_are_the_age_of_the_newest_commit_and_none_when_nothing_is_left(
     assert other == []
 
 
+def test_a_run_that_has_only_just_taken_the_lock(tmp_path: Path) -> None:
+    """Nothing is written down of it yet: neither its id nor what its sources told."""
+    from dataflare.lifecycle import Runtime
+    from dataflare_sdk.state_store import opened
+
+    document = {"name": "w", "sources": {"s": {"use": "generate", "with": {"rows": 1}}}, "destinations": {"o": {"use": "blackhole"}}}
+    (tmp_path / "w.json").write_text(json.dumps(document))
+    with Runtime(tmp_path) as runtime:
+        workflow = runtime.parse(tmp_path / "w.json")
+        with opened(runtime.host, workflow) as store:
+            store.acquire("w")
+            done = subprocess.run([sys.executable, "-m", "dataflare", "status", "w.json", "--json"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["status"] == "running"
+
+
 def wait(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 60
     while not (found := condition()):

@@ -77,7 +77,7 @@ def _sources(workflow: Any, store: Any, run_id: str | None) -> dict[str, Any]:
     """Return how far each source is behind, as its run last told: it may be another process's, under way."""
     raw = store.get_value(f"live:{workflow.name}", "gauges")
     live = json.loads(raw) if raw else {}
-    if live.get("run_id") != run_id:
+    if not live or live["run_id"] != run_id:
         return {}
     found = {}
     for source in workflow.of("source"):
