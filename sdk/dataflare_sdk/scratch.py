@@ -142,3 +142,74 @@ class SourceTwin(Twin):
 
 class DestinationTwin(Twin):
     """Stands in for the system a destination writes, empty at first; it is read with `Destination.read_back`."""
+
+
+class ScratchServer:
+    """A server that lives as long as a proof, as `ScratchPlace.shared` keeps it, with fresh databases for every round.
+
+    Attributes:
+        databases: names of those that are there.
+    """
+
+    def __init__(self) -> None:
+        self.databases: set[str] = set()
+
+    def url(self, name: str) -> str:
+        """Return the URL of a database."""
+        raise NotImplementedError
+
+    def create(self, name: str) -> None:
+        """Make a database."""
+        raise NotImplementedError
+
+    def remove(self, name: str) -> None:
+        """Drop a database with whoever still holds it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop the server and remove it."""
+        raise NotImplementedError
+
+    def database(self, place: ScratchPlace, url: str) -> str:
+        """Return the database that stands in for the one of `url` in this round; made when first asked for."""
+        name = "d" + hashlib.sha256(f"{place.folder}\0{url}".encode()).hexdigest()[:12]
+        if name not in self.databases:
+            self.create(name)
+            self.databases.add(name)
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, once."""
+        if name in self.databases:
+            self.databases.discard(name)
+            self.remove(name)
+
+
+class DatabaseTwin(SourceTwin):
+    """The database a source reads, on a scratch server."""
+
+    def __init__(self, config: Mapping[str, Any], server: ScratchServer, name: str) -> None:
+        super().__init__({**config, "url": server.url(name)})
+        self._server = server
+        self._name = name
+
+    def database(self) -> str | None:
+        """Return the database."""
+        return self._name
+
+    def close(self) -> None:
+        """Drop the database."""
+        self._server.drop(self._name)
+
+
+class DatabaseTarget(DestinationTwin):
+    """The database a destination writes, on a scratch server."""
+
+    def __init__(self, config: Mapping[str, Any], server: ScratchServer, name: str) -> None:
+        super().__init__({**config, "url": server.url(name)})
+        self._server = server
+        self._name = name
+
+    def close(self) -> None:
+        """Drop the database."""
+        self._server.drop(self._name)

@@ -28,6 +28,7 @@ class Broken:
     """A workflow into three databases that was killed in its second epoch, and can be brought back to that moment."""
 
     def __init__(self, folder: Path, database: Database, point: str) -> None:
+        self.point = point
         self.kept, self.place, self.database = folder / "kept", folder / "place", database
         self.place.mkdir()
         target = {"write": {"mode": "append"}}
@@ -94,22 +95,19 @@ def flipped(text: str, at: int, chance: random.Random) -> str:
     return text[:at] + chr(ord(text[at]) ^ (1 << chance.randrange(7))) + text[at + 1 :]
 
 
-def places(length: int, every: int) -> range:
-    return range(0, length, every)
-
-
 @pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_flipped_byte_in_the_state_store(broken: Broken, every: int) -> None:
     chance, ends = random.Random(7), set[str]()
     with closing(sqlite3.connect(broken.kept / ".dataflare" / "state.db")) as db:
         ((epoch, body),) = db.execute("SELECT epoch, body FROM checkpoints ORDER BY epoch DESC LIMIT 1")
-    for at in places(len(body), every):
+    for at in range(0, len(body), every):
         broken.restore()
         with closing(sqlite3.connect(broken.place / ".dataflare" / "state.db", isolation_level=None)) as db:
             changed = db.execute("UPDATE checkpoints SET body = ? WHERE epoch = ?", (flipped(body, at, chance), epoch))
             assert changed.rowcount == 1
         ends.add(broken.judge())
-    assert "done" in ends or ends & REFUSALS
+    # The epoch before is taken up. Nobody holds more than it, or PostgreSQL does, which no crash explains.
+    assert ends == {"done" if broken.point.startswith("job.") else "state.inconsistent"}
 
 
 @pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.soak)])

@@ -109,7 +109,7 @@ class Pieces:
         try:
             link.hardlink_to(piece)
         except OSError:  # a file system without links
-            self._copy(piece, link)
+            platform.fsync_file(self._copy(piece, link))
 
     def leave(self) -> None:
         """Remove the folder."""

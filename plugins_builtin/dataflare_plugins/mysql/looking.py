@@ -9,9 +9,7 @@ import pyarrow as pa
 from dataflare_plugins.mysql import catalog
 from dataflare_plugins.mysql.connection import Session, Url, quote
 from dataflare_plugins.mysql.errors import driver
-from dataflare_sdk import duck
-from dataflare_sdk.schema import duck_type
-from dataflare_sdk.schema import quote as duck_quote
+from dataflare_sdk.told import from_text, is_hex
 
 ROWS = 8_192
 
@@ -32,16 +30,9 @@ def _batches(url: Url, schema: str, name: str, columns: pa.Schema) -> Iterator[p
             return
         held = {c.name.lower(): c.name for c in found.columns}
         items = ", ".join(_told(f, held.get(f.name.lower())) for f in columns)
-        casts = ", ".join(f"TRY_CAST({_read(f, i)} AS {duck_type(f.type)}) AS {duck_quote(f.name)}" for i, f in enumerate(columns))
-        with session.errors("table"), session.db.cursor(driver().cursors.SSCursor) as cursor, duck.connect(threads=1) as cast:
+        with session.errors("table"), session.db.cursor(driver().cursors.SSCursor) as cursor:
             cursor.execute(f"SELECT {items} FROM {quote(schema)}.{quote(name)}")
-            while batch := cursor.fetchmany(ROWS):
-                given = [pa.array(c, pa.string()) for c in zip(*batch, strict=True)]
-                cast.register("told", pa.table(given, names=[f"c{i}" for i in range(len(given))]))
-                made = cast.sql(f"SELECT {casts} FROM told").to_arrow_table()
-                cast.unregister("told")
-                arrays = [made.column(i).combine_chunks().cast(f.type) for i, f in enumerate(columns)]
-                yield pa.RecordBatch.from_arrays(arrays, schema=columns)
+            yield from from_text(iter(lambda: list(cursor.fetchmany(ROWS)), []), columns)
     finally:
         session.close()
 
@@ -51,13 +42,7 @@ def _told(field: pa.Field, held: str | None) -> str:
     if held is None:
         return "NULL"
     name = quote(held)
-    if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+    if is_hex(field.type):
         return f"HEX({name})"
     text = f"CAST({name} AS CHAR CHARACTER SET utf8mb4)"
     return f"CONCAT({text}, '+00')" if pa.types.is_timestamp(field.type) and field.type.tz else text
-
-
-def _read(field: pa.Field, position: int) -> str:
-    if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-        return f"unhex(c{position})"
-    return f"c{position}::JSON" if pa.types.is_nested(field.type) else f"c{position}"

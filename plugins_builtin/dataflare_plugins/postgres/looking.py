@@ -10,8 +10,9 @@ from dataflare_plugins.postgres.catalog import TableName, find
 from dataflare_plugins.postgres.codec.types import target
 from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.writing.fit import declaration, takes, wider
-from dataflare_sdk import WriteSpec, duck
-from dataflare_sdk.schema import duck_type, quote
+from dataflare_sdk import WriteSpec
+from dataflare_sdk.schema import quote
+from dataflare_sdk.told import from_text, is_hex
 
 ROWS = 8_192
 
@@ -46,33 +47,20 @@ def ddl(server: Server, table: TableName, schema: pa.Schema, write: WriteSpec) -
 
 
 def _batches(server: Server, table: TableName, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with server.connect() as db, db.transaction(), duck.connect(threads=1) as cast:
+    with server.connect() as db, db.transaction():
         found = find(db, table)
         if found is None:
             return
         held = set(found.names)
         items = ", ".join(_told(f) if f.name in held else "NULL::text" for f in schema)
-        casts = ", ".join(f"TRY_CAST({_read(f, i)} AS {duck_type(f.type)}) AS {quote(f.name)}" for i, f in enumerate(schema))
         with db.cursor(name="looking") as cursor:
             cursor.execute(f"SELECT {items} FROM {found.sql}".encode())
-            while batch := cursor.fetchmany(ROWS):
-                columns = [pa.array(c, pa.string()) for c in zip(*batch, strict=True)]
-                cast.register("told", pa.table(columns, names=[f"c{i}" for i in range(len(columns))]))
-                made = cast.sql(f"SELECT {casts} FROM told").to_arrow_table()
-                cast.unregister("told")
-                arrays = [made.column(i).combine_chunks().cast(f.type) for i, f in enumerate(schema)]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            yield from from_text(iter(lambda: cursor.fetchmany(ROWS), []), schema)
 
 
 def _told(field: pa.Field) -> str:
     """Return the SQL that gives a column as text DuckDB reads."""
     name = quote(field.name)
-    if pa.types.is_binary(field.type):
+    if is_hex(field.type):
         return f"encode({name}, 'hex')"
     return f"to_json({name})::text" if pa.types.is_nested(field.type) else f"{name}::text"
-
-
-def _read(field: pa.Field, position: int) -> str:
-    if pa.types.is_binary(field.type):
-        return f"unhex(c{position})"
-    return f"c{position}::JSON" if pa.types.is_nested(field.type) else f"c{position}"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.mysql import catalog
 from dataflare_plugins.mysql.connection import SETTINGS, Session, parse_url
 from dataflare_plugins.mysql.errors import driver
-from dataflare_sdk import DestinationTwin, ExtractSpec, ScratchPlace, SourceTwin, code
+from dataflare_sdk import DestinationTwin, ExtractSpec, ScratchPlace, code
 from dataflare_sdk.fields import to_plain
-from dataflare_sdk.scratch import BAD_SCRIPT, NO_SCRIPT
+from dataflare_sdk.scratch import BAD_SCRIPT, NO_SCRIPT, DatabaseTarget, DatabaseTwin, ScratchServer
 from dataflare_sdk.seeded import TableShape, TableWriter, Together
 
 if TYPE_CHECKING:
@@ -31,50 +30,41 @@ OTHER_DATABASE = code(
 )
 
 
-class _Server:
+class _Server(ScratchServer):
     """The scratch server of a proof, as `ScratchPlace.shared` keeps it."""
 
     def __init__(self) -> None:
+        super().__init__()
         from dataflare_plugins.mysql.scratch.server import MariadbServer, installed
 
         driver()
         if not installed():
             raise NO_SERVER.error("neither mariadbd nor mariadb-install-db was found")
         self.server: MariadbServer = MariadbServer().start()
-        self.databases: set[str] = set()
 
-    def database(self, place: ScratchPlace, url: str) -> str:
-        """Return the database that stands in for the one of `url` in this round; made when first asked for."""
-        name = "d" + hashlib.sha256(f"{place.folder}\0{url}".encode()).hexdigest()[:12]
-        if name not in self.databases:
-            self.server.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-            self.databases.add(name)
-        return name
+    def url(self, name: str) -> str:
+        """Return the URL over TCP."""
+        return self.server.url(name)
 
-    def drop(self, name: str) -> None:
-        """Drop a database with whoever is still connected to it, once."""
-        if name in self.databases:
-            self.databases.discard(name)
-            for (held,) in self.server.execute(f"SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{name}'"):
-                self.server.execute(f"KILL {held}")
-            self.server.execute(f"DROP DATABASE {name}")
+    def create(self, name: str) -> None:
+        """Make a database."""
+        self.server.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+
+    def remove(self, name: str) -> None:
+        """Drop a database with whoever is still connected to it."""
+        for (held,) in self.server.execute(f"SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{name}'"):
+            self.server.execute(f"KILL {held}")
+        self.server.execute(f"DROP DATABASE {name}")
 
     def close(self) -> None:
         """Stop the server and remove it."""
         self.server.remove()
 
 
-class MysqlTwin(SourceTwin):
+class MysqlTwin(DatabaseTwin):
     """The database a source reads."""
 
-    def __init__(self, config: dict[str, Any], server: _Server, name: str) -> None:
-        super().__init__({**config, "url": server.server.url(name)})
-        self._server = server
-        self._name = name
-
-    def database(self) -> str | None:
-        """Return the database."""
-        return self._name
+    _server: _Server
 
     def load(self, sql: str) -> None:
         """Run the script's statements.
@@ -120,23 +110,6 @@ class MysqlTwin(SourceTwin):
         shape = TableShape(f'"{table}"', tuple(extract.key) or found.key, columns, extract.cursor, frozenset(r[0] for r in foreign))
         return TableWriter(self._connect(), shape, seed=seed, kinds=kinds, mark="%s", errors=driver().MySQLError)
 
-    def close(self) -> None:
-        """Drop the database."""
-        self._server.drop(self._name)
-
-
-class _Target(DestinationTwin):
-    """The database a destination writes."""
-
-    def __init__(self, config: dict[str, Any], server: _Server, name: str) -> None:
-        super().__init__({**config, "url": server.server.url(name)})
-        self._server = server
-        self._name = name
-
-    def close(self) -> None:
-        """Drop the database."""
-        self._server.drop(self._name)
-
 
 def source_twin(config: Any, place: ScratchPlace) -> MysqlTwin:
     """Return an empty database for the workflow's script.
@@ -162,7 +135,7 @@ def destination_twin(config: Any, place: ScratchPlace) -> DestinationTwin:
         DataflareError: `mysql.no-scratch-server`, `mysql.other-database`.
     """
     server = place.shared("mysql", lambda _folder: _Server())
-    return _Target(to_plain(replace(config, table=_own(config.table, config.url))), server, server.database(place, config.url))
+    return DatabaseTarget(to_plain(replace(config, table=_own(config.table, config.url))), server, server.database(place, config.url))
 
 
 def _own(table: str, url: str) -> str:

