@@ -57,6 +57,8 @@ def prove(name: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="df-mutant-") as folder:
         root = Path(folder)
         root.chmod(0o755)
+        begun = root / "begun"
+        os.environ["DATAFLARE_MUTANT_BEGUN"] = str(begun)
         file = workflow(name, root)
         script = file.with_suffix(".sql")
         text = script.read_text() if script.exists() else None
@@ -72,6 +74,8 @@ def prove(name: str) -> dict[str, object]:
                 return {"caught": True, "how": f"refused: {error.problems[0].code}"}
             finally:
                 proof.close()
+            if not begun.exists():
+                raise RuntimeError(f"the runs were not broken by '{name}'")
             missed = [n for n, hits in proof.schedule.hits.items() if not hits]
             how = f"{proof.lost} lost, {proof.duplicated} duplicated in {proof.schedule.kills} kills"
             if missed and not proof.lost and not proof.duplicated and len(missed) < len(proof.schedule.hits):
