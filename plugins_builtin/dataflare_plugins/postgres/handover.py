@@ -5,8 +5,6 @@ Off the socket itself where it is not encrypted: libpq hands out a row at a time
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,9 @@ from dataflare_plugins.postgres.catalog import BAD_QUERY
 from dataflare_plugins.postgres.codec.memory import ENDED_BROKEN, ENDED_OTHER, Guest
 from dataflare_plugins.postgres.codec.refusals import PROTOCOL
 from dataflare_plugins.postgres.codec.types import Codec, Column
-from dataflare_plugins.postgres.connection import Server, library
+from dataflare_plugins.postgres.connection import Server
 from dataflare_plugins.postgres.reading.reader import Reading
+from dataflare_plugins.postgres.wire import Wire, encrypted, refusal
 from dataflare_sdk.schema import quote
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ class CopyHandover:
     def chunks(self) -> Iterator[Any]:
         """Yield the bytes of `COPY … TO STDOUT (FORMAT binary)`."""
         statement = f"COPY ({self._query}) TO STDOUT (FORMAT binary)"
-        encrypted = self._reading.db.info.pgconn.used_gssapi or self._reading.db.info.pgconn.ssl_in_use
+        read = self._by_library if encrypted(self._reading.db) else self._by_socket
         with self._reading.server.explained(BAD_QUERY, self._reading.path):
-            yield from self._by_library(statement) if encrypted else self._by_socket(statement)
+            yield from read(statement)
 
     def _by_library(self, statement: str) -> Iterator[bytes]:
         with self._reading.db.cursor() as cursor:
@@ -71,12 +70,14 @@ class CopyHandover:
             self.rows = cursor.rowcount
 
     def _by_socket(self, statement: str) -> Iterator[Any]:
-        wire = _Wire(self._reading.db)
+        wire = Wire(self._reading.db)
+        bodies = _Bodies(wire)
         try:
             wire.ask(statement)
-            yield from wire.bodies()
-            self.rows = wire.rows
+            yield from bodies.pieces()
+            self.rows = bodies.rows
         finally:
+            bodies.close()
             wire.close()
 
     def close(self) -> None:
@@ -84,29 +85,21 @@ class CopyHandover:
         self._reading.db.close()
 
 
-class _Wire:
-    """A connection's socket, used past libpq; the connection is good for nothing else afterwards."""
+class _Bodies:
+    """The bodies of the CopyData messages on a connection's socket."""
 
-    def __init__(self, db: psycopg.Connection[Any]) -> None:
-        self._socket = socket.socket(fileno=socket.dup(db.pgconn.socket))
-        self._socket.setblocking(True)
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._guest = Guest()
         self._input = self._guest.allocate(ROOM)
         self.rows = 0
 
-    def ask(self, statement: str) -> None:
-        body = statement.encode() + b"\0"
-        self._socket.sendall(b"Q" + struct.pack(">I", len(body) + 4) + body)
-
-    def bodies(self) -> Iterator[memoryview]:
-        """Yield the bodies of the CopyData messages, up to the end of the statement."""
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield them, up to the end of the statement."""
         view = self._guest.view(self._input, ROOM)
         state, kept, left, ready = self._guest.state, 0, 0, False
         while not ready:
-            got = self._socket.recv_into(view[kept:])
-            if not got:
-                raise library().OperationalError("the server closed the connection")
-            length, kept = kept + got, 0
+            length, kept = kept + self._wire.receive(view[kept:]), 0
             while True:
                 self._guest.call("copy_bodies", self._input, length, left)
                 if state.status == ENDED_BROKEN:
@@ -132,34 +125,18 @@ class _Wire:
         while len(rest) >= 5 and rest[:1] != b"d":
             size = int.from_bytes(rest[1:5], "big") + 1
             if len(rest) < size:
-                rest = self._whole(rest, size)
+                rest += self._wire.exactly(size - len(rest))
             kind, body, rest = rest[:1], rest[5:size], rest[size:]
             if kind == b"E":
-                raise _error(body)
+                raise refusal(body)
             if kind == b"C":
                 self.rows = int(body.rstrip(b"\0").rpartition(b" ")[2] or 0)
             elif kind == b"Z":
                 return rest, True
         return rest, False
 
-    def _whole(self, rest: bytes, size: int) -> bytes:
-        while len(rest) < size:
-            more = self._socket.recv(size - len(rest))
-            if not more:
-                raise library().OperationalError("the server closed the connection")
-            rest += more
-        return rest
-
     def close(self) -> None:
-        self._socket.close()
         self._guest.close()
-
-
-def _error(body: bytes) -> Exception:
-    fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0") if part}
-    kind = library().errors.lookup(fields[b"C"]) if fields.get(b"C") else library().OperationalError
-    made: Exception = kind(fields.get(b"M", "the server refused"))
-    return made
 
 
 def copy_through(server: Server, db: psycopg.Connection[Any], table: str, columns: Sequence[Column], chunks: Iterator[Any]) -> int:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from dataflare_plugins.postgres.codec.changes import ChangeDecoder, Event
 
 BIGINT, INT, TEXT, NUMERIC, BYTEA, INTS, TEXTS, DATE = 20, 23, 25, 1700, 17, 1007, 1009, 1082
+
+
+def framed(payloads: Sequence[bytes]) -> list[bytes]:
+    """The payloads as a connection carries them."""
+    return [b"d" + struct.pack(">I", len(p) + 4) + p for p in payloads]
+
+
+def feed(decoder: ChangeDecoder, payloads: Sequence[bytes], until: int | None = None) -> Iterator[Event]:
+    """Feed the payloads, each in a message of the connection."""
+    return decoder.feed(framed(payloads), until)
 
 
 def xlog(body: bytes, lsn: int = 100) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 from tests.plugins.postgres_codec import messages as m
 
-from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Form
+from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Ended, Form
 from dataflare_plugins.postgres.codec.tables import Relation
 from dataflare_plugins.postgres.codec.types import column
 from dataflare_sdk import DataflareError
@@ -29,14 +30,15 @@ def test_a_key_sent_though_it_did_not_change_removes_nothing() -> None:
     decoder = ChangeDecoder(form)
     key = b"K" + m.values(m.big(1), None)
     list(
-        decoder.feed(
+        m.feed(
+            decoder,
             [
                 m.relation(9, COLUMNS),
                 m.begin(),
                 m.update(9, m.values(m.big(1), ...), key),
                 m.update(9, m.values(..., b"x"), key),
                 m.commit(),
-            ]
+            ],
         )
     )
     (batch,) = decoder.drain()
@@ -47,7 +49,7 @@ def test_a_key_sent_though_it_did_not_change_removes_nothing() -> None:
 def test_tables_in_turn_do_not_cost_a_batch_a_row() -> None:
     decoder = ChangeDecoder(form)
     rows = [m.insert(i % 5, m.values(m.big(i), b"x")) for i in range(1000)]
-    events = list(decoder.feed([*(m.relation(t, COLUMNS, name=f"t{t}") for t in range(5)), m.begin(), *rows, m.commit()]))
+    events = list(m.feed(decoder, [*(m.relation(t, COLUMNS, name=f"t{t}") for t in range(5)), m.begin(), *rows, m.commit()]))
     assert not [e for e in events if isinstance(e, ChangeBatch)]
     batches = decoder.drain()
     assert [b.data.column(0).to_pylist() for b in batches] == [list(range(t, 1000, 5)) for t in range(5)]
@@ -57,14 +59,56 @@ def test_tables_in_turn_do_not_cost_a_batch_a_row() -> None:
 def test_rows_after_the_last_commit_have_no_position() -> None:
     decoder = ChangeDecoder(form)
     one, two = (m.insert(9, m.values(m.big(i), None), 100 + i) for i in (1, 2))
-    list(decoder.feed([m.relation(9, COLUMNS), m.begin(1000), one, m.commit(1000), m.begin(2000), two]))
+    list(m.feed(decoder, [m.relation(9, COLUMNS), m.begin(1000), one, m.commit(1000), m.begin(2000), two]))
     assert decoder.in_transaction
     batches = decoder.drain()
     assert [(b.data.column(0).to_pylist(), b.position) for b in batches] == [([1], 1008), ([2], None)]
     assert [b.changes.pos.to_pylist() for b in batches] == [[101], [102]]
-    list(decoder.feed([m.commit(2000)]))
+    list(m.feed(decoder, [m.commit(2000)]))
     assert decoder.drain() == []
     assert (decoder.position, decoder.in_transaction, decoder.pending) == (2008, False, False)
+
+
+def test_bytes_cut_anywhere_are_the_same_changes() -> None:
+    rows = [m.insert(9, m.values(m.big(i), b"x" * (i * 37 % 900))) for i in range(300)]
+    data = b"".join(m.framed([m.relation(9, COLUMNS), m.begin(), *rows, m.commit(), m.keepalive(5000)]))
+    want = [{"id": i, "t": "x" * (i * 37 % 900)} for i in range(300)]
+    for size in (1, 2, 3, 7, 1000, 4093, len(data)):
+        decoder = ChangeDecoder(form)
+        list(decoder.feed(memoryview(data)[at : at + size] for at in range(0, len(data), size)))
+        (batch,) = decoder.drain()
+        assert (batch.data.to_pylist(), batch.position, decoder.wal_end) == (want, 1008, 5000), size
+
+
+def test_what_a_server_says_beside_the_stream() -> None:
+    """A notice and a setting say nothing; what ends the stream is handed out, after the changes before it."""
+    decoder = ChangeDecoder(form)
+    row = m.insert(9, m.values(m.big(1), None))
+    before = m.framed([m.relation(9, COLUMNS), m.begin(), row, m.commit()])
+    beside = [b"N" + struct.pack(">I", 9) + b"SWAR\0", b"S" + struct.pack(">I", 8) + b"a\0b\0"]
+    events = list(decoder.feed([*before[:2], *beside, *before[2:], b"E" + struct.pack(">I", 12) + b"Mended\0\0"]))
+    assert events[-1] == Ended(b"E", b"Mended\0\0")
+    assert [b.data.num_rows for b in decoder.drain()] == [1]
+
+
+@pytest.mark.parametrize("kind", [b"X", b"D", b"\0"])
+def test_a_message_of_no_such_kind_is_an_error(kind: bytes) -> None:
+    with pytest.raises(DataflareError, match=r"postgres\.protocol"):
+        list(ChangeDecoder(form).feed([kind + struct.pack(">I", 4)]))
+
+
+@pytest.mark.parametrize("size", [0, 3, 0x80000000, 0xFFFFFFFF])
+def test_a_message_of_no_such_length_is_an_error(size: int) -> None:
+    with pytest.raises(DataflareError, match=r"postgres\.protocol"):
+        list(ChangeDecoder(form).feed([b"d" + struct.pack(">I", size) + bytes(40)]))
+
+
+def test_a_large_message_does_not_keep_its_room() -> None:
+    decoder = ChangeDecoder(form, max_bytes=1 << 20)
+    data = b"".join(m.framed([m.relation(9, COLUMNS), m.begin(), m.insert(9, m.values(m.big(1), b"x" * 20_000_000)), m.commit()]))
+    list(decoder.feed(data[at : at + 65_536] for at in range(0, len(data), 65_536)))
+    assert sum(b.data.num_rows for b in decoder.drain()) == 1
+    assert decoder._room == 0
 
 
 def test_until_stops_before_a_transaction_that_commits_later() -> None:
@@ -72,22 +116,22 @@ def test_until_stops_before_a_transaction_that_commits_later() -> None:
     stream = [m.relation(9, COLUMNS), m.begin(1000), row, m.commit(1000), m.begin(2000), row, m.commit(2000)]
     for until, rows in ((1001, 1), (1008, 1), (1009, 1), (2000, 1), (2001, 2), (2008, 2)):
         decoder = ChangeDecoder(form)
-        list(decoder.feed(stream, until))
+        list(m.feed(decoder, stream, until))
         assert sum(b.data.num_rows for b in decoder.drain()) == rows, until
         assert decoder.reached
     decoder = ChangeDecoder(form)
-    list(decoder.feed(stream, 2009))
+    list(m.feed(decoder, stream, 2009))
     assert not decoder.reached
-    list(decoder.feed([m.keepalive(2009)], 2009))
+    list(m.feed(decoder, [m.keepalive(2009)], 2009))
     assert decoder.reached
 
 
 def test_a_keepalive_within_a_transaction_reaches_nothing() -> None:
     decoder = ChangeDecoder(form)
-    list(decoder.feed([m.begin(1000), m.keepalive(5000, 1)], 2000))
+    list(m.feed(decoder, [m.begin(1000), m.keepalive(5000, 1)], 2000))
     assert not decoder.reached
     assert decoder.wal_end == 5000
-    list(decoder.feed([m.commit(1000)], 2000))
+    list(m.feed(decoder, [m.commit(1000)], 2000))
     assert not decoder.reached
     assert decoder.wants_reply()
     assert not decoder.wants_reply()
@@ -97,7 +141,7 @@ def test_a_table_altered_within_a_transaction_keeps_its_place_in_it() -> None:
     decoder = ChangeDecoder(form)
     old, new = m.relation(9, COLUMNS), m.relation(9, [*COLUMNS, ("n", m.INT, -1)])
     row = m.insert(9, m.values(m.big(2), None, m.whole(5)))
-    events = list(decoder.feed([old, m.begin(), m.insert(9, m.values(m.big(1), None)), new, row, m.commit()])) + decoder.drain()
+    events = list(m.feed(decoder, [old, m.begin(), m.insert(9, m.values(m.big(1), None)), new, row, m.commit()])) + decoder.drain()
     batches = [e for e in events if isinstance(e, ChangeBatch)]
     assert [(b.data.to_pylist(), b.position) for b in batches] == [([{"id": 1, "t": None}], None), ([{"id": 2, "t": None, "n": 5}], 1008)]
 
@@ -106,7 +150,7 @@ def test_a_value_larger_than_the_buffers() -> None:
     decoder = ChangeDecoder(form, max_bytes=1 << 20)
     sizes = [10, 3_000_000, 5, 9_000_000, 1]
     rows = [m.insert(9, m.values(m.big(n), b"x" * n)) for n in sizes]
-    events = list(decoder.feed([m.relation(9, COLUMNS), m.begin(), *rows, m.commit()])) + decoder.drain()
+    events = list(m.feed(decoder, [m.relation(9, COLUMNS), m.begin(), *rows, m.commit()])) + decoder.drain()
     batches = [e for e in events if isinstance(e, ChangeBatch)]
     assert [len(r["t"]) for b in batches for r in b.data.to_pylist()] == sizes
     assert decoder._guest.used < 64 << 20
@@ -117,7 +161,7 @@ def test_a_refused_change_is_refused_once_where_its_row_is_decoded_twice() -> No
     decoder = ChangeDecoder(form, max_bytes=1)
     rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i % 3 == 2 else i), b"x" * 900)) for i in range(30)]
     columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1), ("t", m.TEXT, -1)]
-    events = list(decoder.feed([m.relation(9, columns), m.begin(), *rows, m.commit()])) + decoder.drain()
+    events = list(m.feed(decoder, [m.relation(9, columns), m.begin(), *rows, m.commit()])) + decoder.drain()
     batches = [e for e in events if isinstance(e, ChangeBatch)]
     assert len(batches) > 5
     assert [i for b in batches for i in b.data.column(0).to_pylist()] == [i for i in range(30) if i % 3 != 2]
@@ -134,7 +178,7 @@ def test_many_tables_do_not_add_up() -> None:
             *[m.insert(t, m.values(m.big(i), b"x" * 200)) for i in range(1000)],
             m.commit(),
         ]
-        rows += sum(e.data.num_rows for e in decoder.feed(stream) if isinstance(e, ChangeBatch))
+        rows += sum(e.data.num_rows for e in m.feed(decoder, stream) if isinstance(e, ChangeBatch))
     rows += sum(b.data.num_rows for b in decoder.drain())
     assert rows == 200_000
     assert decoder._guest.used < 24 << 20
@@ -149,7 +193,7 @@ def test_a_busy_table_gets_the_room_that_others_no_longer_need() -> None:
             *[m.insert(t, m.values(m.big(i), b"x" * 200)) for i in range(2000)],
             m.commit(),
         ]
-        sizes += [e.data.num_rows for e in decoder.feed(stream) if isinstance(e, ChangeBatch) and e.relation.oid == t == 99]
+        sizes += [e.data.num_rows for e in m.feed(decoder, stream) if isinstance(e, ChangeBatch) and e.relation.oid == t == 99]
     sizes += [b.data.num_rows for b in decoder.drain() if b.relation.oid == 99]
     assert sum(sizes) == 2000
     assert max(sizes) > 500
@@ -159,7 +203,7 @@ def test_a_table_without_a_key_has_none_that_could_change() -> None:
     """REPLICA IDENTITY FULL marks every column as part of the identity; that is no key."""
     decoder = ChangeDecoder(lambda relation: Form(form(relation).columns))
     old, new = m.values(m.big(1), b"a"), m.values(m.big(2), b"b")
-    list(decoder.feed([m.relation(9, COLUMNS, b"f"), m.begin(), m.update(9, new, b"O" + old), m.commit()]))
+    list(m.feed(decoder, [m.relation(9, COLUMNS, b"f"), m.begin(), m.update(9, new, b"O" + old), m.commit()]))
     (batch,) = decoder.drain()
     assert ops(batch) == [("u", 2, "b")]
 
@@ -168,7 +212,7 @@ def test_a_refused_change_after_the_last_commit_counts_from_it() -> None:
     decoder = ChangeDecoder(form)
     columns = [("id", m.BIGINT, -1), ("d", m.DATE, -1)]
     rows = [m.insert(9, m.values(m.big(i), m.whole(0x7FFFFFFF if i == 3 else 0))) for i in range(5)]
-    list(decoder.feed([m.relation(9, columns), m.begin(1000), *rows[:2], m.commit(1000), m.begin(2000), *rows[2:]]))
+    list(m.feed(decoder, [m.relation(9, columns), m.begin(1000), *rows[:2], m.commit(1000), m.begin(2000), *rows[2:]]))
     whole, rest = decoder.drain()
     assert (whole.data.column(0).to_pylist(), whole.rejected) == ([0, 1], ())
     assert (rest.data.column(0).to_pylist(), [r.index for r in rest.rejected]) == ([2, 4], [1])
@@ -177,7 +221,7 @@ def test_a_refused_change_after_the_last_commit_counts_from_it() -> None:
 def test_ddl_again_and_again_does_not_add_up() -> None:
     decoder, tops = ChangeDecoder(form), []
     for i in range(50):
-        list(decoder.feed([m.relation(9, [*COLUMNS, (f"c{i}", m.INT, -1)])]))
+        list(m.feed(decoder, [m.relation(9, [*COLUMNS, (f"c{i}", m.INT, -1)])]))
         tops.append(decoder._guest._top)
     assert tops[-1] == tops[10]
     assert decoder._guest.used < 1 << 20
@@ -212,9 +256,9 @@ def test_ddl_again_and_again_does_not_add_up() -> None:
 )  # fmt: skip
 def test_what_is_no_message_is_an_error(broken: list[bytes]) -> None:
     decoder = ChangeDecoder(form)
-    list(decoder.feed([m.relation(9, COLUMNS)]))
+    list(m.feed(decoder, [m.relation(9, COLUMNS)]))
     with pytest.raises(DataflareError) as caught:
-        list(decoder.feed(broken))
+        list(m.feed(decoder, broken))
     assert caught.value.code == "postgres.protocol"
     assert caught.value.exit_code == 4
     assert not decoder.drain()
@@ -225,7 +269,7 @@ def test_a_change_of_which_every_value_is_refused() -> None:
     decoder = ChangeDecoder(form)
     columns = [("id", m.BIGINT, -1), *((f"d{i}", m.DATE, -1) for i in range(1599))]
     old, new = (m.values(m.big(i), *[m.whole(0x7FFFFFFF)] * 1599) for i in (1, 2))
-    list(decoder.feed([m.relation(9, columns, b"f"), m.begin(), *[m.update(9, new, b"O" + old)] * 3, m.commit()]))
+    list(m.feed(decoder, [m.relation(9, columns, b"f"), m.begin(), *[m.update(9, new, b"O" + old)] * 3, m.commit()]))
     (batch,) = decoder.drain()[-1:]
     assert batch.data.num_rows == 0
     assert batch.position == 1008
@@ -235,7 +279,7 @@ def one(kind: int, value: bytes | str, typmod: int = -1) -> list[Any]:
     """Decode one value, of a stream in text when it is text."""
     decoder = ChangeDecoder(form, text=isinstance(value, str))
     row = m.insert(9, m.values("1" if isinstance(value, str) else m.big(1), value))
-    list(decoder.feed([m.relation(9, [("id", m.BIGINT, -1), ("x", kind, typmod)]), m.begin(), row, m.commit()]))
+    list(m.feed(decoder, [m.relation(9, [("id", m.BIGINT, -1), ("x", kind, typmod)]), m.begin(), row, m.commit()]))
     (batch,) = decoder.drain()
     batch.data.validate(full=True)
     column = batch.data.column("x")

@@ -10,11 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from tests.plugins.postgres_codec.messages import framed
 from tests.servers.postgres import Database
 
 from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Form, LogicalMessage, NeedsTextError, Relation
 from dataflare_plugins.postgres.codec.types import TYPES_QUERY, TypeInfo, column
 from dataflare_sdk.changes import CREATE, DELETE, TRUNCATE, UPDATE
+from dataflare_sdk.servers import wait_until
 
 SETTINGS = "-c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c timezone=Asia/Kolkata"
 
@@ -44,6 +46,9 @@ class Stream:
     def payloads(self, start: int = 0) -> Iterator[Iterator[list[bytes]]]:
         options = ", ".join(["proto_version '1'", "publication_names 'p'", "messages 'true'", *([] if self.text else ["binary 'true'"])])
         with self.database.connect(replication="database", options=SETTINGS) as db:
+            # The connection before this one has ended; its server process lets go of the slot a moment later.
+            held = "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()"
+            wait_until(lambda: self.db.execute(held).fetchone() == (0,), lambda: "the slot stays active")
             raw = db.pgconn
             raw.send_query(
                 f"START_REPLICATION SLOT s_{self.database.name} LOGICAL {start >> 32:X}/{start & 0xFFFFFFFF:X} ({options})".encode()
@@ -74,14 +79,15 @@ def lsn(text: str) -> int:
 
 
 def read(stream: Stream, decoder: ChangeDecoder, until: int, *, start: int = 0, pieces: random.Random | None = None) -> list[Any]:
-    """Return all events up to `until`; with `pieces` the payloads are handed over in parts of random size."""
+    """Return all events up to `until`; with `pieces` they are cut at random places."""
     events: list[Any] = []
     with stream.payloads(start) as chunks:
         for payloads in chunks:
-            while payloads:
-                size = pieces.randint(1, 40) if pieces else len(payloads)
-                events += decoder.feed(payloads[:size], until)
-                payloads = payloads[size:]
+            data = b"".join(framed(payloads))
+            while data:
+                size = pieces.randint(1, 4000) if pieces else len(data)
+                events += decoder.feed([data[:size]], until)
+                data = data[size:]
                 if decoder.reached:
                     return events + decoder.drain()
                 if pieces and pieces.random() < 0.3:

@@ -1,7 +1,7 @@
 """Logical replication (pgoutput, protocol 1): the messages of a stream to batches of changes, one set of buffers per table.
 
     decoder = ChangeDecoder(resolve)
-    for event in decoder.feed(payloads):     # a table's description, batches when buffers are full, logical messages
+    for event in decoder.feed([received]):   # a table's description, batches when buffers are full, logical messages
         …
     for batch in decoder.drain():            # what is there
         …                                    # batch.position: from here the stream can be read again, or None
@@ -15,8 +15,7 @@ marked unchanged. One that changes the key is a DELETE of the old key, then the 
 from __future__ import annotations
 
 import struct
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from dataflare_plugins.postgres.codec.memory import (
@@ -33,9 +32,12 @@ from dataflare_plugins.postgres.codec.tables import FIRST_ROWS, Attribute, Chang
 from dataflare_sdk import DataflareError
 from dataflare_sdk.records import record
 
-__all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
+__all__ = ["Attribute", "ChangeBatch", "ChangeDecoder", "Ended", "Form", "LogicalMessage", "NeedsTextError", "Relation"]
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
+_ROOM = 64 << 10
+_HEADER = 5
+"""Of a message of the connection: its kind and its length."""
 _TABLES = 12_000  # three quarters of the guest's table
 _COLUMNS = 1664  # MAX_COLUMNS of the guest
 
@@ -54,7 +56,15 @@ class LogicalMessage:
     transactional: bool
 
 
-Event = ChangeBatch | Relation | LogicalMessage
+@record
+class Ended:
+    """The server ended the stream; `body` is of its message of this `kind`."""
+
+    kind: bytes
+    body: bytes
+
+
+Event = ChangeBatch | Relation | LogicalMessage | Ended
 
 
 class ChangeDecoder:
@@ -81,8 +91,8 @@ class ChangeDecoder:
         self._refusals = Refusals(self._guest)
         self._tables: dict[int, Table] = {}
         self._by_address: dict[int, Table] = {}
-        self._room = self._lengths_room = 0
-        self._input = self._lengths = 0
+        self._input = self._room = 0
+        self._filled = 0  # bytes of the input that are there: the beginning of a message that is not there in whole
         self.reached = False
 
     @property
@@ -111,13 +121,14 @@ class ChangeDecoder:
         self._guest.state.reply = 0
         return wanted
 
-    def feed(self, payloads: Sequence[bytes | memoryview], until: int | None = None) -> Iterator[Event]:
-        """Take the next CopyData payloads, whole ones; iterate to the end, or what follows is lost.
+    def feed(self, pieces: Iterable[bytes | memoryview], until: int | None = None) -> Iterator[Event]:
+        """Take what came next; iterate to the end, or what follows is lost.
 
         A `Relation` comes when a table is new or altered, after all batches of its old form and before any of the new.
 
         Args:
-            payloads: as `get_copy_data` gave them: XLogData and keepalives.
+            pieces: messages of the connection as the socket gives them (CopyData around XLogData and keepalives), cut
+                anywhere: the beginning of a message is kept until its rest comes.
             until: stop before the first transaction that commits at or after this LSN, or when the server has sent all
                 before it.
 
@@ -127,59 +138,60 @@ class ChangeDecoder:
         """
         self._guest.state.until = until or 0
         self.reached = False
-        yield from self._pieces(payloads)
-
-    def _pieces(self, payloads: Sequence[bytes | memoryview]) -> Iterator[Event]:
-        """Feed so much at a time that the guest's memory stays small."""
-        data = b"".join(payloads)
-        if len(data) > _PIECE and len(payloads) > 1:
-            middle = len(payloads) // 2
-            yield from self._pieces(payloads[:middle])
-            if not self.reached:
-                yield from self._pieces(payloads[middle:])
-            return
-        lengths = array("I", map(len, payloads))
-        self._put(data, lengths)
-        yield from self._decode(payloads)
-
-    def _put(self, data: bytes, lengths: array[int]) -> None:
-        guest = self._guest
-        size = len(lengths) * 4
-        if len(data) > self._room:
-            self._input, self._room = self._larger(self._input, self._room, len(data))
-        if size > self._lengths_room:
-            self._lengths, self._lengths_room = self._larger(self._lengths, self._lengths_room, size)
-        guest.write(self._input, data, len(data))
-        guest.write(self._lengths, lengths.tobytes(), size)
-
-    def _larger(self, address: int, old: int, size: int) -> tuple[int, int]:
-        if address:
-            self._guest.free(address, old)
-        return self._guest.allocate(size), size
-
-    def _decode(self, payloads: Sequence[bytes | memoryview]) -> Iterator[Event]:
-        guest, done, at = self._guest, 0, self._input
-        while done < len(payloads):
-            guest.call("change_messages", at, self._lengths + 4 * done, len(payloads) - done)
-            state = guest.state
-            done, at = done + state.consumed, at + state.bytes
-            if state.status == ENDED_INPUT:
+        for piece in pieces:
+            self._put(piece)
+            yield from self._decode()
+            if self.reached:
                 return
+
+    def _put(self, piece: bytes | memoryview) -> None:
+        guest, needed = self._guest, self._filled + len(piece)
+        if needed > self._room:
+            # A large message gets its room in few steps, with some for what comes after it; a length that lies gets little.
+            begun = self._message_size(0) if self._filled >= _HEADER else 0
+            room = max(needed, _ROOM, min(begun + _PIECE, 16 * self._room))
+            self._input = guest.resize(self._input, self._room, room) if self._room else guest.allocate(room)
+            self._room = room
+        guest.view(self._input + self._filled, len(piece))[:] = piece
+        self._filled = needed
+
+    def _message_size(self, at: int) -> int:
+        return 1 + int.from_bytes(self._guest.read(self._input + at + 1, 4), "big")
+
+    def _decode(self) -> Iterator[Event]:
+        guest, at, filled = self._guest, 0, self._filled
+        while True:
+            guest.call("change_frames", self._input + at, filled - at)
+            state = guest.state
+            at += state.bytes
+            if state.status == ENDED_INPUT:
+                break
             if state.status == ENDED_UNTIL:
                 self.reached = True
-                return
+                break
             if state.status == ENDED_BROKEN:
-                raise self._broken(payloads[done])
+                raise self._broken(guest.read(self._input + at, min(filled - at, 64)))
             if state.status == ENDED_OTHER:
-                at += len(payloads[done])
-                yield from self._other(bytes(payloads[done]))
-                done += 1
+                message = guest.read(self._input + at, self._message_size(at))
+                at += len(message)
+                yield from self._other(message)
             else:
                 yield from self._make_room()
+        self._keep(at)
 
-    def _broken(self, payload: bytes | memoryview) -> DataflareError:
-        head = bytes(payload[:26])
-        kind, lsn = head[25:26].decode("latin-1"), int.from_bytes(head[1:9], "big")
+    def _keep(self, at: int) -> None:
+        """Bring what is left to the front, and give back what only a large message needed."""
+        self._filled -= at
+        if not self._filled and self._room > 4 * _PIECE:
+            self._guest.free(self._input, self._room)
+            self._input = self._room = 0
+        elif at and self._filled:
+            self._guest.move(self._input, self._input + at, self._filled)
+
+    def _broken(self, message: bytes) -> DataflareError:
+        """Return the error for a message of the connection; its first bytes will do."""
+        payload = message[_HEADER:]
+        kind, lsn = payload[25:26].decode("latin-1"), int.from_bytes(payload[1:9], "big")
         return PROTOCOL.error(f"a message {kind!r} at {lsn_text(lsn)} is not what it should be (at {self._guest.state.place})")
 
     def _make_room(self) -> Iterator[ChangeBatch]:
@@ -223,7 +235,11 @@ class ChangeDecoder:
             whole[-1] = replace(whole[-1], position=self.position)
         return whole + [p for _, p in parts if p is not None]
 
-    def _other(self, payload: bytes) -> Iterator[Event]:
+    def _other(self, message: bytes) -> Iterator[Event]:
+        if message[:1] != b"d":
+            yield self._last(message)
+            return
+        payload = message[_HEADER:]
         kind, lsn = payload[25:26], int.from_bytes(payload[1:9], "big")
         try:
             if kind == b"R":
@@ -233,7 +249,13 @@ class ChangeDecoder:
             elif kind not in (b"Y", b"O"):
                 raise PROTOCOL.error(f"a message of type {kind!r} at {lsn_text(lsn)} is of another protocol")
         except (struct.error, ValueError, IndexError) as error:
-            raise self._broken(payload) from error
+            raise self._broken(message) from error
+
+    def _last(self, message: bytes) -> Ended:
+        kind = message[:1]
+        if kind not in (b"E", b"c", b"C", b"Z"):
+            raise PROTOCOL.error(f"a message of kind {kind!r} among the changes")
+        return Ended(kind, message[_HEADER:])
 
     def _described(self, relation: Relation) -> Iterator[Event]:
         known = self._tables.get(relation.oid)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Event, Form, Relation
+from dataflare_plugins.postgres.codec.changes import ChangeBatch, ChangeDecoder, Ended, Event, Form, Relation
 from dataflare_plugins.postgres.replication import refetch, shape, tables
-from dataflare_plugins.postgres.replication.feed import Feed
+from dataflare_plugins.postgres.replication.feed import Feed, ended
 from dataflare_plugins.postgres.replication.session import Session
 from dataflare_plugins.postgres.replication.tables import Table
+from dataflare_plugins.postgres.wire import fields
 from dataflare_sdk import Changes, RowRejection, code
 from dataflare_sdk.compute import pc
 from dataflare_sdk.records import record
@@ -127,16 +128,16 @@ class Stream:
     def read(self, deadline: float) -> Iterator[Changed | Reshaped]:
         """Yield what there is to give, at the latest at `deadline` nothing; gathers for a moment. Iterate to the end."""
         now = time.monotonic()
-        payloads = self._feed.take(PIECE, self._patience(now, deadline))
-        if payloads:
-            for event in self._decoder.feed(payloads, self.until):
+        pieces = self._feed.take(PIECE, self._patience(now, deadline))
+        if pieces:
+            for event in self._decoder.feed(pieces, self.until):
                 yield from self._event(event)
             self._since = (self._since or now) if self._decoder.pending else None
         if self._decoder.wants_reply():
             self._feed.status()
-        if self._since is not None and (self._decoder.reached or self._gathered(bool(payloads))):
+        if self._since is not None and (self._decoder.reached or self._gathered(bool(pieces))):
             yield from self.drain()
-        elif self.until is not None and not payloads and now - self._asked > LINGER:
+        elif self.until is not None and not pieces and now - self._asked > LINGER:
             # An idle server says where it stands when it is asked.
             self._asked = now
             self._feed.status(ask=True)
@@ -169,6 +170,8 @@ class Stream:
             form = self._forms.get(event)
             if form is not None and form.newer is not None:
                 yield Reshaped(form.newer)
+        elif isinstance(event, Ended):
+            raise ended(fields(event.body).get("M", "") if event.kind == b"E" else "")
 
     # -- tables ----------------------------------------------------------------------------------------------
 

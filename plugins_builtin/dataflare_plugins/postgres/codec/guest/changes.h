@@ -258,21 +258,29 @@ static u32 message(const u8 *p, const u8 *end) {
   }
 }
 
-// Decodes messages that stand one after the other at `input`; `lengths` holds how long each is. Stops at the first that it cannot
-// take: S.consumed messages are done with then.
-EXPORT(change_messages) void change_messages(const u8 *input, const u32 *lengths, u32 count) {
-  u32 i = 0;
-  const u8 *first = input;
+// Decodes the messages of a connection as they come over its socket: `length` bytes, cut anywhere. Stops at the first that it
+// cannot take. S.bytes: bytes that are done with; S.need: how long the message is that begins there, 0 where that is not known.
+EXPORT(change_frames) void change_frames(const u8 *input, u32 length) {
+  u32 at = 0;
   S.status = ENDED_INPUT;
-  for (; i < count; i++) {
-    u32 why = message(input, input + lengths[i]);
-    if (RARE(why)) {
-      if (why == BROKEN) S.status = ENDED_BROKEN;
-      break;
+  S.need = 0;
+  while (length - at >= 5) {
+    const u8 *frame = input + at;
+    u32 size = be32(frame + 1);
+    if (RARE(size < 4 || size > 0x7FFFFFFF)) { broken(80); S.status = ENDED_BROKEN; break; }
+    if (size >= length - at) { S.need = size + 1; break; }
+    if (RARE(*frame != 'd')) {
+      // Notices and settings come at any time and say nothing about the changes.
+      if (*frame != 'N' && *frame != 'S' && *frame != 'A') { S.status = ENDED_OTHER; break; }
+    } else {
+      u32 why = message(frame + 5, frame + 1 + size);
+      if (RARE(why)) {
+        if (why == BROKEN) S.status = ENDED_BROKEN;
+        break;
+      }
     }
-    input += lengths[i];
-    if (RARE(S.until && S.sent >= S.until && !S.in_transaction)) { i++; S.status = ENDED_UNTIL; break; }
+    at += size + 1;
+    if (RARE(S.until && S.sent >= S.until && !S.in_transaction)) { S.status = ENDED_UNTIL; break; }
   }
-  S.consumed = i;
-  S.bytes = (u32)(input - first);
+  S.bytes = at;
 }

@@ -46,8 +46,8 @@ typedef struct {
 // How a call ended, and what the next one needs. Python reads and writes it.
 typedef struct {
   u32 status;               // one of the ENDED values
-  u32 consumed;             // bytes (copy) or messages (changes) that are done with
-  u32 need;                 // ENDED_COLUMN: capacity the column needs; ENDED_INPUT: bytes the row needs at least
+  u32 consumed;             // copy: bytes that are done with
+  u32 need;                 // ENDED_COLUMN: capacity the column needs; ENDED_INPUT: bytes the row or the message needs at least
   column *column;           // ENDED_COLUMN: which
   u32 place;                // ENDED_BROKEN: a number that says where in this code
   u32 refused, max_refused;
@@ -57,7 +57,7 @@ typedef struct {
   u32 in_transaction;
   u32 reply;
   u32 xid;
-  u32 bytes;                // changes: how many of the input are done with
+  u32 bytes;                // changes: bytes of the input that are done with
   u32 reserved;
   u64 position;             // end of the last commit that was seen
   u64 wal_end;              // of the last keepalive
