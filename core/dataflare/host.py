@@ -230,6 +230,10 @@ class HostContext:
         """Name a place where a fault may be injected; does nothing unless the engine listens."""
         self._runtime.failpoint(name)
 
+    def audit(self, action: str, allowed: bool) -> None:
+        """Keep a record of a use or denial of a capability by this plugin."""
+        self._runtime.audit(self._plugin, action, allowed)
+
     @property
     def _scope(self) -> str:
         return f"plugin:{self._plugin}"

@@ -110,6 +110,13 @@ class ComponentContext(Protocol):
         """Name a place where a fault may be injected; does nothing unless one is armed."""
         ...
 
+    def audit(self, action: str, allowed: bool) -> None:
+        """Keep a record of a use or denial of a capability by this plugin: `net db.example:5432`, `fs /data/x`.
+
+        For whoever isolates the plugin; what the context itself is asked for is recorded by the context.
+        """
+        ...
+
 
 class Component(Protocol):
     """Anything a registry can build: made with its checked configuration and its context."""

@@ -47,6 +47,7 @@ class FakeContext:
         self.log: Any = _Log()
         self.metrics: dict[str, float] = {}
         self.gauges: dict[str, float] = {}
+        self.audited: list[tuple[str, bool]] = []
         self._components = components
         self._secrets = dict(secrets or {})
         self._state: dict[str, bytes] = {}
@@ -87,3 +88,7 @@ class FakeContext:
 
     def failpoint(self, name: str) -> None:
         """Do nothing: no fault is armed."""
+
+    def audit(self, action: str, allowed: bool) -> None:
+        """Keep a record; read it from `audited`."""
+        self.audited.append((action, allowed))
