@@ -25,7 +25,7 @@ def expand(grants: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     """
     made: dict[str, Any] = {}
     for kind, asked in grants.items():
-        if isinstance(asked, Mapping) or isinstance(asked, str) or not isinstance(asked, Sequence):
+        if isinstance(asked, Mapping | str) or not isinstance(asked, Sequence):
             made[kind] = asked
         else:
             made[kind] = [entry for one in asked for entry in _entries(one, config)]
