@@ -18,13 +18,26 @@ from dataflare import index
 __all__ = ["main", "root"]
 
 
+_OF_PLUGIN = "plugin-"
+"""Begins the name of a component that is a subcommand of `plugin`."""
+
+
+def _provided_commands() -> dict[str, str]:
+    """Return name and summary of every command that some plugin provides."""
+    provided = [c for m in index.current()["manifests"] for c in m["provides"] if c[0] == "command"]
+    return {name: summary for _, name, _, summary, _, _ in provided}
+
+
 def _commands() -> dict[str, str]:
     """Return name and summary of every verb, the kernel's own included."""
-    provided = [c for m in index.current()["manifests"] for c in m["provides"] if c[0] == "command"]
-    return {
-        "plugin": "List plugins and manage them",
-        **{name: summary for _, name, _, summary, _, _ in provided},
-    }
+    found = {name: summary for name, summary in _provided_commands().items() if not name.startswith(_OF_PLUGIN)}
+    return {"plugin": "List plugins and manage them", **found}
+
+
+def _subcommands() -> dict[str, str]:
+    """Return name and summary of every subcommand of `plugin`, the kernel's own included."""
+    found = {n.removeprefix(_OF_PLUGIN): s for n, s in _provided_commands().items() if n.startswith(_OF_PLUGIN)}
+    return {"list": "List the plugins that are installed", **found}
 
 
 class _Root(click.Group):
@@ -49,17 +62,19 @@ class _Root(click.Group):
 
 
 class _Plugin(click.Group):
-    """`plugin list` is the kernel's own; every other subcommand comes from the plugin that provides `plugin`."""
+    """`plugin list` is the kernel's own; every other subcommand `x` is a component of the name `plugin-x`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        more = _provided("plugin")
-        return sorted({"list", *(more.list_commands(ctx) if isinstance(more, click.Group) else ())})
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_subcommands())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name == "list":
             return list_plugins
-        more = _provided("plugin")
-        return more.get_command(ctx, cmd_name) if isinstance(more, click.Group) else None
+        return _provided(_OF_PLUGIN + cmd_name) if cmd_name in _subcommands() else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_subcommands().items()))
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

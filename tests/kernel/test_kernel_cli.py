@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,13 +37,12 @@ def state():
     pass
 
 state.add_command(greet, "show")
-plugin = click.Group("plugin", commands={"inspect": greet})
 """
 LINES = """
 provides:
   - {kind: command, name: greet, entry: 'greeter:greet', summary: Greet somebody kindly}
   - {kind: command, name: state, entry: 'greeter:state', summary: Look at state}
-  - {kind: command, name: plugin, entry: 'greeter:plugin', summary: Manage plugins}
+  - {kind: command, name: plugin-inspect, entry: 'greeter:greet', summary: Look at a plugin}
 """
 HEAVY = "pluggy yaml jsonschema loguru pyarrow duckdb rich dataclasses greeter dataflare_sdk dataflare_plugins"
 
@@ -53,7 +53,7 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 def call(install: Callable[..., Path], tmp_path: Path) -> Call:
     install("greeter", COMMAND, LINES)
     (tmp_path / "config" / "dataflare").mkdir(parents=True)
-    (tmp_path / "config" / "dataflare" / "config.yaml").write_text("plugins: {prefer: {command/plugin: greeter, command/state: greeter}}")
+    (tmp_path / "config" / "dataflare" / "config.yaml").write_text("plugins: {prefer: {command/plugin-inspect: greeter, command/state: greeter}}")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     work = tmp_path / "work"
     work.mkdir()
@@ -90,14 +90,15 @@ def test_plugin_list(call: Call) -> None:
     assert listed["greeter"] == {
         "name": "greeter",
         "version": "1.0.0",
-        "provides": [{"kind": "command", "name": n} for n in ("greet", "state", "plugin")],
+        "provides": [{"kind": "command", "name": n} for n in ("greet", "state", "plugin-inspect")],
         "isolation": "inprocess",
         "origin": "greeter 1.0.0",
         "capabilities": {},
     }
     assert "greeter 1.0.0  (greeter 1.0.0)" in call("plugin", "list").stdout
     assert call("plugin", "inspect", "ann").stdout == "hello ann\n"
-    assert "inspect" in call("plugin", "--help").stdout
+    assert re.search(r"\binspect +Look at a plugin", call("plugin", "--help").stdout)
+    assert "plugin-inspect" not in call("--help").stdout
 
 
 def test_a_verb(call: Call) -> None:
