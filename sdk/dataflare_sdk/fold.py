@@ -29,6 +29,7 @@ PARTIAL_MISSING = code(
     "Give the source's table REPLICA IDENTITY FULL, or read the table anew with `dataflare state reset --stream`.",
 )
 FETCH_ROWS = 16_384
+FEW_BYTES = 4 << 20
 OP, UNCHANGED, SETTLED, ORDER = "_df_op", "_df_unchanged", "_df_settled", "_df_order"
 _EXTRA = pa.schema([(OP, pa.uint8()), (UNCHANGED, pa.list_(pa.int32())), (SETTLED, pa.bool_())])
 
@@ -210,7 +211,7 @@ class Staging:
     def plain(self, memory: int, items: Mapping[str, str] | None = None) -> Iterator[pa.RecordBatchReader]:
         """Give what is staged as the database takes it, unfolded, in the order it came; arguments as of `folded`."""
         columns = ", ".join(f"{(items or {}).get(n, quote(n))} AS {quote(n)}" for n in self.schema.names)
-        with duck.connect(memory=memory, threads=1, temp=self._folder / "spill") as connection:
+        with self._engine(memory) as connection:
             connection.register("staged", self.reader())
             yield connection.sql(f"SELECT {columns} FROM staged").to_arrow_reader(FETCH_ROWS)
 
@@ -223,7 +224,7 @@ class Staging:
             items: column to the SQL (DuckDB's) that gives its value as the database takes it; by default the columns
                 as they are.
         """
-        with duck.connect(memory=memory, threads=1, temp=self._folder / "spill") as connection:
+        with self._engine(memory) as connection:
             self._tables(connection)
             yield Folded(
                 self.truncated,
@@ -233,6 +234,12 @@ class Staging:
                 self.key,
                 items or {},
             )
+
+    def _engine(self, memory: int) -> Any:
+        """Return a connection to fold with; the few changes of a short epoch are not worth an instance of their own."""
+        if not self._files and self._held <= FEW_BYTES:
+            return duck.session()
+        return duck.connect(memory=memory, threads=1, temp=self._folder / "spill")
 
     def _tables(self, connection: Any) -> None:
         """Make `folded`, the rows that are there, and `gone`, the keys of those that are not."""
