@@ -39,7 +39,10 @@ def main() -> int:
         not_run += shown.worked is None
         failed += not right or shown.worked is False
         verdict = "not run" if shown.worked is None and right else "ok" if right and shown.worked else "FAILED"
-        print(f"{verdict:8} {name:38} process  expected {expected:10} seen {seen.outcome:10} control {controlled}  ({seen.detail})", flush=True)
+        print(
+            f"{verdict:8} {name:38} process  expected {expected:10} seen {seen.outcome:10} control {controlled}  ({seen.detail})",
+            flush=True,
+        )
     print(f"{len(names)} cases: {len(names) - failed - not_run} as expected, {failed} failed, {not_run} not run")
     return 1 if failed else 0
 

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from dataflare_sdk.servers import as_user
 from tests.redteam.confined import KINDS, REFUSED
+
+from dataflare_sdk.servers import as_user
 
 HERE = Path(__file__).parent
 

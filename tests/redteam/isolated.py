@@ -17,8 +17,9 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataflare_sdk.servers import as_user
 from tests.redteam.attacks import OVER, Attack
+
+from dataflare_sdk.servers import as_user
 
 HERE = Path(__file__).parent
 MIB = 1 << 20

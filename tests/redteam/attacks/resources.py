@@ -99,7 +99,7 @@ def use_up_the_stack(target: Any) -> str:
     class Deeper:
         pass
 
-    Deeper.__call__ = Deeper()  # type: ignore[attr-defined]
+    setattr(Deeper, "__call__", Deeper())  # noqa: B010 - an instance that is called by calling an instance …
     return str(Deeper()())  # type: ignore[operator]
 
 
