@@ -4,7 +4,7 @@ BIN := .venv/bin
 KILLS ?= 200
 SEED ?= 7
 
-.PHONY: help demo test lint unit pythons kernel faults mutants bench soak docs clean
+.PHONY: help demo test lint unit pythons kernel faults mutants redteam bench soak docs clean
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -48,6 +48,9 @@ faults: .venv/.made  ## kill -9 again and again: make faults KILLS=200 SEED=7
 
 mutants: .venv/.made  ## break the runtime on purpose: a proof must catch each fault
 	$(BIN)/python -m tests.mutants
+
+redteam: .venv/.made  ## attack the sandbox: make redteam CASE=read-a-secret-file, or all of it
+	$(BIN)/python -m tests.redteam $(if $(CASE),--case $(CASE))
 
 bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
