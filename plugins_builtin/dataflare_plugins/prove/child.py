@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from dataflare_sdk import Workflow, duck, failpoints, fold, scan_reader
+from dataflare_sdk import RunEvent, Workflow, duck, failpoints, fold, scan_reader
 from dataflare_sdk.commands import RunOptions, Runtime
 from dataflare_sdk.records import record
 
@@ -56,8 +56,29 @@ def run(order: Order) -> None:
     faulthandler.register(signal.SIGUSR1)
     failpoints.arm(order.failpoint, order.hits, {"task.source.batch": order.pace} if order.pace else None)
     with Runtime(order.home, {"log.level": "error"}) as runtime:
+        runtime.host.listeners.append(_Pulse(pulse(order.report)))
         report = runtime.run(order.workflow, RunOptions(once=order.once, take_over=order.take_over))
     _leave(Path(order.report), report.document)
+
+
+def pulse(report: str) -> Path:
+    """Return the file a run touches whenever something has moved."""
+    return Path(report).with_suffix(".pulse")
+
+
+class _Pulse:
+    """Touches a file when rows or epochs have moved: a slow machine is told from a run that hangs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: object = None
+
+    def __call__(self, event: RunEvent) -> None:
+        rows = [(n.get("rows_in"), n.get("rows_out")) for n in event.data.get("nodes", ())]
+        seen = (event.data.get("epoch"), rows)
+        if seen != self._last:
+            self._last = seen
+            self._path.touch()
 
 
 def _quiet(log: str) -> None:

@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflare_plugins.prove.child import Order, run
+from dataflare_plugins.prove.child import Order, pulse, run
 from dataflare_plugins.prove.codes import STUCK
 
 PATIENCE = 120.0
-"""Seconds an undisturbed run may take at least before it counts as stuck."""
+"""Seconds an undisturbed run may pass without a row or an epoch moving before it counts as stuck."""
+LONGEST = 10
+"""So many times that, in all: one that begins again and again never ends either."""
 LOG = 8_000
 """Characters of a run's log that are shown."""
 
@@ -55,10 +57,11 @@ class Nursery:
             DataflareError: `prove.stuck`.
         """
         process = self.start(order)
-        if not process.wait(patience):
-            process.ask()
-            process.kill()
-            raise STUCK.error(f"a run of '{order.workflow.name}' did not end within {patience:.0f} s: {process.said()}")
+        while not process.wait(1.0):
+            if process.unmoved > patience or time.monotonic() - process.began > LONGEST * patience:
+                process.ask()
+                process.kill()
+                raise STUCK.error(f"a run of '{order.workflow.name}' does not come to its end: {process.said()}")
         return process.document or {"status": "died", "problems": [], "error": {"message": process.said()}}
 
     def close(self) -> None:
@@ -85,6 +88,15 @@ class Run:
         """Wait for its end; False when it goes on."""
         self._process.join(max(0.0, seconds))
         return not self.alive
+
+    @property
+    def unmoved(self) -> float:
+        """Seconds since a row or an epoch moved, or since it began."""
+        try:
+            moved = pulse(self._order.report).stat().st_mtime
+        except FileNotFoundError:
+            return time.monotonic() - self.began
+        return time.time() - moved
 
     def ask(self) -> None:
         """Let it write into its log where each of its threads is."""
