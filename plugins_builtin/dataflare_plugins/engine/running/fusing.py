@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas, prepared
+from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.monitor import Counts
 from dataflare_sdk import Host, NodeSpec, Plan, TaskSpec
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.plans import input_schemas, output_schemas, prepared
 from dataflare_sdk.scan import ORDINAL, Through
 
 
