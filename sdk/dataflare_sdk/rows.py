@@ -140,7 +140,7 @@ def _column(rows: Sequence[Row], field: pa.Field) -> pa.Array:
     return made
 
 
-def _misfit(row: Row, schema: pa.Schema) -> str | None:
+def _misfit(row: Any, schema: pa.Schema) -> str | None:
     if not isinstance(row, Mapping):
         return f"a row is a mapping of column to value, this is {type(row).__name__}"
     for field in schema:

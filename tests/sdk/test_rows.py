@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflare_sdk import Batch, End, ExtractSpec, NoConfig, RetriableError, RowDestination, RowSource, Target, code
@@ -81,6 +81,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(1, 40), st.integers(0, 30), st.integers(0, 30))
 def test_every_row_arrives_or_is_named(rows: list[Any], size: int, start: int, length: int) -> None:
     start = min(start, len(rows))
