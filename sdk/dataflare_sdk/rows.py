@@ -33,6 +33,21 @@ BATCH_ROWS = 8_192
 class RowSource(Source[C]):
     """A source that gives its rows one after the other, the same ones in the same order whenever it is asked.
 
+    >>> from pathlib import Path
+    >>> from dataflare_sdk import ExtractSpec, NoConfig, RowSource
+    >>> from dataflare_sdk.testing import FakeContext
+    >>> class Squares(RowSource[NoConfig]):
+    ...     columns = {"n": "BIGINT", "square": "BIGINT"}
+    ...
+    ...     def rows(self):
+    ...         return ({"n": n, "square": n * n} for n in range(5))
+    >>> source = Squares(NoConfig(), FakeContext(Path()))
+    >>> [stream] = source.discover(ExtractSpec(), None)
+    >>> [part] = source.partitions(stream, ExtractSpec())
+    >>> batch = source.open(part, ExtractSpec(), offset={"row": 3}).read(10, 1 << 20, float("inf"))
+    >>> batch.data.to_pylist(), batch.offset
+    ([{'n': 3, 'square': 9}, {'n': 4, 'square': 16}], {'row': 5})
+
     An author writes `columns` and `rows`. Where the order or the rows may differ from one call to the next, take
     `replayable` out of `features`: the runtime then promises less.
 
