@@ -67,6 +67,8 @@ def test_a_new_plugin_is_green_and_moves_rows(kind: str, clean: Clean, new: Call
         document = json.loads(clean.good(clean.bin / "dataflare", "run", "--json", cwd=place))
         assert (document["status"], document["rows"]["written"]) == ("done", 3)
         assert [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()] == ROWS[kind]
+        certified = json.loads(clean.good(clean.bin / "dataflare", "plugin", "certify", f"dataflare-{name}", "--json", cwd=place))
+        assert (certified["certified"], certified["failed"]) == (True, 0)
         again = clean.good(clean.bin / "dataflare", "plugin", "manifest", "--check", cwd=project)
         assert "as the code says" in again
     assert clean(clean.bin / "dataflare", "validate", cwd=place).code == 3
