@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.ext.conftest import run
+from tests.ext.strangers import run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "write-a-connector.md"
 ORDERS = [{"id": i, "customer": f"c{i}" if i % 2 else None, "total": i * 10.5} for i in range(30)]

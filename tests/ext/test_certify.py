@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.ext.conftest import Place, Said
+from tests.ext.strangers import Place, Said
 
 HEAD = 'manifest: 1\nname: liar\nversion: 1.0.0\napi: ">=1,<2"\npublisher: stranger.example\nisolation: inprocess\n'
 LIAR = """
@@ -46,7 +46,10 @@ def checks(said: Said, status: str) -> set[str]:
     return {c["check"] for c in said.document["checks"] if c["status"] == status}
 
 
-@pytest.mark.parametrize(("package", "plugin"), [("connector", "ext-ledger"), ("processor", "ext-stamp"), ("state", "ext-jsonstate")])
+@pytest.mark.parametrize(
+    ("package", "plugin"),
+    [("connector", "ext-ledger"), ("state", "ext-jsonstate"), pytest.param("processor", "ext-stamp", marks=pytest.mark.soak)],
+)
 def test_a_good_plugin_is_certified(package: str, plugin: str, place: Place) -> None:
     place.install(package)
     said = place("plugin", "certify", plugin, "--json")

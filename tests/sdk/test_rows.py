@@ -123,3 +123,16 @@ def test_what_was_not_sent_is_not_noted(tmp_path: Path) -> None:
         made.commit(1, {}, True)
     made.close()
     assert Lines(NoConfig(), FakeContext(tmp_path, "d")).open(target).epoch == 0
+
+
+def test_nodes_that_share_a_place_commit_together(tmp_path: Path) -> None:
+    schema = pa.schema([("n", pa.int64())])
+    made = [Lines(NoConfig(), FakeContext(tmp_path, node)) for node in ("a", "b")]
+    assert made[0].commit_scope() == made[1].commit_scope()
+    for i, one in enumerate(made):
+        one.open(Target("w", f"n{i}", "r", 1, schema))
+        one.write(Batch("s", pa.record_batch([pa.array([i])], schema=schema)))
+        one.prepare(1, True)
+    made[0].commit(1, {"s": {"row": 1}}, True, together=[made[1]])
+    assert lines(tmp_path) == [(0,), (1,)]
+    assert [one.open(Target("w", f"n{i}", "r", 2, schema)).epoch for i, one in enumerate(made)] == [1, 1]

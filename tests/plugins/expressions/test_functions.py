@@ -147,7 +147,7 @@ def test_what_cannot_be_used_is_left_out_and_told() -> None:
     def silent(a, b):  # no annotations
         return a
 
-    made = engine([("lower", hush), ("larger", larger), ("twice", hush), ("twice", hush), ("silent", silent), "nonsense"])
+    made = engine([("lower", hush), ("larger", larger), ("twice", hush), ("twice", hush), ("twice", hush), ("silent", silent), "nonsense"])
     said = "\n".join(made.ctx.log.said)
     assert all(word in said for word in ("'lower'", "'twice'", "silent", "nonsense")), said
     assert "larger" not in said

@@ -154,3 +154,11 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), m
 @given(st.dictionaries(st.sampled_from(["kind", "name", "entry", "summary", "config"]), WORDS, min_size=1))
 def test_any_entry_survives_being_written(entry: dict[str, str]) -> None:
     assert yaml.safe_load(declared._flow(entry)) == entry
+
+
+def test_without_copier_the_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copier", None)
+    document = json.loads(call(new, "--name", "acme", "--json").stdout)
+    assert document["error"]["code"] == "plugin.missing-extra"
+    assert document["error"]["fix"] == 'pip install "dataflare[template]"'
+    assert not list(here.iterdir())

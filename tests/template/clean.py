@@ -73,7 +73,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
 
 
 @pytest.fixture
-def new(clean: Clean, tmp_path: Path) -> Callable[..., Path]:
+def new_plugin(clean: Clean, tmp_path: Path) -> Callable[..., Path]:
     """Make a plugin with the installed verb, where there is neither network nor git, and return its folder."""
 
     def made(kind: str, name: str, *flags: str) -> Path:

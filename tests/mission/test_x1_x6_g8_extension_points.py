@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.ext.conftest import PACKAGES, Place, run
+from tests.ext.strangers import PACKAGES, Place, run
 
 FLOW = """\
 sources:
@@ -169,7 +169,8 @@ def test_x6_a_security_provider(place: Place) -> None:
     assert "knows" in refused("run"), "somebody unknown was let in"
     place.write("rules.json", json.dumps(rules))
     place.ran()
-    assert "reader" in refused("state", "reset", "--yes")
+    for verb in (("state", "reset", "--yes"), ("preview", "dataflare.yaml", "few"), ("discover",), ("dlq", "show")):
+        assert "reader" in refused(*verb), f"{verb} was allowed"
     rules["people"] = {getpass.getuser(): ["reader", "keeper"]}
     place.write("rules.json", json.dumps(rules))
     assert place("state", "reset", "--yes").code == 0

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from tests.ext.api_1_0.record import FILE, breaks, current
-from tests.ext.conftest import Place, run
+from tests.ext.strangers import Place, run
 
 import dataflare
 import dataflare_sdk
 
-HERE = Path(__file__).parent
+HERE = FILE.parent
 WHEEL = HERE / "ext_first-1.0.0-py3-none-any.whl"
 SHA256 = "200396376da8fa3a0a397b9f0a48b6eb42fb250986d1e6a7e44b0fdd7e8ba7a0"
 FLOW = """\
