@@ -106,6 +106,46 @@ def hooks_page() -> str:
     return "\n".join(parts)
 
 
+def sdk_page() -> str:
+    """Return the public names of the SDK with their arguments; its examples are run by a test."""
+    import dataflare_sdk
+
+    parts = ["# The SDK\n", "What a plugin may import: `from dataflare_sdk import …`. Beside these names stand rooms of their own, such as"]
+    parts.append(
+        "`dataflare_sdk.commands` for verbs, `dataflare_sdk.testing` for conformance, `dataflare_sdk.checkpoints` for databases.\n"
+    )
+    for name in dataflare_sdk.__all__:
+        thing = getattr(dataflare_sdk, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            parts.append(f"## `{name}`\n\n{_fenced(inspect.getdoc(thing) or '')}\n")
+            parts += [f"- `{line}" for line in _methods(thing)]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def _fenced(doc: str) -> str:
+    """Put the examples of a docstring into blocks of their own, and sections into code."""
+    made, inside = [], False
+    for line in doc.splitlines():
+        example = line.startswith((">>> ", "... ")) or (inside and bool(line.strip()))
+        if example != inside:
+            made.append("```pycon" if example else "```")
+            inside = example
+        made.append(line)
+    made += ["```"] if inside else []
+    return "\n".join(made)
+
+
+def _methods(thing: Any) -> list[str]:
+    """Return the methods a class declares, each with its arguments and its first line."""
+    lines = []
+    for name, method in vars(thing).items() if inspect.isclass(thing) else ():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            arguments = ", ".join(p for p in inspect.signature(method).parameters if p != "self")
+            lines.append(f"{name}({arguments})`: {(inspect.getdoc(method) or '').partition(chr(10))[0]}")
+    return lines
+
+
 def verbs_page() -> str:
     """Return the help of every verb."""
     from dataflare.cli import root
@@ -129,7 +169,14 @@ def verbs_page() -> str:
 def pages() -> dict[str, str]:
     """Return every generated page by file name."""
     import_all()
-    made = {"workflow.md": workflow_page(), **plugin_pages(), "errors.md": errors_page(), "hooks.md": hooks_page(), "cli.md": verbs_page()}
+    made = {
+        "workflow.md": workflow_page(),
+        **plugin_pages(),
+        "errors.md": errors_page(),
+        "hooks.md": hooks_page(),
+        "cli.md": verbs_page(),
+        "sdk.md": sdk_page(),
+    }
     return {name: NOTE + "\n".join(line.rstrip() for line in text.splitlines()) + "\n" for name, text in made.items()}
 
 

@@ -1,20 +1,26 @@
-"""Makes the fixtures of the test servers known to every test, and interrupts known to what tests start."""
+"""Makes the fixtures of test servers, of strangers' plugins and of clean environments known to every test, and interrupts known to what tests start."""
 
 import signal
 
+from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
+from tests.template.clean import clean, new_plugin
 
 __all__ = [
+    "clean",
     "every_postgres",
     "mariadb",
     "mariadb_minimal",
     "mariadb_servers",
+    "new_plugin",
     "own_mariadb",
     "own_postgres",
+    "place",
     "postgres",
     "postgres_server",
     "postgres_servers",
+    "wheels",
 ]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

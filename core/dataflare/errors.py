@@ -111,6 +111,13 @@ CODES: dict[str, ErrorCode] = {}
 def code(name: str, exit: int, what: str, mend: str) -> ErrorCode:
     """Declare an error code and return it.
 
+    >>> from dataflare.errors import code
+    >>> GONE = code("acme.gone", 4, "The order is gone.", "Ask for another one.")
+    >>> raise GONE.error("there is no order 7", path="sources.orders")
+    Traceback (most recent call last):
+    dataflare.errors.DataflareError: sources.orders: there is no order 7 [acme.gone]
+      fix: Ask for another one.
+
     Args:
         name: dotted and unique, `<area>.<what>`.
         exit: the exit code of a command that ends with it.

@@ -52,9 +52,11 @@ def dataflare_sql_functions() -> Sequence[tuple[str, Any]]:
     When: an expression engine opens. All answers are collected. Only asked of `inprocess` plugins.
 
     Returns:
-        Pairs; a function takes and gives `pyarrow` arrays and carries its signature in annotations.
+        Pairs; a function takes and gives `pyarrow` arrays, whole columns of a batch, and says their SQL types in its
+        annotations: `Annotated[pa.Array, "VARCHAR"]`. It gives the same for the same values. A name that the engine
+        has itself, or that two plugins give, is left out and logged.
 
-    Raises: may; the plugin is then left out and the error logged.
+    Raises: may; the functions are then left out and the error logged.
     """
     return ()
 

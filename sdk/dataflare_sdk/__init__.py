@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.processor import Processor as Processor
+    from dataflare_sdk.rows import RowDestination as RowDestination
+    from dataflare_sdk.rows import RowSource as RowSource
     from dataflare_sdk.scan import ScanUnit as ScanUnit
     from dataflare_sdk.scratch import DestinationTwin as DestinationTwin
     from dataflare_sdk.scratch import ScratchPlace as ScratchPlace
@@ -110,6 +112,7 @@ _HOME = {
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
     "dataflare_sdk.messages": "Batch Origin",
     "dataflare_sdk.processor": "Processor",
+    "dataflare_sdk.rows": "RowDestination RowSource",
     "dataflare_sdk.scan": "ScanUnit",
     "dataflare_sdk.scratch": "DestinationTwin ScratchPlace SourceTwin Writer",
     "dataflare_sdk.source": "IteratorReader Source",

@@ -10,7 +10,26 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from dataflare.errors import DataflareError, code
 from dataflare.records import field, record
+
+NO_SQL = code(
+    "expression.no-sql",
+    3,
+    "A function that a plugin adds stands where the database itself has to evaluate it.",
+    "Compute it in a `map` step before, and use its column.",
+)
+
+
+def relation_of(processor: Any, inputs: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Return what a processor's `relation` offers; None also where its expressions have no SQL, as plugins' functions have none."""
+    try:
+        offered: Mapping[str, str] | None = processor.relation(inputs)
+    except DataflareError as error:
+        if error.code == NO_SQL.name:
+            return None
+        raise
+    return offered
 
 
 @record
@@ -120,7 +139,11 @@ class ExpressionEngine(Protocol):
         ...
 
     def expression_text(self, text: str) -> str:
-        """Return a row expression as it runs: gated, with the clock bound to the run's start."""
+        """Return a row expression as it runs: gated, with the clock bound to the run's start.
+
+        Raises:
+            DataflareError: `expression.no-sql`: it calls a function that a plugin adds.
+        """
         ...
 
     def text_of(self, query: str, inputs: Sequence[str]) -> str:

@@ -64,6 +64,9 @@ Query = Annotated[str, _Mark("query", "", "a SELECT statement")]
 def parse_duration(text: str) -> float:
     """Return seconds for `<int><ms|s|m|h|d>`.
 
+    >>> parse_duration("90s"), parse_duration("500ms")
+    (90.0, 0.5)
+
     Raises:
         ValueError: the text is no duration.
     """
@@ -75,6 +78,9 @@ def parse_duration(text: str) -> float:
 
 def parse_size(text: str) -> int:
     """Return bytes for `<int><B|KiB|MiB|GiB|kB|MB|GB>`.
+
+    >>> parse_size("64KiB"), parse_size("64kB")
+    (65536, 64000)
 
     Raises:
         ValueError: the text is no size.
@@ -116,7 +122,25 @@ def option(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 def config(cls: type[T]) -> type[T]:
-    """Turn a class of `option`s into a frozen, keyword-only configuration class."""
+    """Turn a class of `option`s into a frozen, keyword-only configuration class.
+
+    >>> from dataflare_sdk import DataflareError, config, option
+    >>> from dataflare_sdk.fields import parse
+    >>> @config
+    ... class Place:
+    ...     url: str = option("Where the API is.")
+    ...     page: int = option("Rows per request.", default=500, minimum=1)
+    >>> parse(Place, {"url": "https://acme.example"}).page
+    500
+    >>> try:
+    ...     parse(Place, {"urll": "https://acme.example", "page": 0})
+    ... except DataflareError as error:
+    ...     for problem in error.problems:
+    ...         print(problem.code, problem.path)
+    config.unknown-key urll
+    config.missing-key url
+    config.invalid page
+    """
     made = dataclasses.dataclass(kw_only=True, init=False, repr=False, eq=False)(cls)
     # A dataclass compiles each of these anew for every class; one for all makes a run start sooner.
     for name, method in (

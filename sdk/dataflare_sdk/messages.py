@@ -73,6 +73,14 @@ class Origin:
 class Batch:
     """Rows of one stream.
 
+    >>> import pyarrow as pa
+    >>> from dataflare_sdk import Batch
+    >>> batch = Batch("people", pa.record_batch({"name": ["ada", None, "bob"]}))
+    >>> batch.filter(batch.data.column("name").is_valid()).data.to_pylist()
+    [{'name': 'ada'}, {'name': 'bob'}]
+    >>> batch.slice(2, 1).data.to_pylist()
+    [{'name': 'bob'}]
+
     Attributes:
         stream: name of the stream.
         data: the rows.

@@ -156,6 +156,9 @@ def from_json(data: Mapping[str, Any]) -> pa.Schema:
 def from_names(columns: Mapping[str, str]) -> pa.Schema:
     """Return the schema of columns given with DuckDB types.
 
+    >>> from_names({"id": "BIGINT", "at": "TIMESTAMP"}).types
+    [DataType(int64), TimestampType(timestamp[us])]
+
     Raises:
         Exception: a type does not exist; DuckDB's own error.
     """

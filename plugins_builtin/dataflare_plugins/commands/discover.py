@@ -26,6 +26,7 @@ def discover(call: Invocation, file: Path, source: str | None, params: tuple[str
     streams: dict[str, list[dict[str, Any]]] = {}
     with call.runtime(file.parent, profile=profile) as runtime:
         workflow = runtime.parse(file, params_of(params), profile)
+        runtime.authorize("discover", workflow.name)
         known = {n.id: n for n in workflow.of("source")}
         if source is not None and source not in known:
             raise NO_NODE.error(f"there is no source '{source}'", fix=f"there are {', '.join(known)}")

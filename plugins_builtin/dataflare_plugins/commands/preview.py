@@ -30,6 +30,7 @@ def preview(call: Invocation, file: Path, node: str, rows: int, params: tuple[st
 
     with call.runtime(file.parent, {"runtime.lane": "streaming"}, profile) as runtime:
         workflow = runtime.parse(file, params_of(params), profile)
+        runtime.authorize("preview", workflow.name)
         names = [n.id for n in workflow.nodes]
         shown = node
         target = next((n for n in workflow.nodes if n.id == node.partition(".")[0]), None)

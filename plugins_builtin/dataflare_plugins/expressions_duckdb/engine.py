@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.expressions_duckdb.calling import Calling
+from dataflare_plugins.expressions_duckdb.functions import CallingStage
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, KEPT, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
@@ -57,6 +59,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         self._timezone = run.timezone if run is not None else config.timezone
         self._connection = duck.session(self._timezone)
         self._own: Any = None
+        self._calling = Calling(self._connection, self._timezone, self._types, ctx)
 
     # -- row expressions ---------------------------------------------------------------------------------
 
@@ -65,7 +68,8 @@ class DuckdbExpressions(Component[EngineConfig]):
         parsed, problems = self._parse_all(expressions, schema)
         fields: list[pa.Field] = []
         if not problems:
-            fields, problems = self._types(parsed, schema, aggregates)
+            types = self._calling.types if self._calling.called(parsed) else self._types
+            fields, problems = types(parsed, schema, aggregates)
         if problems:
             raise DataflareError(*problems)
         return Bound(
@@ -119,10 +123,12 @@ class DuckdbExpressions(Component[EngineConfig]):
             known = _known[key] = self._connection.sql(sql).to_arrow_table().schema
         return known
 
-    def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> DuckdbStage:
+    def stage(self, expressions: Mapping[str, str], schema: pa.Schema) -> DuckdbStage | CallingStage:
         """Compile row expressions; raises as `bind`."""
         bound = self.bind(expressions, schema)
         parsed, _ = self._parse_all(expressions, schema)
+        if self._calling.called(parsed):
+            return self._calling.stage(parsed, schema, bound)
         return DuckdbStage(duck.session(self._timezone), {n: p.text for n, p in parsed.items()}, schema, bound)
 
     # -- queries -----------------------------------------------------------------------------------------
@@ -151,8 +157,10 @@ class DuckdbExpressions(Component[EngineConfig]):
         return parse_query(self._connection, query, self._started, inputs).text
 
     def expression_text(self, text: str) -> str:
-        """Return a row expression as it runs: gated, with the clock bound to the run's start."""
-        return parse_expression(self._connection, text, self._started).text
+        """Return a row expression as it runs; raises `expression.no-sql` where it calls a plugin's function."""
+        parsed = parse_expression(self._connection, text, self._started)
+        self._calling.refuse(parsed)
+        return parsed.text
 
     def query(self, query: str, inputs: Mapping[str, Any], schema: pa.Schema | None = None) -> pa.RecordBatchReader:
         """Run one SELECT over whole inputs; see the contract."""

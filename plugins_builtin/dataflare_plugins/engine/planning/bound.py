@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.engine.specs import extract_from, write_from
 from dataflare_sdk import EdgeSpec, ExtractSpec, Node, StreamInfo, Workflow, WriteSpec
+from dataflare_sdk.plans import extract_from, write_from
 
 Outputs = dict[str, dict[str, pa.Schema]]
 """Node id to output to schema."""

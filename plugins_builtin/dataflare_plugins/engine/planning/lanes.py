@@ -10,6 +10,7 @@ from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of
 from dataflare_plugins.engine.planning.graph import ancestors
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
 from dataflare_sdk import EdgeSpec, ExtractSpec, Node, Partition, Plan, TaskSpec
+from dataflare_sdk.expressions import relation_of
 
 
 class TaskMaker:
@@ -83,7 +84,7 @@ class TaskMaker:
             return self._source_against_bulk(node, component, extract)
         if node.kind == "processor":
             inputs = input_schemas(self._graph, node.id) or {}
-            return None if component.relation(dict.fromkeys(inputs, '"x"')) else f"{node.use} has no SQL"
+            return None if relation_of(component, dict.fromkeys(inputs, '"x"')) else f"{node.use} has no SQL"
         return None if component.copies() else f"{node.use} takes batches here"
 
     def _source_against_bulk(self, node: Node, component: Any, extract: ExtractSpec) -> str | None:

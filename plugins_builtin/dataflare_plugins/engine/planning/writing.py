@@ -17,9 +17,9 @@ from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_wri
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
 from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, described
-from dataflare_plugins.engine.specs import extract_from
 from dataflare_sdk import Host, Node, NodeSpec, Plan
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.plans import extract_from
 
 
 class PlanWriter:

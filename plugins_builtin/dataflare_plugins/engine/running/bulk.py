@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflare_plugins.engine.running import profile
-from dataflare_plugins.engine.running.environment import Environment, prepared
+from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, is_row_error
 from dataflare_plugins.engine.running.signals import (
     Begin,
@@ -28,6 +28,7 @@ from dataflare_plugins.engine.running.sink_task import target_of
 from dataflare_plugins.engine.running.statement import Statement, make_statement
 from dataflare_sdk import DataflareError, NodeSpec, Opened, TaskSpec, duck
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.plans import prepared
 
 declare("bulk.statement.before", "bulk.statement.after", "bulk.prepared", "bulk.committed")
 

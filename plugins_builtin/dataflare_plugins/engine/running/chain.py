@@ -9,17 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.running.change_path import ChangePath
-from dataflare_plugins.engine.running.environment import (
-    Environment,
-    edge_key,
-    input_schemas,
-    output_schemas,
-    prepared,
-)
+from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.changes import COLUMNS
+from dataflare_sdk.plans import input_schemas, output_schemas, prepared
 
 IDLE = 2.5
 """Seconds a source may be held back before it is asked to keep its connection alive."""

@@ -12,7 +12,6 @@ import pyarrow as pa
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.resources import Shares
 from dataflare_sdk import EdgeSpec, Host, Inbox, NodeSpec, Plan, RunInfo, StateStore, Surroundings
-from dataflare_sdk import schema as schemas
 
 
 def edge_key(edge: EdgeSpec) -> str:
@@ -92,21 +91,3 @@ class Environment:
             return False
         node, rows = self.limit
         return bool(sum(b.num_rows for b in self.collect.get(node, ())) >= rows)
-
-
-def input_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
-    """Return the inputs' schemas of a processor or destination, by input name."""
-    return {i["name"]: schemas.from_json(i["schema"]) for i in node.settings.get("inputs", ())}
-
-
-def output_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
-    """Return the outputs' schemas of a source or processor."""
-    return {name: schemas.from_json(value) for name, value in node.schemas.items()}
-
-
-def prepared(component: Any, node: NodeSpec) -> Any:
-    """Bring a rebuilt processor to where the planner had it: bound, pruned, bound to what is left."""
-    component.output_schemas({i["name"]: schemas.from_json(i["schema"]) for i in node.settings["offered"]})
-    component.prune({k: frozenset(v) for k, v in node.settings["needed"].items()})
-    component.output_schemas(input_schemas(node))
-    return component

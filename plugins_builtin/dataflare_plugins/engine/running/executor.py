@@ -18,7 +18,7 @@ from dataflare_plugins.engine.planning.graph import split_reference
 from dataflare_plugins.engine.planning.lanes import as_streaming
 from dataflare_plugins.engine.planning.schema_cache import keep_streams
 from dataflare_plugins.engine.running.bulk import StatementFailed
-from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas
+from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
 from dataflare_plugins.engine.running.job import Job, StreamsReshaped
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
@@ -41,6 +41,7 @@ from dataflare_sdk import (
     platform,
 )
 from dataflare_sdk.claim import claim, held
+from dataflare_sdk.plans import input_schemas, output_schemas
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
 

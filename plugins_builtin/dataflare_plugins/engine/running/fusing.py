@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_plugins.engine.running.environment import Environment, input_schemas, output_schemas, prepared
+from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.monitor import Counts
 from dataflare_sdk import Host, NodeSpec, Plan, TaskSpec
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.expressions import relation_of
+from dataflare_sdk.plans import input_schemas, output_schemas, prepared
 from dataflare_sdk.scan import ORDINAL, Through
 
 
@@ -69,6 +71,8 @@ def fused(spec: TaskSpec, env: Environment, source: Any) -> Fused | None:
             if "filters" in component.features and any("filters" in c.features for c in components[:-1]):
                 break  # what a second filter sees is nowhere counted
             prepared(component, node)
+            if relation_of(component, dict.fromkeys(input_schemas(node), '"x"')) is None:
+                break
             nodes.append(node)
             before = name
         return Fused(nodes, components) if nodes and _nobody_looks_back(env, before) else None

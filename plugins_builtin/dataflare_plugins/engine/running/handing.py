@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from dataflare_plugins.engine.running.bulk import BulkTask, StatementFailed
 from dataflare_plugins.engine.running.error_handler import is_row_error
-from dataflare_plugins.engine.specs import extract_of_spec
 from dataflare_sdk import Partition
 from dataflare_sdk.failpoints import failpoint
+from dataflare_sdk.plans import extract_of_spec
 
 
 class HandoverTask(BulkTask):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflare_plugins.engine.running.chain import as_rows, conform
-from dataflare_plugins.engine.running.environment import Environment, edge_key, input_schemas
+from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.rehearsal import RehearsedDestination
 from dataflare_plugins.engine.running.signals import (
@@ -21,7 +21,6 @@ from dataflare_plugins.engine.running.signals import (
     Recovered,
 )
 from dataflare_plugins.engine.running.step_task import Aligner
-from dataflare_plugins.engine.specs import write_from
 from dataflare_sdk import (
     Barrier,
     Batch,
@@ -33,6 +32,7 @@ from dataflare_sdk import (
     TaskSpec,
 )
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.plans import input_schemas, write_from
 
 declare("task.sink.prepared", "task.sink.committed")
 

@@ -26,7 +26,6 @@ from dataflare_plugins.engine.running.signals import (
     Reshaped,
     Trigger,
 )
-from dataflare_plugins.engine.specs import extract_of_spec
 from dataflare_sdk import (
     Barrier,
     Batch,
@@ -40,6 +39,7 @@ from dataflare_sdk import (
 )
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.offsets import belongs
+from dataflare_sdk.plans import extract_of_spec
 
 PATIENCE = 3.0
 """Seconds a source that is asked to stop may read on to the end of its transaction; then the epoch is given up."""

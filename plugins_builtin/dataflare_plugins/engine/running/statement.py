@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflare_plugins.engine.running.environment import input_schemas, output_schemas
-from dataflare_plugins.engine.specs import extract_of_spec
 from dataflare_sdk import NodeSpec, Partition, Plan, ScanUnit
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.plans import extract_of_spec, input_schemas, output_schemas
 
 
 @dataclass(slots=True)

@@ -1,11 +1,14 @@
-"""The engine's own blocks of a node, from their plain form in a plan to what components are given."""
+"""Reading a plan: from the plain form of its nodes to what their components are given. For executors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_sdk import ExtractSpec, NodeSpec, WriteSpec
+import pyarrow as pa
+
+from dataflare.contracts import ExtractSpec, NodeSpec, WriteSpec
+from dataflare_sdk import schema as schemas
 
 
 def extract_from(
@@ -47,3 +50,21 @@ def extract_of_spec(node: NodeSpec) -> ExtractSpec:
     """Return how a source of a plan is read, with what of it is used."""
     settings = node.settings
     return extract_from(settings.get("extract") or {}, node.config.get("columns"), settings.get("columns"), settings.get("streams"))
+
+
+def input_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
+    """Return the inputs' schemas of a processor or destination, by input name."""
+    return {i["name"]: schemas.from_json(i["schema"]) for i in node.settings.get("inputs", ())}
+
+
+def output_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
+    """Return the outputs' schemas of a source or processor."""
+    return {name: schemas.from_json(value) for name, value in node.schemas.items()}
+
+
+def prepared(component: Any, node: NodeSpec) -> Any:
+    """Bring a rebuilt processor to where the planner had it: bound, pruned, bound to what is left."""
+    component.output_schemas({i["name"]: schemas.from_json(i["schema"]) for i in node.settings["offered"]})
+    component.prune({k: frozenset(v) for k, v in node.settings["needed"].items()})
+    component.output_schemas(input_schemas(node))
+    return component

@@ -1,0 +1,1 @@
+"""`dataflare plugin certify`; it has no hooks."""

@@ -1,0 +1,1 @@
+"""Verbs for authors of plugins; it has no hooks."""

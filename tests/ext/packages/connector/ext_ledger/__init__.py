@@ -1,0 +1,1 @@
+"""A source and a destination that came from outside; they stand in for a stranger's connector."""

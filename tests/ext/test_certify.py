@@ -1,0 +1,145 @@
+"""`plugin certify`: what keeps to its contract is certified, and each way not to is found, at the level it was run at."""
+
+from typing import Any
+
+import pytest
+from tests.ext.strangers import Place, Said
+
+HEAD = 'manifest: 1\nname: liar\nversion: 1.0.0\napi: ">=1,<2"\npublisher: stranger.example\nisolation: inprocess\n'
+LIAR = """
+import time
+from dataflare_sdk import IteratorReader, RowSource, config, option
+
+@config
+class C:
+    how: str = option("How it lies.")
+
+class Liar(RowSource[C]):
+    Config = C
+    columns = {"a": "BIGINT", "b": "BIGINT"}
+    calls = 0
+
+    def rows(self):
+        type(self).calls += 1
+        for i in range(200):
+            if self.config.how == "hangs" and i == 7:
+                time.sleep(3600)
+            yield {"a": i, "b": type(self).calls if self.config.how == "changes" else 0}
+
+    def open(self, partition, extract, offset, until=None):
+        return super().open(partition, extract, None if self.config.how == "forgets" else offset, until)
+"""
+
+
+def liar(place: Place, how: str, manifest: str = "", code: str = LIAR) -> None:
+    """Install a plugin by hand, whose source breaks its contract in one way."""
+    provides = 'provides: [{kind: source, name: liar, entry: "liar:Liar", features: [full, ordered, replayable]}]\n'
+    place.write("site/liar/plugin.yaml", HEAD + (manifest or provides))
+    place.write("site/liar/__init__.py", code)
+    place.write("site/liar/certify.yaml", f"components: {{source/liar: {{with: {{how: {how}}}}}}}\n")
+    place.write("site/liar-1.0.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: liar\nVersion: 1.0.0\n")
+    place.write("site/liar-1.0.0.dist-info/entry_points.txt", "[dataflare.plugins]\nliar = liar\n")
+    place.sites = [place.folder / "site"]
+
+
+def checks(said: Said, status: str) -> set[str]:
+    return {c["check"] for c in said.document["checks"] if c["status"] == status}
+
+
+@pytest.mark.parametrize(
+    ("package", "plugin"),
+    [("connector", "ext-ledger"), ("state", "ext-jsonstate"), pytest.param("processor", "ext-stamp", marks=pytest.mark.soak)],
+)
+def test_a_good_plugin_is_certified(package: str, plugin: str, place: Place) -> None:
+    place.install(package)
+    said = place("plugin", "certify", plugin, "--json")
+    document = said.document
+    assert (said.code, document["certified"], document["failed"]) == (0, True, 0), said.out
+    assert document["levels"]["inprocess"] == "run"
+    assert all(how.startswith("not run") for level, how in document["levels"].items() if level != "inprocess")
+    assert document["passed"] == len(checks(said, "passed")) or package == "connector"
+    if package == "connector":
+        killed = [c for c in document["checks"] if c["check"].startswith("survives-a-kill")]
+        assert {c["component"] for c in killed} == {"source/countdown", "destination/ledger"}
+        assert sum(c["status"] == "passed" for c in killed) >= 5
+    if package == "processor":
+        assert "certify.yaml says nothing of processor/map" in {c["reason"] for c in document["checks"] if c["status"] == "not run"}
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ("forgets", {"resumes-after-any-offset", "reads-a-window-exactly", "survives-a-kill-at-state.log.after"}),
+        ("changes", {"resumes-after-any-offset", "stops-at-until-exactly", "reads-a-window-exactly"}),
+    ],
+)
+def test_a_source_that_does_not_keep_its_word_is_found(how: str, found: set[str], place: Place) -> None:
+    liar(place, how)
+    said = place("plugin", "certify", "liar", "--json", *(["--no-crashes"] if how == "changes" else []))
+    assert (said.code, said.document["certified"], said.document["error"]["code"]) == (1, False, "certify.failed"), said.out
+    assert found <= checks(said, "failed")
+    assert {"discovers-a-schema", "manifest-says-what-the-code-says"} <= checks(said, "passed")
+
+
+def test_one_that_hangs_does_not_hold_everything_up(place: Place) -> None:
+    liar(place, "hangs")
+    said = place("plugin", "certify", "liar", "--json", "--no-crashes", "--limit", "1")
+    assert said.code == 1, said.out
+    [reason] = {c["reason"] for c in said.document["checks"] if c["status"] == "failed"}
+    assert reason == "it did not end within 1 s"
+    assert "suite" in checks(said, "not run")
+
+
+def test_what_cannot_be_checked_is_not_certified(place: Place) -> None:
+    liar(place, "keeps")
+    place.write("policy.yaml", "")
+    untrusted = place("plugin", "certify", "liar", "--json")
+    assert (untrusted.code, untrusted.document["certified"], untrusted.document["error"]["code"]) == (4, False, "certify.nothing")
+    place.write("policy.yaml", "trust: [liar]\n")
+    (place.folder / "site" / "liar" / "certify.yaml").unlink()
+    assert place("plugin", "certify", "liar", "--json").document["error"]["code"] == "certify.bad-file"
+    given = place.write("mine.yaml", "components: {source/other: {}}\n")
+    said = place("plugin", "certify", "liar", "--config", str(given), "--json")
+    assert (said.code, checks(said, "not run")) == (4, {"suite"})
+    place.write("mine.yaml", "component: {}\n")
+    assert place("plugin", "certify", "liar", "--config", str(given), "--json").document["error"]["code"] == "config.unknown-key"
+    place.write("mine.yaml", "files: {../out: x}\ncomponents: {source/liar: {with: {how: x}}}\n")
+    assert "outside" in place("plugin", "certify", "liar", "--config", str(given), "--json", "--no-crashes").out
+    assert not (place.folder.parent / "out").exists()
+    assert place("plugin", "certify", "gone", "--json").code == 3
+
+
+ISOLATION = """
+from dataflare_sdk import hookimpl
+from liar.source import Liar
+
+class Loader:
+    level = "process"
+    def factory(self, entry):
+        return {"liar.source:Liar": Liar}[entry]
+    def hooks(self): ...
+    def close(self): ...
+
+@hookimpl
+def dataflare_load_plugin(manifest, grants, level):
+    return Loader() if level == "process" and manifest.name == "lied" else None
+"""
+
+
+def test_other_levels_are_run_where_something_gives_them(place: Place) -> None:
+    """What gives the level stands for an isolation here: it answers the hook that isolations answer."""
+    liar(place, "keeps", "hooks: [load_plugin]\n", ISOLATION)
+    place.write("site/liar/source.py", LIAR)
+    lied = HEAD.replace("liar", "lied").replace("inprocess", "process")
+    place.write("site/lied/plugin.yaml", lied + 'provides: [{kind: source, name: lied, entry: "liar.source:Liar", features: [full]}]\n')
+    place.write("site/lied/__init__.py", "")
+    place.write("site/lied/certify.yaml", "components: {source/lied: {with: {how: keeps}}}\n")
+    place.write("site/lied-1.0.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: lied\nVersion: 1.0.0\n")
+    place.write("site/lied-1.0.0.dist-info/entry_points.txt", "[dataflare.plugins]\nlied = lied\n")
+    said = place("plugin", "certify", "lied", "--json", "--no-crashes", "--level", "process", "--level", "wasm")
+    results: list[dict[str, Any]] = said.document["checks"]
+    assert said.document["levels"]["process"] == "run"
+    assert said.document["levels"]["wasm"].startswith("not run")
+    assert {c["level"] for c in results} == {"process"}
+    assert checks(said, "failed") == {"manifest-says-what-the-code-says"}, said.out
+    assert "resumes-after-any-offset" in checks(said, "passed")
