@@ -20,13 +20,13 @@ _OF_THE_INSTALLER = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 
 
 def artifact_hash(manifest: Manifest) -> str:
-    """Return `sha256:…` over the names and contents of a plugin's files; a file that is gone counts as such."""
+    """Return `sha256:…` over the names and contents of a plugin's files."""
     lines = [f"{file_hash(path)}  {name!r}\n" for name, path in sorted(files(manifest).items())]
     return "sha256:" + hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, or `gone`."""
+    """Return the SHA-256 of a file in hexadecimal, or `gone` when it cannot be read."""
     made = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -209,8 +209,6 @@ class PluginManager:
         return loader
 
     def _hears(self, manifest: Manifest, hook: str) -> bool:
-        if manifest.built_in:
-            return True
         decides = hook in DECIDING and self.level(manifest) != "inprocess"
         return not decides and self.policy.standing(manifest) in READY
 

@@ -13,8 +13,10 @@ import csv
 import hashlib
 import re
 import stat
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.parser import BytesHeaderParser
@@ -37,6 +39,7 @@ HOST = frozenset(("dataflare", "dataflare_sdk", "dataflare_plugins", "pyarrow"))
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9](?:[\w.]*[A-Za-z0-9])?)-(?P<version>\d[\w.!+]*)(?:-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl", re.ASCII)
 _DATA = re.compile(r"[^/]+\.data/(?P<kind>[^/]+)/(?P<rest>.+)")
+_UNREADABLE = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 _BY_ITSELF = ("sitecustomize", "usercustomize")
 
 
@@ -130,7 +133,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BAD_WHEEL.error(f"it cannot be read: {error}", file=str(path)) from error
     except FileNotFoundError as error:
         raise NOT_A_WHEEL.error("there is no such file", file=str(path)) from error
@@ -159,8 +162,8 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise UNSAFE.error(f"{name!r} lies outside its folder", file=str(path))
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise UNSAFE.error(f"{name!r} is a link or a device", file=str(path))
-    if member.flag_bits & 0x1:
-        raise UNSAFE.error(f"{name!r} is encrypted", file=str(path))
+    if member.flag_bits & 0x1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UNSAFE.error(f"{name!r} is encrypted, or packed as wheels never are", file=str(path))
 
 
 def _info(path: Path, names: list[str], name: str, version: str) -> str:
