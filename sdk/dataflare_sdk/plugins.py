@@ -12,7 +12,7 @@ from dataflare.manifest import read as read_manifest
 from dataflare.plugins import InProcess
 from dataflare.policy import LOCK, READY, Policy, asks, distribution, more, named
 from dataflare.text import shown
-from dataflare.versions import older
+from dataflare.versions import in_range, older
 
 __all__ = [
     "ACTIVE",
@@ -31,6 +31,7 @@ __all__ = [
     "distribution",
     "effective",
     "file_hash",
+    "in_range",
     "more",
     "named",
     "older",

@@ -35,6 +35,12 @@ TAMPERED = code(
     "A signature does not fit: the file was changed, or another key signed it.",
     "Do not use it; fetch it again from its publisher.",
 )
+NOT_SIGNED = code(
+    "plugin.not-signed",
+    6,
+    "A signature by a key of the policy is required, and there is none.",
+    "Put the signature beside the file, and the publisher's key under `keys` in policy.yaml.",
+)
 NO_PLUGIN = code("plugin.no-manifest", 3, "What should be installed has no DataFlare plugin in it.", "Check the name of the package.")
 NOT_FOUND = code(
     "plugin.not-found",

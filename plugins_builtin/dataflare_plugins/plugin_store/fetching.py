@@ -18,11 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dataflare_plugins.plugin_store.codes import NO_PIP, NOT_A_WHEEL, NOT_FOUND
-from dataflare_sdk.plugins import shown
+from dataflare_plugins.plugin_store.wheels import Wheel, canonical
+from dataflare_sdk.plugins import in_range, shown
 
 FROM_HOST = ("dataflare", "pyarrow")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?(\[[\w, -]+\])?\s*((==|>=|<=|~=|!=|<|>)\s*[\w.*+!-]+\s*,?\s*)*", re.ASCII)
 _STUB = "+host"
+_PLAIN = re.compile(
+    r"(?P<name>[\w.-]+)(\[[^]]*\])?\s*\(?(?P<range>[\d.,<>=!~ *]*)\)?\s*(;(?P<optional>.*\bextra\s*==.*)|(?P<marker>;.*))?", re.ASCII
+)
 
 
 def fetch(what: str | Path, folder: Path, find_links: Sequence[Path] = ()) -> list[Path]:
@@ -49,6 +53,19 @@ def fetch(what: str | Path, folder: Path, find_links: Sequence[Path] = ()) -> li
         links = [f"--find-links={p}" for p in (stubs, *find_links)]
         _pip(str(what), ["--dest", str(folder), "--constraint", str(constraints), *links, str(what)])
     return [p for p in sorted(folder.iterdir()) if not p.name.partition("-")[2].partition("-")[0].endswith(_STUB)]
+
+
+def complete(wheel: Wheel) -> bool:
+    """Return whether a wheel runs here with what the host has, so that nothing has to be resolved."""
+    host = {name: _host_version(name) for name in FROM_HOST}
+    for requirement in wheel.requires:
+        parts = _PLAIN.fullmatch(requirement)
+        if parts is None or not parts["optional"]:
+            version = host.get(canonical(parts["name"])) if parts else None
+            if parts is None or version is None or parts["marker"] or not in_range(version, parts["range"] or ""):
+                return False
+    python = ".".join(map(str, sys.version_info[:3]))
+    return wheel.path.name.endswith("-py3-none-any.whl") and in_range(python, wheel.python)
 
 
 def fetch_exactly(name: str, files: Iterable[Mapping[str, str]], folder: Path, find_links: Sequence[Path] = ()) -> list[Path]:
@@ -81,12 +98,16 @@ def _pip(what: str, arguments: Sequence[str]) -> None:
     raise NOT_FOUND.error(f"pip cannot fetch {what!r}: {'; '.join(told) or done.stderr.strip()[-500:]}")
 
 
+def _host_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _stub(name: str, folder: Path) -> str:
     """Write an empty wheel that stands for a package of the host, and return its version."""
-    try:
-        version = importlib.metadata.version(name).partition("+")[0] + _STUB
-    except importlib.metadata.PackageNotFoundError:
-        version = "0" + _STUB
+    version = (_host_version(name) or "0").partition("+")[0] + _STUB
     info = f"{name}-{version}.dist-info"
     texts = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",

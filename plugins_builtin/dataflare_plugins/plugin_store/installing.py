@@ -11,15 +11,15 @@ from typing import Any
 
 import click
 
-from dataflare_plugins.plugin_store.codes import NOT_A_WHEEL, NOT_FOUND, NOT_IN_STORE, NOT_LOCKED, TAMPERED
+from dataflare_plugins.plugin_store.codes import NOT_A_WHEEL, NOT_FOUND, NOT_IN_STORE, NOT_LOCKED, NOT_SIGNED
 from dataflare_plugins.plugin_store.common import current, find, folder_option, links_option, tell
 from dataflare_plugins.plugin_store.consent import ask
-from dataflare_plugins.plugin_store.fetching import fetch, fetch_exactly
+from dataflare_plugins.plugin_store.fetching import complete, fetch, fetch_exactly
 from dataflare_plugins.plugin_store.lockfile import changing, pinned
 from dataflare_plugins.plugin_store.preparing import Prepared, module_of, prepare
 from dataflare_plugins.plugin_store.signatures import ENDING
 from dataflare_plugins.plugin_store.store import Store, artifact_path
-from dataflare_plugins.plugin_store.wheels import canonical
+from dataflare_plugins.plugin_store.wheels import canonical, read_wheel
 from dataflare_sdk import CODES, DataflareError
 from dataflare_sdk.commands import Invocation, Runtime, verb
 from dataflare_sdk.plugins import artifact_hash, older
@@ -102,34 +102,37 @@ def remove(call: Invocation, name: str, folder: Path) -> int:
 
 def _install(runtime: Runtime, what: str, links: Sequence[Path], *, signed: bool, locked: bool) -> str:
     """Fetch, check and store one plugin, pin it in the lock, and return its name."""
-    store = Store()
     runtime.authorize("plugin.install", what)
-    lock = runtime.plugins.policy.locks
-    with tempfile.TemporaryDirectory(prefix="dataflare-") as temporary, store.staged() as place:
-        artifact, others = _fetched(what, Path(temporary), links, lock.get(what, {}) if locked else None)
-        made = _prepared(runtime, artifact, others, place)
-        if signed and made.signature.status != "signed":
-            raise TAMPERED.error(f"a signature is required, and it is {made.signature.status}", file=str(artifact))
-        name = made.manifest.name
-        least = lock.get(name, {}).get("minimum", "0")
-        if older(made.manifest.version, least):
-            raise CODES["plugin.too-old"].error(f"{name!r} {made.manifest.version} is older than {least}, which the lock asks for at least")
-        if locked and artifact_hash(made.manifest) != lock.get(name, {}).get("artifact"):
-            raise CODES["plugin.changed"].error(f"the files of {name!r} are not those that the lock names")
-        entry = store.put(place, name, made.entry)
+    store = Store()
+    try:
+        with tempfile.TemporaryDirectory(prefix="dataflare-") as temporary, store.staged() as place:
+            made = _prepared(runtime, what, Path(temporary), place, links, signed=signed, locked=locked)
+            name = made.manifest.name
+            entry = store.put(place, name, made.entry)
+    except DataflareError as error:
+        runtime.host.audit(Path(what).name, f"install: {error.code}", False)
+        raise
     runtime.host.audit(name, f"install {made.manifest.version}, {made.signature.status}", True)
     with changing(runtime.base_dir) as plugins:
         plugins[name] = pinned(current(runtime.base_dir, name)[0], plugins.get(name, {}), entry["files"])
     return name
 
 
-def _prepared(runtime: Runtime, artifact: Path, others: Sequence[Path], place: Path) -> Prepared:
+def _prepared(runtime: Runtime, what: str, temporary: Path, place: Path, links: Sequence[Path], *, signed: bool, locked: bool) -> Prepared:
+    """Make a version in the staged folder, and refuse one that the operator does not want."""
+    lock = runtime.plugins.policy.locks
+    artifact, others = _fetched(what, temporary, links, lock.get(what, {}) if locked else None)
     taken = {m.name for m in runtime.found.manifests if not m.site}
-    try:
-        return prepare(artifact, others, place, runtime.plugins.policy.keys, taken)
-    except DataflareError as error:
-        runtime.host.audit(artifact.name, f"install: {error.code}", False)
-        raise
+    made = prepare(artifact, others, place, runtime.plugins.policy.keys, taken)
+    if signed and made.signature.status != "signed":
+        raise NOT_SIGNED.error(f"a signature is required, and it is {made.signature.status}", file=str(artifact))
+    name, version = made.manifest.name, made.manifest.version
+    least = lock.get(name, {}).get("minimum", "0")
+    if older(version, least):
+        raise CODES["plugin.too-old"].error(f"{name!r} {version} is older than {least}, which the lock asks for at least")
+    if locked and artifact_hash(made.manifest) != lock.get(name, {}).get("artifact"):
+        raise CODES["plugin.changed"].error(f"the files of {name!r} are not those that the lock names")
+    return made
 
 
 def _fetched(what: str, folder: Path, links: Sequence[Path], entry: Any) -> tuple[Path, list[Path]]:
@@ -146,7 +149,7 @@ def _fetched(what: str, folder: Path, links: Sequence[Path], entry: Any) -> tupl
     elif _is_file(what):
         if path.suffix != ".whl" or not path.is_file():
             raise NOT_A_WHEEL.error("there is no wheel of that name" if path.suffix == ".whl" else "it is no wheel", file=what)
-        wheels = fetch(path.resolve(), folder, links)
+        wheels = _with_dependencies(path.resolve(), folder, links)
         name, links = path.name.partition("-")[0], [path.resolve().parent, *links]
     else:
         wheels = fetch(what, folder, links)
@@ -159,6 +162,14 @@ def _fetched(what: str, folder: Path, links: Sequence[Path], entry: Any) -> tupl
         if beside.is_file():
             shutil.copyfile(beside, folder / beside.name)
     return own[0], [w for w in wheels if w != own[0] and w.suffix == ".whl"]
+
+
+def _with_dependencies(path: Path, folder: Path, links: Sequence[Path]) -> list[Path]:
+    """Copy a wheel, and let pip fetch what it needs; pip is not asked where it needs nothing that is not here."""
+    if not complete(read_wheel(path)):
+        return fetch(path, folder, links)
+    shutil.copyfile(path, folder / path.name)
+    return [folder / path.name]
 
 
 def _bare(requirement: str) -> str:

@@ -75,8 +75,9 @@ def granted(manifest: Manifest, old: Mapping[str, Any], level: str, only: Sequen
     chosen = {kind: part for kind, wanted in asked.items() if (part := _chosen(kind, wanted, only)) is not None}
     if private:
         chosen["net"] = [{**entry, "private": True} for entry in chosen.get("net", ())]
-    capabilities = chosen if not only else _merged(old.get("capabilities", {}), chosen, asked)
-    return {**pinned(manifest, old), "asked": asked, "capabilities": capabilities, "level": level}
+    base = pinned(manifest, old)
+    capabilities = chosen if not only else _merged(base.get("capabilities", {}), chosen)
+    return {**base, "asked": asked, "capabilities": capabilities, "level": level}
 
 
 def without(entry: Mapping[str, Any], only: Sequence[str] = ()) -> Entry:
@@ -112,8 +113,8 @@ def value_of(kind: str, entry: Any) -> str:
     return str(entry.get(_MAIN.get(kind, ""), "")) if isinstance(entry, Mapping) else str(entry)
 
 
-def _merged(had: Mapping[str, Any], chosen: Mapping[str, Any], asked: Mapping[str, Any]) -> Entry:
-    made = {kind: value for kind, value in had.items() if kind in asked}
+def _merged(had: Mapping[str, Any], chosen: Mapping[str, Any]) -> Entry:
+    made = dict(had)
     for kind, value in chosen.items():
         known = made.get(kind)
         if isinstance(known, list) and isinstance(value, list):

@@ -113,7 +113,8 @@ def _from_wasm(what: Path, place: Path) -> Manifest:
     if not beside.exists():
         raise NO_PLUGIN.error(f"there is no {MANIFEST} beside it", file=str(what))
     with explained(what):
-        head = what.open("rb").read(4) if what.is_file() else b""
+        with what.open("rb") as file:
+            head = file.read(4)
         if head != b"\0asm":
             raise BAD_WHEEL.error("it is no WASM module", file=str(what))
         if what.stat().st_size > MAX_WASM:

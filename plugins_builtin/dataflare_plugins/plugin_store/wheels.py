@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from email.parser import BytesHeaderParser
 from pathlib import Path, PurePosixPath
 
@@ -54,6 +55,7 @@ class Wheel:
         info: its folder of metadata.
         places: member of the archive to where it goes below the folder of packages.
         plugins: packages that its entry points name as plugins.
+        requires: what its metadata says it depends on, and which Python it needs.
     """
 
     path: Path
@@ -63,6 +65,8 @@ class Wheel:
     info: str
     places: dict[str, str]
     plugins: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    python: str = ""
 
     @property
     def key(self) -> str:
@@ -94,11 +98,14 @@ def read_wheel(path: Path) -> Wheel:
             raise UNSAFE.error("two of its files have the same name", file=str(path))
         info = _info(path, names, parts["name"], parts["version"])
         _check_record(path, archive, info, names)
-        _check_metadata(path, archive, info, parts["name"], parts["version"])
+        metadata = _metadata(path, archive, info, parts["name"], parts["version"])
         places = {n: place for n in names if (place := _place(path, n)) is not None}
         _check_packages(path, places)
         plugins = _entry_points(path, archive, info)
-    return Wheel(path, parts["name"], parts["version"], file_hash(path), info, places, plugins)
+    requires = tuple(map(str, metadata.get_all("Requires-Dist", [])))
+    return Wheel(
+        path, parts["name"], parts["version"], file_hash(path), info, places, plugins, requires, str(metadata.get("Requires-Python", ""))
+    )  # fmt: skip
 
 
 def unpack(wheel: Wheel, site: Path) -> None:
@@ -193,10 +200,11 @@ def _check_record(path: Path, archive: zipfile.ZipFile, info: str, names: list[s
             raise UNSAFE.error(f"{name!r} is not the file that RECORD lists", file=str(path))
 
 
-def _check_metadata(path: Path, archive: zipfile.ZipFile, info: str, name: str, version: str) -> None:
+def _metadata(path: Path, archive: zipfile.ZipFile, info: str, name: str, version: str) -> Message:
     found = BytesHeaderParser().parsebytes(_text(path, archive, f"{info}/METADATA").encode())
     if canonical(str(found["Name"])) != canonical(name) or canonical(str(found["Version"])) != canonical(version):
         raise BAD_WHEEL.error("its metadata names another distribution than its file name", file=str(path))
+    return found
 
 
 def _place(path: Path, name: str) -> str | None:

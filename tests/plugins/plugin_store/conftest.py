@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-Call = Callable[..., Any]
+from dataflare.cli import main
 
 
 class Machine:
@@ -24,6 +27,7 @@ class Machine:
         self.store = root / "data" / "dataflare" / "plugins"
         self.settings = root / "config" / "dataflare"
         self.wheels = root / "wheels"
+        self.path: Path | None = None
         for folder in (self.work, self.settings, self.wheels):
             folder.mkdir(parents=True)
 
@@ -32,10 +36,24 @@ class Machine:
         homes = {f"XDG_{v}_HOME": str(self.root / v.lower()) for v in ("DATA", "CACHE", "CONFIG")}
         return {**os.environ, **homes, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CACHE_DIR": str(self.root / "pip")}
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be on this machine, in its working folder."""
+        with patch.dict(os.environ, self.env), chdir(self.work):
+            yield
+
     def run(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
-        code = "from dataflare.cli import main; main()"
-        command = [sys.executable, "-c", code, *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=self.work, env=self.env, check=False, stdin=subprocess.DEVNULL)
+        """Call the command line: in this process, unless more is on the path there."""
+        given = list(map(str, args))
+        if self.path:
+            return self.python("from dataflare.cli import main; main()", *given)
+        out, err, status = io.StringIO(), io.StringIO(), 0
+        with self.entered(), redirect_stdout(out), redirect_stderr(err):
+            try:
+                main(given)
+            except SystemExit as end:
+                status = int(end.code or 0)
+        return subprocess.CompletedProcess(given, status, out.getvalue(), err.getvalue())
 
     def json(self, *args: str | Path, status: int = 0) -> dict[str, Any]:
         done = self.run(*args, "--json")
@@ -51,8 +69,11 @@ class Machine:
     def policy(self, **said: Any) -> None:
         (self.settings / "policy.yaml").write_text(json.dumps(said))
 
-    def python(self, code: str, **values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=self.work, env=self.env, check=False)
+    def python(self, code: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code in a process of its own."""
+        env = {**self.env, "PYTHONPATH": str(self.path)} if self.path else self.env
+        command = [sys.executable, "-c", code, *args]
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.work, env=env, check=False, stdin=subprocess.DEVNULL)
 
     def said(self, name: str = "acme") -> Any:
         """Load the plugin's component and return what its code said, or the code of the refusal."""
@@ -68,13 +89,3 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
-
-
-@pytest.fixture
-def here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """The same, for this process too."""
-    for name, value in machine.env.items():
-        if name.startswith(("XDG_", "PIP_")):
-            monkeypatch.setenv(name, value)
-    monkeypatch.chdir(machine.work)
-    return machine
