@@ -1,101 +1,50 @@
-"""Capabilities: what a plugin may do = its manifest AND the operator's grant AND the policy; deny wins.
-
-The grant is what `dataflare.lock` beside the workflow keeps for the plugin; the policy is `policy.yaml` there and
-in the user's configuration folder::
-
-    trust: [acme-connector, acme.example, installed]   # plugins, publishers, or all that are installed
-    deny: [evil-plugin, "acme-connector:secrets"]      # plugins, publishers, or one capability of them; `*:net`
-
-A built-in (distribution `dataflare`) is granted what its manifest names. A plugin that asks for nothing runs
-without any grant; one with asks that were not granted is built, and refused when it uses one of them.
-"""
+"""Capabilities: what a plugin may do = its manifest AND the operator's grant AND the policy; deny wins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from dataflare.errors import CAPABILITY_DENIED, code
+from dataflare.artifacts import artifact_hash
+from dataflare.errors import CAPABILITY_DENIED, ErrorCode, code
 from dataflare.manifest import Manifest
+from dataflare.policy import HARMLESS, READY, Policy, built_in, named, parse_bytes
 from dataflare.records import field, record
 
-__all__ = ["Capabilities", "Policy", "effective", "parse_bytes"]
+__all__ = ["Capabilities", "Policy", "admit", "effective", "parse_bytes"]
 
 CHANGED = code(
     "plugin.changed",
     6,
-    "A plugin's manifest is not the one that was granted, though its version is the same.",
+    "A plugin is not the one that was granted, though its version is the same.",
     "Install it again from a source you trust, then run `dataflare plugin grant NAME`.",
 )
+NOT_GRANTED = code(
+    "plugin.not-granted",
+    6,
+    "A plugin asks for something, and nobody has decided on it.",
+    "Look at it with `dataflare plugin inspect NAME`; if you trust it, run `dataflare plugin grant NAME`.",
+)
+ASKS_MORE = code(
+    "plugin.asks-more",
+    6,
+    "A new version of a plugin asks for more than was granted.",
+    "Look at it with `dataflare plugin inspect NAME`; if you trust it, run `dataflare plugin grant NAME`.",
+)
+DISABLED = code("plugin.disabled", 6, "A plugin was disabled.", "Run `dataflare plugin enable NAME`.")
+TOO_OLD = code(
+    "plugin.too-old",
+    6,
+    "A plugin is older than the version the lock asks for at least.",
+    "Install the newer version, or go back on purpose with `dataflare plugin rollback NAME`.",
+)
+LEVEL_TOO_LOW = code(
+    "plugin.level-too-low",
+    6,
+    "A plugin would run below the policy's minimum isolation level.",
+    "Give it a higher level under `isolation` in policy.yaml, or lower `min_level`.",
+)
 POLICY_INVALID = code("policy.invalid", 3, "A policy or lock file cannot be read.", "Mend the file named.")
-
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-@record
-class Policy:
-    """What the operator decided.
-
-    Attributes:
-        trust: plugins and publishers whose asks are granted, or `installed` for all.
-        deny: plugins, publishers, or `WHO:CAPABILITY`; wins over every grant.
-        locks: plugin name to what `dataflare.lock` keeps for it.
-    """
-
-    trust: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-    locks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, base_dir: Path, config_dir: Path) -> Policy:
-        """Read `policy.yaml` of both folders and `dataflare.lock` of the first; absent files say nothing.
-
-        Raises:
-            DataflareError: `policy.invalid`: a policy that cannot be read must not count as none.
-        """
-        said: dict[str, tuple[str, ...]] = {"trust": (), "deny": ()}
-        for path in (config_dir / "policy.yaml", base_dir / "policy.yaml"):
-            for key, value in _mapping(path).items():
-                if key not in said or not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                    raise POLICY_INVALID.error(
-                        "a policy has the keys trust and deny, each a list of names",
-                        file=str(path),
-                        path=str(key),
-                    )
-                said[key] += tuple(value)
-        lock = base_dir / "dataflare.lock"
-        locks = _mapping(lock).get("plugins", {})
-        if not isinstance(locks, dict) or not all(
-            isinstance(entry, dict) and isinstance(entry.get("capabilities", {}), dict) for entry in locks.values()
-        ):
-            raise POLICY_INVALID.error("`plugins` maps a name to what was granted", file=str(lock), path="plugins")
-        return cls(said["trust"], said["deny"], locks)
-
-    def trusts(self, manifest: Manifest) -> bool:
-        """Return whether the plugin's asks are granted without a question."""
-        return manifest.built_in or any(t == "installed" or manifest.known_as(t) for t in self.trust)
-
-    def denies(self, manifest: Manifest, capability: str | None = None) -> bool:
-        """Return whether the plugin, or one capability of it, is denied."""
-        for entry in self.deny:
-            who, _, what = entry.partition(":")
-            if (who == "*" or manifest.known_as(who)) and (what == capability if what else True):
-                return True
-        return False
-
-    def check(self, manifest: Manifest) -> None:
-        """Refuse a plugin before its code is loaded.
-
-        Raises:
-            DataflareError: `capability.denied` when the policy denies it, `plugin.changed` when its manifest
-                is another one than was granted for this version.
-        """
-        if self.denies(manifest):
-            raise CAPABILITY_DENIED.error(f"the policy denies the plugin {manifest.name!r}", fix="see deny: in policy.yaml")
-        lock = self.locks.get(manifest.name, {})
-        if lock.get("version") == manifest.version and lock.get("manifest") not in (None, manifest.hash):
-            raise CHANGED.error(f"the manifest of {manifest.name!r} {manifest.version} is not the one that was granted")
 
 
 @record
@@ -142,11 +91,58 @@ class Capabilities:
         )
 
 
+def admit(manifest: Manifest, policy: Policy) -> None:
+    """Refuse a plugin before its code is loaded; what was granted is compared with its files, never with the index.
+
+    Raises:
+        DataflareError: `capability.denied`, `plugin.disabled`, `plugin.level-too-low`, `plugin.too-old`,
+            `plugin.changed`, `plugin.not-granted`, `plugin.asks-more`.
+    """
+    standing = policy.standing(manifest)
+    if standing not in READY:
+        raise _refusal(manifest, policy, standing)
+    lock = policy.locks.get(manifest.name, {})
+    pinned = lock.get("artifact") if lock.get("version") == manifest.version and not built_in(manifest) else None
+    if pinned is not None and pinned != artifact_hash(manifest):
+        raise CHANGED.error(f"the files of {manifest.name!r} {manifest.version} are not those that were granted")
+
+
+def _refusal(manifest: Manifest, policy: Policy, standing: str) -> Exception:
+    name = manifest.name
+    reason, message = _REFUSALS[standing]
+    asked = "; ".join(f"{kind}: {described(what)}" for kind, what in policy.missing(manifest).items())
+    fix = reason.mend.replace("NAME", name) if reason is not CAPABILITY_DENIED else "see deny: in policy.yaml"
+    least = policy.locks.get(name, {}).get("minimum")
+    told = message.format(name=repr(name), version=manifest.version, asked=asked, level=policy.level(manifest), least=least)
+    return reason.error(told, fix=fix)
+
+
+_REFUSALS: dict[str, tuple[ErrorCode, str]] = {
+    "denied": (CAPABILITY_DENIED, "the policy denies the plugin {name}"),
+    "disabled": (DISABLED, "the plugin {name} is disabled here"),
+    "below the minimum level": (LEVEL_TOO_LOW, "the plugin {name} would run at the level {level}, below the policy's minimum"),
+    "older than the lock allows": (TOO_OLD, "the plugin {name} is version {version}, the lock asks for {least} at least"),
+    "changed": (CHANGED, "the plugin {name} {version} is not the one that was granted: its manifest or its origin is another"),
+    "not granted": (NOT_GRANTED, "the plugin {name} asks for {asked}; nobody has granted it yet"),
+    "asks for more": (ASKS_MORE, "the plugin {name} {version} asks for more than was granted: {asked}"),
+}
+
+
+def described(asked: Any) -> str:
+    """Return in words what is asked for under one capability, without the reasons."""
+    if isinstance(asked, Mapping):
+        return " ".join(str(v) for k, v in asked.items() if k != "why")
+    return ", ".join(map(described, asked)) if isinstance(asked, (list, tuple)) else "yes" if asked is True else str(asked)
+
+
 def effective(manifest: Manifest, policy: Policy) -> Capabilities:
     """Return what a plugin may do under a policy."""
-    granted = manifest.capabilities if policy.trusts(manifest) else policy.locks.get(manifest.name, {}).get("capabilities", {})
+    locked = policy.locks.get(manifest.name, {}).get("capabilities", {})
+    granted = dict(manifest.capabilities if policy.trusts(manifest) else locked)
+    had = granted.get("host")
+    granted["host"] = [*(had if isinstance(had, list) else ()), *HARMLESS]
     allowed = {
-        kind: _both(asked, granted[kind])
+        kind: _both(asked, granted[kind], locked.get(kind), ours=built_in(manifest))
         for kind, asked in manifest.capabilities.items()
         if isinstance(granted.get(kind), type(asked)) and not policy.denies(manifest, kind)
     }
@@ -158,43 +154,23 @@ def effective(manifest: Manifest, policy: Policy) -> Capabilities:
     )
 
 
-def _both(asked: Any, granted: Any) -> Any:
-    """Return what is in both: entries of a list by what they name (not by why), the smaller of two sizes."""
+def _both(asked: Any, granted: Any, locked: Any, *, ours: bool) -> Any:
+    """Return what is in both: entries of a list by what they name (not by why), the smaller of two sizes.
+
+    That private addresses and `*` may be reached is never taken from the asking side: only a grant in the lock says so.
+    """
     if isinstance(asked, Mapping):
         sizes = [side.get("max_bytes", "64MiB") for side in (asked, granted)]
         return {"max_bytes": min(sizes, key=parse_bytes)}
-    return [entry for entry in asked if _named(entry) in [_named(g) for g in granted]]
+    names = [named(g) for g in granted]
+    private = [named(g) for g in locked if isinstance(g, Mapping) and g.get("private") is True] if isinstance(locked, list) else []
+    return [made for entry in asked if named(entry) in names for made in _entry(entry, named(entry) in private, ours)]
 
 
-def _named(entry: Any) -> Any:
-    return {k: v for k, v in entry.items() if k != "why"} if isinstance(entry, Mapping) else entry
-
-
-def parse_bytes(size: Any) -> int:
-    """Return bytes for `64MiB` or a number; what cannot be read is 0, which allows nothing."""
-    if isinstance(size, int):
-        return size
-    digits = str(size).rstrip("kKMGiB")
-    unit = _UNITS.get(str(size)[len(digits) :].strip() or "B", 0)
-    return int(digits) * unit if digits.strip().isdigit() else 0
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise POLICY_INVALID.error(f"it cannot be read: {error}", file=str(path)) from None
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or "it is no YAML"
-        raise POLICY_INVALID.error(f"it cannot be read: {reason}", file=str(path)) from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise POLICY_INVALID.error("expected a mapping", file=str(path))
-    return found
+def _entry(entry: Any, private: bool, ours: bool) -> list[Any]:
+    """Return the entry as it is granted; none for hosts that only a private grant may name."""
+    if not isinstance(entry, Mapping) or "host" not in entry or ours:
+        return [entry]
+    if private:
+        return [{**entry, "private": True}]
+    return [] if "*" in str(entry["host"]) else [{k: v for k, v in entry.items() if k != "private"}]

@@ -103,16 +103,18 @@ def plugin() -> None:
 def list_plugins(as_json: bool, quiet: bool, verbose: int, no_color: bool) -> None:  # noqa: ARG001
     """List the plugins that are installed, without running any code of theirs."""
     known = index.current()
+    listed = _listed(known["manifests"])
     if as_json:
         import json
 
-        document: dict[str, Any] = {"plugins": [_listed(m) for m in known["manifests"]]}
+        document: dict[str, Any] = {"plugins": listed}
         if known["broken"]:
             document["broken"] = [{"entry": e, "origin": o, "reason": r} for e, o, r in known["broken"]]
         click.echo(json.dumps(document, separators=(",", ":")))
         return
-    for m in () if quiet else known["manifests"]:
-        click.echo(f"{m['name']} {m['version']}  ({m['origin']})")
+    for m, told in () if quiet else zip(known["manifests"], listed, strict=True):
+        stranger = "" if told["install"] == "built-in" else f"  {told['isolation']}, {told['standing']}, {told['install']}"
+        click.echo(f"{m['name']} {m['version']}  ({m['origin']}){stranger}")
         for kind, name, _, summary, _, _ in m["provides"]:
             click.echo(f"    {kind}/{name}" + (f"  {summary}" if summary else ""))
     for entry, origin, reason in known["broken"]:
@@ -184,13 +186,27 @@ def _version(ctx: click.Context, wanted: bool) -> None:
         ctx.exit()
 
 
-def _listed(manifest: dict[str, Any]) -> dict[str, Any]:
-    built_in = manifest["origin"].partition(" ")[0] == "dataflare"
-    return {
-        "name": manifest["name"],
-        "version": manifest["version"],
-        "provides": [{"kind": c[0], "name": c[1]} for c in manifest["provides"]],
-        "isolation": "inprocess" if built_in else manifest["isolation"],
-        "origin": manifest["origin"],
-        "capabilities": manifest["capabilities"],
-    }
+def _listed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what `--json` says of each plugin; the policy is read only where there is a stranger to judge."""
+    from types import SimpleNamespace
+
+    from dataflare.policy import READY, Policy, built_in
+
+    known: list[Any] = [SimpleNamespace(**m) for m in manifests]
+    strangers = not all(map(built_in, known))
+    policy = Policy.load(".", index.user_folder("XDG_CONFIG_HOME", ".config")) if strangers else Policy()
+    listed = []
+    for m in known:
+        standing = policy.standing(m)
+        listed.append({
+            "name": m.name,
+            "version": m.version,
+            "provides": [{"kind": c[0], "name": c[1]} for c in m.provides],
+            "isolation": policy.level(m),
+            "origin": m.origin,
+            "capabilities": m.capabilities,
+            "granted": standing in READY,
+            "standing": standing,
+            "install": "built-in" if built_in(m) else "store" if m.site else "trusted install",
+        })  # fmt: skip
+    return listed

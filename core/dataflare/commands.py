@@ -26,6 +26,7 @@ import click
 from dataflare.errors import INTERNAL, DataflareError, Problem, code, exit_code
 from dataflare.lifecycle import Runtime, error_json
 from dataflare.logs import Redactor
+from dataflare.text import shown
 
 __all__ = ["Invocation", "document", "verb"]
 
@@ -64,6 +65,7 @@ class Invocation:
             log_sink=sys.stderr,
         )
         self._redactor = made.redactor
+        made.plugins.interactive = not self.json and sys.stdin.isatty() and sys.stderr.isatty()
         return made
 
     def emit(self, document: Mapping[str, Any], *, err: bool = False) -> None:
@@ -80,13 +82,13 @@ class Invocation:
     def say(self, text: str, *, err: bool = False) -> None:
         """Tell a person something: on stdout, or on stderr when stdout carries JSON or `err`; not with `-q`."""
         if self.verbosity >= 0:
-            click.echo(self._redactor.text(text), err=err or self.json, color=None if self.color else False)
+            click.echo(shown(self._redactor.text(text)), err=err or self.json, color=None if self.color else False)
 
     def report(self, problems: Iterable[Problem]) -> None:
         """Print problems to stderr, each with place, code and fix; notes not with `-q`."""
         for problem in problems:
             if problem.severity == "error" or self.verbosity >= 0:
-                click.echo(self._redactor.text(str(problem)), err=True)
+                click.echo(shown(self._redactor.text(str(problem))), err=True)
 
     def fail(self, error: BaseException, document: Mapping[str, Any] | None = None) -> int:
         """Report an exception that ended the verb, and return the exit code.
@@ -102,7 +104,7 @@ class Invocation:
         if self.verbosity > 0:
             import traceback
 
-            click.echo(self._redactor.text("".join(traceback.format_exception(error))), err=True)
+            click.echo(shown(self._redactor.text("".join(traceback.format_exception(error)))), err=True)
         if self.json:
             self.emit(_document(self.command, known) if document is None else document)
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataflare.errors import CONFIG_INVALID, CONFIG_UNKNOWN_KEY, DataflareError, Problem, code
+from dataflare.index import user_folder
 
 __all__ = ["KNOWN", "Configuration", "Layer", "Substituted", "explain", "merge", "substitute"]
 
@@ -220,8 +221,9 @@ def _text(value: Any) -> str:
 
 def config_dir(env: Mapping[str, str] | None = None) -> Path:
     """Return the folder of the user's own configuration, `~/.config/dataflare`."""
-    known = os.environ if env is None else env
-    return Path(known.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dataflare"
+    if env is None:
+        return Path(user_folder("XDG_CONFIG_HOME", ".config"))
+    return Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dataflare"
 
 
 def _read_file(path: Path) -> Layer:

@@ -16,6 +16,7 @@ import pluggy
 from dataflare.contracts import Decision, Loader, Plan, RunEvent
 from dataflare.errors import Problem
 from dataflare.manifest import API_VERSION, KINDS, Manifest
+from dataflare.policy import Policy
 from dataflare.workflow import Workflow
 
 __all__ = ["API_VERSION", "KINDS", "PROJECT", "hookimpl", "hookspec"]
@@ -190,6 +191,24 @@ def dataflare_verify_artifact(path: Path, manifest: Manifest) -> bool | None:
     """Verify a plugin artifact's signature before it is installed or loaded.
 
     Returns: True or False, or None: I cannot tell. Raises: an exception means False.
+    """
+
+
+@hookspec(firstresult=True)
+def dataflare_consent(manifest: Manifest, missing: Mapping[str, Any], policy: Policy) -> Mapping[str, Any] | None:
+    """Ask the person at the terminal whether a plugin may have what it asks for, and keep the answer.
+
+    When: a plugin that nobody has decided on is first loaded, and somebody sits at a terminal.
+
+    Args:
+        manifest: the plugin's manifest.
+        missing: what it asks for beyond what was decided on before, by kind.
+        policy: what the operator decided so far; `policy.base_dir` is where `dataflare.lock` lies.
+
+    Returns:
+        The plugin's new entry in `dataflare.lock`, or None: nobody said yes.
+
+    Raises: may; the plugin is then refused.
     """
 
 

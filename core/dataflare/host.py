@@ -50,6 +50,7 @@ class RuntimeHost:
         self.listeners: list[Callable[[RunEvent], None]] = []
         self.workflow = ""
         self._audited: set[tuple[str, str]] = set()
+        plugins.audit = self.audit
         if any("redact" in m.hooks for m in plugins.registry.manifests):
             logs.redactor.ask = lambda text: [s for found in self.hook("redact", text=text) for s in found]
 
@@ -111,7 +112,10 @@ class RuntimeHost:
         if allowed and (plugin, action) in self._audited:
             return
         self._audited.add((plugin, action))
-        record = {"time": time.time(), "plugin": plugin, "action": action, "allowed": allowed}
+        record = {
+            "time": time.time(), "plugin": plugin, "action": action, "allowed": allowed,
+            "workflow": self.workflow, "folder": str(self.base_dir),
+        }  # fmt: skip
         try:
             self.hook("audit", record=record)
         except Exception as error:
@@ -155,8 +159,8 @@ class HostContext:
         policy = runtime.plugins.policy
         self._plugin = manifest.name if manifest else name
         self._capabilities = effective(manifest, policy) if manifest else Capabilities(self._plugin)
-        trusted = manifest is not None and policy.trusts(manifest)
-        self.host: RuntimeHost | None = runtime if trusted else None
+        inside = manifest is not None and policy.level(manifest) == "inprocess"
+        self.host: RuntimeHost | None = runtime if inside else None
         self.node: str = around.node or name
         self.run: RunInfo | None = around.run
         self.base_dir: Path = around.base_dir

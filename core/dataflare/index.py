@@ -1,8 +1,8 @@
 """The cached index of manifests: one JSON file, so that `--help` and `plugin list` read no manifest.
 
 It says what discovery found, keyed by what that depends on: interpreter, prefix, the folders on `sys.path` with
-their mtimes (of the current folder, the packages installed in it), and mtime and size of every manifest. A miss, a
-foreign or unreadable index and a cache folder that cannot be written are never errors. This module imports next to
+their mtimes (of the current folder, the packages installed in it), what the plugin store holds, and mtime and size of every
+manifest. A miss, a foreign or unreadable index and a cache folder that cannot be written are never errors. This module imports next to
 nothing, on purpose.
 """
 
@@ -15,9 +15,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["current", "stamp"]
+__all__ = ["current", "private", "stamp", "store_folder", "user_folder"]
 
-_FORMAT = 2
+_FORMAT = 3
+
+ACTIVE = "active.json"
+"""File of the plugin store that says which version of each plugin is the one to use."""
 
 
 def current() -> dict[str, Any]:
@@ -38,6 +41,23 @@ def current() -> dict[str, Any]:
     return made
 
 
+def user_folder(variable: str, *default: str) -> str:
+    """Return DataFlare's folder in one of the user's own: `$XDG_CACHE_HOME`, `$XDG_CONFIG_HOME`, `$XDG_DATA_HOME`."""
+    base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), *default)  # noqa: PTH111, PTH118
+    return os.path.join(base, "dataflare")  # noqa: PTH118
+
+
+def store_folder() -> str:
+    """Return the folder of the plugin store: `$DATAFLARE_PLUGINS`, else `plugins` in the user's data folder."""
+    chosen = os.environ.get("DATAFLARE_PLUGINS")
+    return chosen or os.path.join(user_folder("XDG_DATA_HOME", ".local", "share"), "plugins")  # noqa: PTH118
+
+
+def private(status: os.stat_result) -> bool:
+    """Return whether nobody else could have written a file."""
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
 def stamp(path: str) -> list[int | None]:
     """Return mtime in nanoseconds and size of a file, or two times None when it is not there."""
     try:
@@ -50,7 +70,8 @@ def stamp(path: str) -> list[int | None]:
 def _environment() -> list[Any]:
     """Return what the set of entry points depends on; installing anything changes an mtime in it."""
     places = [[place, stamp(place)[0] if place else _installed_here()] for place in _places()]
-    return [_FORMAT, sys.version, sys.prefix, places]
+    active = os.path.join(store_folder(), ACTIVE)  # noqa: PTH118
+    return [_FORMAT, sys.version, sys.prefix, places, active, stamp(active)]
 
 
 def _places() -> list[str]:
@@ -76,18 +97,16 @@ def _unchanged(files: Sequence[Sequence[Any]]) -> bool:
 
 
 def _index_path() -> str:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     # One index for each set of places, so that two environments do not evict each other.
     name = zlib.crc32("\0".join([sys.executable, sys.prefix, *_places()]).encode())
-    return os.path.join(cache, "dataflare", f"plugins-{name:08x}.json")  # noqa: PTH118
+    return os.path.join(user_folder("XDG_CACHE_HOME", ".cache"), f"plugins-{name:08x}.json")  # noqa: PTH118
 
 
 def _load(path: str) -> dict[str, Any] | None:
     """Return the index, if it is whole and nobody else could have written it."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+            if not private(os.fstat(file.fileno())):
                 return None
             index = json.loads(file.read())
     except (OSError, ValueError):

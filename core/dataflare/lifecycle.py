@@ -143,6 +143,8 @@ class Runtime:
         try:
             for found in self.host.hook("check_workflow", workflow=workflow, plan=plan):
                 problems = [*problems, *found]
+        except DataflareError as error:
+            problems = [*problems, *error.problems]
         except Exception as error:
             problems = [*problems, INTERNAL.problem(f"a check of the workflow failed: {error!r}")]
         plan = plan if exit_code(list(problems)) == 0 else None

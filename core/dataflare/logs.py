@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+from dataflare.text import shown
+
 __all__ = ["LEVELS", "Logger", "Logs", "Redactor"]
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
@@ -161,7 +163,7 @@ class Logs:
         else:
             place = " ".join(f"{k}={v}" for k, v in record["extra"].items())
             text = self.redactor.text(f"{record['level'].name.lower()}: {str(message).rstrip()}{f'  ({place})' if place else ''}")
-        self._sink.write(text + "\n")
+        self._sink.write(shown(text) + "\n")
         self._sink.flush()
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dataflare.errors import DataflareError, Problem, code
+from dataflare.policy import LEVELS, built_in
 from dataflare.records import field, record
+from dataflare.text import shown
 
 __all__ = ["API_VERSION", "BUILT_IN", "KINDS", "Component", "Manifest", "read"]
 
@@ -27,8 +29,9 @@ KINDS = (
 # fmt: on
 """Kinds of component a manifest may provide."""
 
-LEVELS = ("inprocess", "process", "wasm")
-CAPABILITIES = ("net", "fs", "env", "secrets", "state", "host")
+# What an entry of each capability may say; the first key names what is asked for.
+_ENTRIES = {"net": ("host", "port", "private"), "fs": ("path", "mode"), "env": ("name",), "secrets": ("ref",)}
+CAPABILITIES = (*_ENTRIES, "state", "host")
 
 BAD_MANIFEST = code(
     "plugin.bad-manifest",
@@ -101,7 +104,9 @@ class Manifest:
         hash: hash of the manifest's bytes.
         package: the package its entry point names.
         folder: where the manifest lies.
-        origin: the distribution it came in.
+        origin: the distribution it came in, name and version; `store:NAME VERSION` for the plugin store.
+        site: folder of the store with the plugin's packages and its dependencies; empty: they are where Python looks.
+        signer: publisher whose signature was verified when it came into the store.
     """
 
     name: str
@@ -118,11 +123,13 @@ class Manifest:
     package: str = ""
     folder: str = ""
     origin: str = ""
+    site: str = ""
+    signer: str = ""
 
     @property
     def built_in(self) -> bool:
         """Whether it came with DataFlare itself; told by its distribution, never by its own word."""
-        return self.origin.partition(" ")[0] == BUILT_IN
+        return built_in(self)
 
     def known_as(self, name: str) -> bool:
         """Return whether an operator may mean this plugin by `name`: plugin, publisher, or its first label."""
@@ -141,13 +148,15 @@ class Manifest:
         return cls(**{**plain, "provides": provides, "hooks": tuple(plain["hooks"])})
 
 
-def read(path: Path, *, package: str = "", origin: str = "") -> Manifest:
+def read(path: Path, *, package: str = "", origin: str = "", site: str = "", signer: str = "") -> Manifest:
     """Read and check a `plugin.yaml`.
 
     Args:
         path: the file.
         package: the package it describes.
         origin: the distribution it came in, name and version.
+        site: folder of the store it lies in.
+        signer: publisher whose signature was verified.
 
     Raises:
         DataflareError: `plugin.bad-manifest`, with every problem that was found.
@@ -168,7 +177,8 @@ def read(path: Path, *, package: str = "", origin: str = "") -> Manifest:
     problems = _Checker(str(path)).check(raw)
     if problems:
         raise DataflareError(*problems)
-    manifest = _build(raw, hash="sha256:" + hashlib.sha256(data).hexdigest(), package=package, folder=str(path.parent))
+    known = {"package": package, "folder": str(path.parent), "site": site, "signer": signer}
+    manifest = _build(raw, hash="sha256:" + hashlib.sha256(data).hexdigest(), **known)
     return _judge(manifest, origin, str(path))
 
 
@@ -180,7 +190,7 @@ def _build(raw: Mapping[str, Any], **known: Any) -> Manifest:
 
 
 def _judge(manifest: Manifest, origin: str, file: str) -> Manifest:
-    """Return the manifest with its origin, unless it is for another API or poses as a built-in."""
+    """Return the manifest with its origin, unless it is for another API or poses as somebody else."""
     from dataclasses import replace
 
     from dataflare.versions import in_range
@@ -188,9 +198,19 @@ def _judge(manifest: Manifest, origin: str, file: str) -> Manifest:
     made = replace(manifest, origin=origin)
     if not in_range(API_VERSION, made.api):
         raise BAD_MANIFEST.error(f"it is made for API {made.api}, this is {API_VERSION}", file=file, path="api")
-    if made.publisher == BUILT_IN and origin and not made.built_in:
+    if made.built_in or not origin:
+        return made
+    if made.publisher.partition(".")[0] == BUILT_IN:
         raise BAD_MANIFEST.error(f"it names {BUILT_IN!r} as publisher, but came in {origin!r}", file=file, path="publisher")
+    name, came = _canonical(made.name), _canonical(origin.partition(" ")[0].removeprefix("store:"))
+    if name != came and not name.startswith(came + "-"):
+        raise BAD_MANIFEST.error(f"it names itself {made.name!r}, but came in {origin!r}", file=file, path="name")
     return made
+
+
+def _canonical(name: str) -> str:
+    """Return the name of a distribution in the one form that all its spellings share."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class _Checker:
@@ -204,6 +224,7 @@ class _Checker:
         if not isinstance(raw, dict):
             self.say("a manifest is a mapping", None)
             return self.problems
+        self.printable(raw)
         self.keys(raw, _KEYS, "")
         self.choice(raw, "manifest", (1,), "")
         self.choice(raw, "isolation", LEVELS, "")
@@ -216,6 +237,18 @@ class _Checker:
             self.text(hook, r"[a-z_]+", f"hooks[{i}]")
         self.capabilities(raw.get("capabilities"))
         return self.problems
+
+    def printable(self, value: Any, path: str = "") -> None:
+        """Refuse text that would do something to the terminal it is shown on."""
+        if isinstance(value, str) and value != shown(value):
+            self.say("it holds control characters", path or None)
+        if isinstance(value, list):
+            for i, inner in enumerate(value):
+                self.printable(inner, f"{path}[{i}]")
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self.printable(str(key), path)
+                self.printable(inner, f"{path}.{shown(str(key))}" if path else shown(str(key)))
 
     def component(self, raw: Any, path: str) -> None:
         if not isinstance(raw, dict):
@@ -236,8 +269,24 @@ class _Checker:
                 self.say(f"{name!r} is no capability{_nearest(str(name), CAPABILITIES)}", f"capabilities.{name}")
             elif not isinstance(asked, wanted):
                 self.say(f"expected {_TYPE_NAMES[wanted]}", f"capabilities.{name}")
-            elif name == "secrets" and not all(isinstance(s, dict) and isinstance(s.get("ref"), str) for s in asked):
-                self.say("every secret is a mapping with a `ref`", "capabilities.secrets")
+            elif name in _ENTRIES and isinstance(asked, list):
+                self.entries(name, asked)
+            elif name == "host" and not all(isinstance(entry, str) for entry in asked):
+                self.say("expected names of host functions", "capabilities.host")
+            elif name == "state" and set(asked) - {"max_bytes", "why"}:
+                self.say("state has the key `max_bytes`", "capabilities.state")
+
+    def entries(self, name: str, asked: list[Any]) -> None:
+        keys = _ENTRIES[name]
+        for i, entry in enumerate(asked):
+            path = f"capabilities.{name}[{i}]"
+            if not isinstance(entry, dict) or not isinstance(entry.get(keys[0]), str):
+                self.say(f"expected a mapping with `{keys[0]}`", path)
+                continue
+            for key in set(entry) - {*keys, "why"}:
+                self.say(f"{key!r} is no key of {name}{_nearest(str(key), keys)}", f"{path}.{key}")
+            if entry.get("mode") not in (None, "ro", "rw"):
+                self.say("expected ro or rw", f"{path}.mode")
 
     def keys(self, raw: dict[Any, Any], known: dict[str, tuple[type, bool]], under: str) -> None:
         for key in raw:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dataflare.capabilities import Policy, effective
-from dataflare.errors import code
+from dataflare.capabilities import LEVEL_TOO_LOW, Policy, admit, effective
+from dataflare.errors import DataflareError, code
 from dataflare.manifest import Manifest
+from dataflare.policy import LEVELS, READY
 from dataflare.registry import UNKNOWN, Entry, Registry
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ ENTRY_MISSING = code(
 NO_ISOLATION = code(
     "plugin.isolation-unavailable",
     6,
-    "A plugin asks for an isolation level that nothing installed here can give.",
-    "Install a plugin that provides the level, or trust this one in policy.yaml to run in-process.",
+    "A plugin has to run at an isolation level that nothing installed here can give.",
+    "Install a plugin that provides the level; or, if you trust its code, set `isolation: {NAME: inprocess}` in policy.yaml.",
 )
 
 
@@ -87,11 +88,17 @@ class PluginManager:
     Args:
         registry: what is installed.
         policy: what the operator decided.
+
+    Attributes:
+        interactive: somebody sits at a terminal, and may be asked once for what was not granted yet.
+        audit: called with plugin, action and whether it was allowed; the host sets it.
     """
 
     def __init__(self, registry: Registry, policy: Policy) -> None:
         self.registry = registry
         self.policy = policy
+        self.interactive = False
+        self.audit: Callable[[str, str, bool], None] = lambda _plugin, _action, _allowed: None
         self._loaders: dict[str, Loader] = {}
         self._registered: set[str] = set()
         self._pluggy: pluggy.PluginManager | None = None
@@ -99,20 +106,19 @@ class PluginManager:
         self._lock = threading.RLock()
 
     def level(self, manifest: Manifest) -> str:
-        """Return the isolation level a plugin asks for; built-ins run in-process."""
-        return "inprocess" if manifest.built_in else manifest.isolation
+        """Return the isolation level a plugin runs at."""
+        return self.policy.level(manifest)
 
     def load(self, manifest: Manifest) -> Loader:
         """Return the loader of a plugin, made on first use.
 
         Raises:
-            DataflareError: `capability.denied`, `plugin.changed`, `plugin.isolation-unavailable`.
+            DataflareError: what `capabilities.admit` raises, `plugin.isolation-unavailable`.
         """
         key = _key(manifest)
         with self._lock:
             if key not in self._loaders:
-                self.policy.check(manifest)
-                self._loaders[key] = self._load(manifest)
+                self._loaders[key] = self._load_built_in(manifest) if manifest.built_in else self._load_stranger(manifest)
             return self._loaders[key]
 
     def factory(self, kind: str, use: str) -> Any:
@@ -137,7 +143,9 @@ class PluginManager:
         return self.load(entry.manifest).factory(entry.component.entry)
 
     def hook(self, name: str, /, *, only: Collection[str] | None = None, **arguments: Any) -> Any:
-        """Call a hook, without its prefix, at every plugin whose manifest lists it.
+        """Call a hook, without its prefix, at every plugin whose manifest lists it and that may be loaded without a question.
+
+        A stranger hears of the hooks that decide over others only where it runs in-process, which is the operator's decision.
 
         Args:
             name: the hook.
@@ -148,7 +156,7 @@ class PluginManager:
             A list of answers, or for a `firstresult` hook the first one or None.
         """
         listed = [m for m in self.registry.manifests if name in m.hooks]
-        asked = [m for m in listed if only is None or any(m.known_as(who) for who in only)]
+        asked = [m for m in listed if self._hears(m, name) and (only is None or any(m.known_as(who) for who in only))]
         if not asked:
             return None if name in FIRST_RESULT else []
         with self._lock:
@@ -166,15 +174,43 @@ class PluginManager:
 
     def _load(self, manifest: Manifest) -> Loader:
         level = self.level(manifest)
-        if level == "inprocess":
+        if level == "inprocess" and not manifest.site:
             return InProcess(manifest)
         grants = effective(manifest, self.policy).allowed
         loader: Loader | None = self.hook("load_plugin", manifest=manifest, grants=grants, level=level)
-        if loader is None and level == "process" and self.policy.trusts(manifest):
-            return InProcess(manifest)
         if loader is None:
-            raise NO_ISOLATION.error(f"the plugin {manifest.name!r} asks to run at the level {level!r}, which no plugin here provides")
+            raise NO_ISOLATION.error(
+                f"the plugin {manifest.name!r} has to run at the level {level!r}, which no plugin here provides",
+                fix=NO_ISOLATION.mend.replace("NAME", manifest.name),
+            )
+        if LEVELS.index(loader.level) < LEVELS.index(self.policy.min_level):
+            loader.close()
+            raise LEVEL_TOO_LOW.error(f"the plugin {manifest.name!r} was loaded at the level {loader.level!r}, below the policy's minimum")
         return loader
+
+    def _load_built_in(self, manifest: Manifest) -> Loader:
+        admit(manifest, self.policy)
+        return InProcess(manifest)
+
+    def _load_stranger(self, manifest: Manifest) -> Loader:
+        """Load a plugin that did not come with DataFlare, asking for what was not granted where somebody can be asked."""
+        try:
+            if self.interactive and self.policy.standing(manifest) in ("not granted", "asks for more"):
+                missing = self.policy.missing(manifest)
+                entry = self.hook("consent", manifest=manifest, missing=missing, policy=self.policy)
+                if entry is not None:
+                    self.policy = self.policy._replace(locks={**self.policy.locks, manifest.name: entry})
+            admit(manifest, self.policy)
+            loader = self._load(manifest)
+        except DataflareError as error:
+            self.audit(manifest.name, f"load: {error.code}", False)
+            raise
+        self.audit(manifest.name, f"load {manifest.version} at the level {loader.level}", True)
+        return loader
+
+    def _hears(self, manifest: Manifest, hook: str) -> bool:
+        decides = hook in DECIDING and self.level(manifest) != "inprocess"
+        return not decides and self.policy.standing(manifest) in READY
 
     def _manager(self) -> pluggy.PluginManager:
         if self._pluggy is None:
@@ -210,5 +246,10 @@ class _Listed:
                 setattr(self, f"dataflare_{name}", found)
 
 
-FIRST_RESULT = frozenset(("component", "load_plugin", "parse_workflow", "authenticate", "resolve_secret", "verify_artifact"))
+FIRST_RESULT = frozenset(("component", "load_plugin", "parse_workflow", "authenticate", "resolve_secret", "verify_artifact", "consent"))
 """Hooks whose first answer counts; a test compares them with the hook specs."""
+
+DECIDING = frozenset(
+    ("load_plugin", "verify_artifact", "consent", "audit", "authenticate", "authorize", "resolve_secret", "redact", "sql_functions")
+)
+"""Hooks that decide over other plugins or see what they must not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["in_range"]
+__all__ = ["in_range", "older"]
 
 
 def in_range(version: str, versions: str) -> bool:
@@ -32,3 +32,10 @@ def _satisfies(have: tuple[int, ...], part: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.match(r"[\d.]*", version)[0].split(".") if n)  # type: ignore[index]
+
+
+def older(version: str, than: str) -> bool:
+    """Return whether a version comes before another, by the numbers of their releases."""
+    a, b = _numbers(version), _numbers(than)
+    width = max(len(a), len(b))
+    return a + (0,) * (width - len(a)) < b + (0,) * (width - len(b))

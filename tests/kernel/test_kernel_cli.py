@@ -52,7 +52,6 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def call(install: Callable[..., Path], tmp_path: Path) -> Call:
     install("greeter", COMMAND, LINES)
-    (tmp_path / "config" / "dataflare").mkdir(parents=True)
     (tmp_path / "config" / "dataflare" / "config.yaml").write_text(
         "plugins: {prefer: {command/plugin-inspect: greeter, command/state: greeter}}"
     )
@@ -67,7 +66,10 @@ def call(install: Callable[..., Path], tmp_path: Path) -> Call:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["plugin", "list"], ["plugin", "list", "--json"]])
-def test_the_first_verbs_import_nothing_heavy(call: Call, args: list[str]) -> None:
+def test_the_first_verbs_import_nothing_heavy(call: Call, tmp_path: Path, args: list[str]) -> None:
+    # A policy is YAML and has to be read; a lock is not.
+    (tmp_path / "config" / "dataflare" / "policy.yaml").unlink()
+    (tmp_path / "work" / "dataflare.lock").write_text('{"plugins": {"greeter": {"version": "1.0.0", "capabilities": {}}}}')
     code = (
         "import sys\nfrom dataflare.cli import main\ntry: main()\n"
         f"except SystemExit: print('LOADED', [m for m in {HEAVY.split()!r} if m in sys.modules])"
@@ -96,8 +98,13 @@ def test_plugin_list(call: Call) -> None:
         "isolation": "inprocess",
         "origin": "greeter 1.0.0",
         "capabilities": {},
+        "granted": True,
+        "standing": "asks for nothing",
+        "install": "trusted install",
     }
-    assert "greeter 1.0.0  (greeter 1.0.0)" in call("plugin", "list").stdout
+    assert "greeter 1.0.0  (greeter 1.0.0)  inprocess, asks for nothing, trusted install" in call("plugin", "list").stdout
+    built_in = listed["dataflare-files"]
+    assert (built_in["isolation"], built_in["granted"], built_in["install"]) == ("inprocess", True, "built-in")
     assert call("plugin", "inspect", "ann").stdout == "hello ann\n"
     assert re.search(r"\binspect +Look at a plugin", call("plugin", "--help").stdout)
     assert "plugin-inspect" not in call("--help").stdout

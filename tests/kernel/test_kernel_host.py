@@ -1,3 +1,4 @@
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +55,17 @@ provides:
   - {kind: lookup, name: extra, entry: 'acme.extra:X'}
 hooks: [run_event, audit]
 """
+SANDBOX = """
+from dataflare_sdk import hookimpl
+closed = []
+class Loader:
+    level = 'process'
+    def factory(self, entry): return ('proxy', entry)
+    def hooks(self): return None
+    def close(self): closed.append(1)
+@hookimpl
+def dataflare_load_plugin(manifest, grants, level): return Loader() if level == 'process' else None
+"""
 ASKS = LINES + "capabilities: {secrets: [{ref: ACME_TOKEN, why: log in}], state: {max_bytes: 100B}}\n"
 AT = Surroundings(node="n", path=("sources", "a", "with"))
 
@@ -67,6 +79,10 @@ class Store:
 
     def put_value(self, scope: str, key: str, value: bytes | None) -> None:
         self.values[scope, key] = value
+
+
+def lock(folder: Path, **plugins: Any) -> None:
+    (folder / "dataflare.lock").write_text(json.dumps({"lock": 1, "plugins": plugins}))
 
 
 def refused(call: Callable[[], Any]) -> DataflareError:
@@ -84,7 +100,7 @@ def test_a_component_is_built_with_its_parsed_configuration(install: Callable[..
     assert "acme" not in sys.modules
     made = runtime.host.build("source", "acme", {"url": "u"}, AT)
     assert (made.config.url, made.ctx.node) == ("u", "n")
-    assert made.ctx.host is None
+    assert made.ctx.host is runtime.host
     config, ctx = runtime.host.build("lookup", "plain", {"raw": 1}, AT)
     assert config == {"raw": 1}
     assert ctx.component("lookup", "plain", {"x": 2})[0] == {"x": 2}
@@ -133,15 +149,17 @@ def test_a_use_that_was_not_granted_is_denied_and_audited(
 ) -> None:
     install("acme", CODE, ASKS)
     monkeypatch.setenv("ACME_TOKEN", "canary-4711")
+    asked = {"secrets": [{"ref": "ACME_TOKEN"}], "state": {"max_bytes": "100B"}}
+    lock(tmp_path, acme={"version": "1.0.0", "asked": asked, "capabilities": {}})
     ctx = Runtime(tmp_path).host.build("lookup", "plain", {}, AT)[1]
     for use in (lambda: ctx.secret("ACME_TOKEN"), lambda: ctx.state_get("k"), lambda: ctx.state_put("k", b"")):
         error = refused(use)
         assert (error.code, error.exit_code) == ("capability.denied", 6)
         assert "dataflare plugin grant acme" in str(error)
-    assert sys.modules["acme"].events[0] == ("secret ACME_TOKEN", False)
+    assert sys.modules["acme"].events[:2] == [("load 1.0.0 at the level inprocess", True), ("secret ACME_TOKEN", False)]
 
 
-@pytest.mark.parametrize("trust", ["acme", "acme.example", "installed"])
+@pytest.mark.parametrize("trust", ["acme", "installed"])
 def test_the_policy_grants_what_the_manifest_names_and_nothing_else(
     install: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: str
 ) -> None:
@@ -161,8 +179,8 @@ def test_the_policy_grants_what_the_manifest_names_and_nothing_else(
 def test_a_lock_grants_and_a_denial_wins(install: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
     install("acme", CODE, ASKS)
     monkeypatch.setenv("ACME_TOKEN", "canary-4711")
-    lock = tmp_path / "dataflare.lock"
-    lock.write_text('{"plugins": {"acme": {"version": "0.9", "capabilities": {"secrets": [{"ref": "ACME_TOKEN"}]}}}}')
+    asked = {"secrets": [{"ref": "ACME_TOKEN"}], "state": {"max_bytes": "100B"}}
+    lock(tmp_path, acme={"version": "0.9", "asked": asked, "capabilities": {"secrets": [{"ref": "ACME_TOKEN"}]}})
     ctx = Runtime(tmp_path).host.build("lookup", "plain", {}, AT)[1]
     assert ctx.secret("ACME_TOKEN") == "canary-4711"
     assert refused(lambda: ctx.state_get("k")).code == "capability.denied"
@@ -172,17 +190,30 @@ def test_a_lock_grants_and_a_denial_wins(install: Callable[..., Path], tmp_path:
     (tmp_path / "policy.yaml").write_text("{deny: [acme], trust: [acme]}")
     assert refused(lambda: Runtime(tmp_path).host.build("lookup", "plain", {}, AT)).exit_code == 6
     (tmp_path / "policy.yaml").write_text("{}")
-    lock.write_text('{"plugins": {"acme": {"version": "1.0.0", "manifest": "sha256:other"}}}')
+    lock(tmp_path, acme={"version": "1.0.0", "manifest": "sha256:other"})
     assert refused(lambda: Runtime(tmp_path).host.factory("lookup", "plain")).code == "plugin.changed"
 
 
-@pytest.mark.parametrize("text", ["trust: acme", "trusted: []", "- a", "a: ["])
+@pytest.mark.parametrize(
+    "text",
+    ["trust: acme", "trusted: []", "- a", "a: [", "min_level: x", "isolation: {a: b}", "isolation: [a]", "keys: {a: b}", "deny: [1]"],
+)
 def test_a_policy_that_cannot_be_read_is_no_empty_policy(tmp_path: Path, text: str) -> None:
     (tmp_path / "policy.yaml").write_text(text)
     assert refused(lambda: Runtime(tmp_path)).code == "policy.invalid"
 
 
-@pytest.mark.parametrize("text", ["plugins: []", "plugins: {a: 1}", "plugins: {a: {capabilities: []}}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"plugins": []}',
+        '{"plugins": {"a": 1}}',
+        '{"plugins": {"a": {"capabilities": []}}}',
+        "[]",
+        "plugins: {}",
+        '{"plugins": {"a": {"enabled": 1}}}',
+    ],
+)
 def test_a_lock_of_the_wrong_shape_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataflare.lock").write_text(text)
     assert refused(lambda: Runtime(tmp_path)).code == "policy.invalid"
@@ -190,30 +221,35 @@ def test_a_lock_of_the_wrong_shape_is_refused(tmp_path: Path, text: str) -> None
 
 @pytest.mark.parametrize("level", ["process", "wasm"])
 def test_an_isolation_nobody_gives_is_refused(install: Callable[..., Path], tmp_path: Path, level: str) -> None:
-    install("acme", CODE, LINES + f"isolation: {level}\n")
-    error = refused(lambda: Runtime(tmp_path).host.factory("source", "acme"))
-    assert (error.code, error.exit_code) == ("plugin.isolation-unavailable", 6)
-    assert "acme" not in sys.modules
-    (tmp_path / "policy.yaml").write_text("trust: [acme]")
-    if level == "process":
-        assert Runtime(tmp_path).host.factory("source", "acme").__name__ == "Acme"
+    install("acme", CODE, LINES + f"isolation: {level}\n", trusted=False)
+    for trust in ("", "trust: [acme, installed]"):
+        (tmp_path / "policy.yaml").write_text(trust)
+        error = refused(lambda: Runtime(tmp_path).host.factory("source", "acme"))
+        assert (error.code, error.exit_code) == ("plugin.isolation-unavailable", 6)
+        assert "acme" not in sys.modules
+    (tmp_path / "policy.yaml").write_text("isolation: {acme: inprocess}")
+    assert Runtime(tmp_path).host.factory("source", "acme").__name__ == "Acme"
 
 
 def test_a_loader_plugin_gives_the_isolation(install: Callable[..., Path], tmp_path: Path) -> None:
-    install("acme", CODE, LINES + "isolation: process\n")
-    install(
-        "sandbox",
-        "from dataflare_sdk import hookimpl\n"
-        "class Loader:\n"
-        "    level = 'process'\n"
-        "    def factory(self, entry): return ('proxy', entry)\n"
-        "    def hooks(self): return None\n"
-        "    def close(self): pass\n"
-        "@hookimpl\n"
-        "def dataflare_load_plugin(manifest, grants, level): return Loader() if level == 'process' else None\n",
-        "hooks: [load_plugin]\n",
-    )
+    install("acme", CODE, LINES, trusted=False)
+    install("sandbox", SANDBOX, "hooks: [load_plugin]\n")
     assert Runtime(tmp_path).host.factory("source", "acme") == ("proxy", "acme:Acme")
+    (tmp_path / "policy.yaml").write_text("min_level: process")
+    # The loader itself is a stranger below the minimum now, so nobody gives the level.
+    assert refused(lambda: Runtime(tmp_path).host.factory("source", "acme")).code == "plugin.isolation-unavailable"
+
+
+def test_the_level_that_a_loader_gives_is_what_counts(install: Callable[..., Path], tmp_path: Path) -> None:
+    install("acme", CODE, LINES + "isolation: wasm\n", trusted=False)
+    install("sandbox", SANDBOX.replace("== 'process'", "== 'wasm'"), "hooks: [load_plugin]\n")
+    runtime = Runtime(tmp_path)
+    assert runtime.host.factory("source", "acme") == ("proxy", "acme:Acme")
+    runtime.plugins.close()
+    runtime.plugins.policy = runtime.plugins.policy._replace(min_level="wasm", isolation={})
+    runtime.plugins.hook = lambda *_, **__: sys.modules["sandbox"].Loader()  # type: ignore[method-assign]
+    assert refused(lambda: runtime.host.factory("source", "acme")).code == "plugin.level-too-low"
+    assert sys.modules["sandbox"].closed == [1, 1]
 
 
 def test_security_providers_fail_closed(install: Callable[..., Path], tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ hooks: [run_event]
 def engine(install: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     install("fake-engine", ENGINE, LINES)
     config = tmp_path / "config" / "dataflare"
-    config.mkdir(parents=True)
+    config.mkdir(parents=True, exist_ok=True)
     prefer = "{parser/workflow: fake-engine, validator/workflow: fake-engine, executor/local: fake-engine}"
     (config / "config.yaml").write_text(f"plugins: {{prefer: {prefer}}}\n")
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,63 @@
+"""Plugins of the store in this process: their packages are found there, and byte code is neither read nor written."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+from dataflare_plugins.plugin_store.codes import CLASH
+from dataflare_sdk.plugins import InProcess, Manifest
+
+_sites: list[str] = []
+
+
+class Stored(InProcess):
+    """Hands out the classes of a plugin of the store, imported into this process.
+
+    Its dependencies come last on the path: where this process has a package already, in another version, the plugin is
+    refused, because it would get the wrong one.
+
+    Raises:
+        DataflareError: `plugin.clash`.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        _check_clashes(manifest)
+        if manifest.site not in _sites:
+            _sites.append(manifest.site)
+            if len(_sites) == 1:
+                sys.path_hooks.insert(0, _finder)
+            sys.path.append(manifest.site)
+
+
+def _check_clashes(manifest: Manifest) -> None:
+    brought = {_name(d): d.version for d in importlib.metadata.distributions(path=[manifest.site])}
+    for found in importlib.metadata.distributions():
+        version = brought.get(_name(found))
+        place = str(found.locate_file(""))
+        if version is not None and version != found.version and Path(place) != Path(manifest.site):
+            told = f"{manifest.name!r} brings {_name(found)} {version}, this process has {found.version}"
+            raise CLASH.error(told, fix=f"set `isolation: {{{manifest.name}: process}}` in policy.yaml")
+
+
+def _name(distribution: importlib.metadata.Distribution) -> str:
+    return str(distribution.metadata["Name"]).replace("_", "-").lower()
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """Compiles the source that was hashed, always: a cache beside it could hold anything."""
+
+    def path_stats(self, path: str) -> Any:  # noqa: ARG002
+        """Say that nothing is known of the file, which is how caches are left alone."""
+        raise OSError("byte code is not used")
+
+
+def _finder(path: str) -> Any:
+    if not any(path == site or path.startswith(site + "/") for site in _sites):
+        raise ImportError(path)
+    extensions = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
+    return importlib.machinery.FileFinder(path, extensions, (_Source, importlib.machinery.SOURCE_SUFFIXES))
