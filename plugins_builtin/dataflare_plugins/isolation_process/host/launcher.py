@@ -47,12 +47,12 @@ class Zygote:
         theirs.close()
         ours.settimeout(_START)
         try:
-            ready = ours.recv(1)
-        except OSError:
-            ready = b""
+            ready = ours.recv(2000)
+        except OSError as error:
+            ready = str(error).encode()
         if ready != b"!":
             self._end()
-            raise NOT_CONFINED.error("the process that workers are forked from does not start")
+            raise NOT_CONFINED.error(f"the process that workers are forked from does not start: {ready.decode(errors='replace')}")
         ours.settimeout(10)
 
     @classmethod

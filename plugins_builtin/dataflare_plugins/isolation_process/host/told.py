@@ -18,8 +18,22 @@ _MOST_CODES = 500
 _EXITS = (1, 3, 4, 6)
 
 
+_BASES: dict[str, type[Exception]] = {
+    c.__name__: c
+    for c in (
+        ArithmeticError, AssertionError, AttributeError, ConnectionError, FileNotFoundError, IndexError, KeyError, LookupError,
+        MemoryError, NotImplementedError, OSError, OverflowError, PermissionError, RuntimeError, TimeoutError, TypeError, ValueError,
+        ZeroDivisionError,
+    )
+}  # fmt: skip
+"""Classes of exceptions that keep their meaning over here."""
+
+
 class PluginError(Exception):
     """An exception that a plugin's code raised in its worker; its class bears the name of the plugin's."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def clean(text: Any, most: int = _MOST) -> str:
@@ -72,8 +86,7 @@ def _learn(codes: Any) -> None:
 
 def _plain(told: Mapping[str, Any]) -> Exception:
     name = str(told.get("type"))
-    bases: dict[str, type[Exception]] = {"MemoryError": MemoryError, "OSError": OSError}
-    base = bases.get(str(told.get("base")))
+    base = _BASES.get(str(told.get("base")))
     # The engine tells failures of the world from those of a row by their class, and shows its name.
     kind = type(name if name.isidentifier() and len(name) < 80 else "Error", (PluginError, *((base,) if base else ())), {})
     made: Exception = kind(clean(told.get("text")))

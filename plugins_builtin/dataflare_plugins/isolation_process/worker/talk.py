@@ -200,7 +200,7 @@ def _fields(problem: Problem) -> dict[str, Any]:
 
 
 def _plain(error: BaseException) -> dict[str, Any]:
-    base = next((k.__name__ for k in (MemoryError, OSError) if isinstance(error, k)), "Exception")
+    base = next(k.__name__ for k in type(error).__mro__ if k.__module__ == "builtins")
     return {"type": type(error).__name__, "base": base, "text": str(error)[:10_000], "trace": _trace(error)}
 
 

@@ -6,36 +6,28 @@ with it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 CHANNEL = 3
 
 
 def main() -> None:
     """Serve until the host goes."""
-    for path in json.loads(sys.argv[1]):
-        sys.path.append(path)
     os.closerange(CHANNEL + 1, 1 << 16)
-    import pyarrow.compute  # noqa: F401 - the slow part of a worker's start, done once
-
-    from dataflare_plugins.isolation_process.sandbox.confine import USER
-    from dataflare_plugins.isolation_process.sandbox.root import owner_map
-    from dataflare_plugins.isolation_process.sandbox.syscalls import prctl
-    from dataflare_plugins.isolation_process.worker.serve import become_worker
-
-    child_subreaper = 36
-    prctl(child_subreaper, 1)
-    owner = None
-    if os.getuid() == 0:
-        with suppress(OSError):
-            owner = owner_map(USER)
     channel = socket.socket(fileno=CHANNEL)
+    try:
+        become_worker, owner = _prepared()
+    except Exception as error:
+        channel.sendall(f"{type(error).__name__}: {error}".encode()[:2000])
+        os._exit(1)
     channel.sendall(b"!")
     while True:
         control = _next(channel)
@@ -52,6 +44,49 @@ def main() -> None:
         os.close(ready)
 
 
+def _prepared() -> tuple[Callable[[socket.socket, int | None, int], None], int | None]:
+    """Import what workers need, and return what a fork becomes one by, and a user namespace for the owners of files.
+
+    The slow part of a worker's start, done once: all that a plugin's imports lead to.
+    """
+    for path in json.loads(sys.argv[1]):
+        sys.path.append(path)
+    import pyarrow.compute
+
+    import dataflare_sdk
+    from dataflare_plugins.isolation_process.sandbox.confine import USER
+    from dataflare_plugins.isolation_process.sandbox.root import owner_map
+    from dataflare_plugins.isolation_process.sandbox.syscalls import prctl
+    from dataflare_plugins.isolation_process.worker.serve import become_worker
+
+    for name in dataflare_sdk.__all__:
+        getattr(dataflare_sdk, name)
+    _rehearse(dataflare_sdk)
+    child_subreaper = 36
+    prctl(child_subreaper, 1)
+    owner = None
+    if os.getuid() == 0:
+        with suppress(OSError):
+            owner = owner_map(USER)
+    gc.collect()
+    gc.freeze()  # or a fork's first collection would copy every page
+    return become_worker, owner
+
+
+def _rehearse(sdk: Any) -> None:
+    """Do once what every plugin does at its import: what is looked up and compiled on first use, a fork finds done."""
+
+    class Settings:
+        """Nothing."""
+
+        text: str = sdk.option("text", default="")
+
+    class Rehearsed(sdk.Processor):  # type: ignore[misc]
+        Config = sdk.config(Settings)
+
+    Rehearsed.configure({"text": "x"})
+
+
 def _next(channel: socket.socket) -> socket.socket:
     """Return the control channel of the next worker; the dead are buried meanwhile."""
     while True:
@@ -66,7 +101,9 @@ def _next(channel: socket.socket) -> socket.socket:
             return socket.socket(fileno=handles[0])
 
 
-def _run(become_worker, control, owner, go) -> NoReturn:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _run(
+    become_worker: Callable[[socket.socket, int | None, int], None], control: socket.socket, owner: int | None, go: int
+) -> NoReturn:
     try:
         become_worker(control, owner, go)
     except BaseException:  # the host sees the channel end
