@@ -89,6 +89,8 @@ class Broker:
                 put = struct.pack("=QIIII", number, 1, made.fileno(), target, flags & os.O_CLOEXEC)
                 fcntl.ioctl(self._listener, _PUT, put)
             error = 0
+        except socket.gaierror:
+            error = errno.EHOSTUNREACH
         except OSError as failed:
             error = failed.errno or errno.EACCES
         with suppress(OSError):

@@ -27,7 +27,7 @@ WITHOUT = "DATAFLARE_ISOLATION_WITHOUT"
 """Environment variable with the layers, by name, that an operator accepts to be missing."""
 _MOST_FAILURES, _WITHIN = 5, 60.0
 _START = 20.0
-_ENVIRONMENT = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}  # noqa: S108
+_ENVIRONMENT = {"LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class Worker:
@@ -93,7 +93,7 @@ class Keeper:
         offline = ctx is None or ctx.offline
         around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))
         policy = confined_policy(around, self._code[0], None if ctx is None else _scratch(ctx))
-        start = {"env": {**_ENVIRONMENT, **around.env}, "path": self._code[1], "shared": self.shared}
+        start = {"env": {**_ENVIRONMENT, "HOME": policy["scratch"], "TMPDIR": policy["scratch"], **around.env}, "path": self._code[1], "shared": self.shared}
         audit = (lambda _action, _allowed: None) if ctx is None else ctx.audit
         try:
             worker = self._started(policy, start, around, audit)

@@ -25,6 +25,7 @@ _HIDDEN = ("/usr/lib/python3/dist-packages",)
 _CANARIES = ("/etc/group", "/etc/os-release", "/etc/hostname")
 _FAKE = "198.18."
 """Addresses that granted names have in a worker: of the range for benchmarks, which no real host has."""
+_SCRATCH = "/scratch"
 _MOST_NAMES = 60_000
 
 _DEFAULTS = {"memory": "512MiB", "deadline": "30s", "open_files": 128, "threads": 16, "scratch": "64MiB", "file": "4GiB"}
@@ -78,7 +79,7 @@ def confined_policy(around: Around, plugin: Iterable[str], scratch: Path | None)
     """
     binds = [*_interpreter(), *_read_only(_packages()), *_read_only(plugin)]
     read = [b["to"] for b in binds if b["mode"] != "hide"] + ["/etc"]
-    write = ["/tmp", "/dev/null"]  # noqa: S108 - its own
+    write = ["/dev/null"]
     if around.net:
         certificates = _read_only(p for p in _WITH_NETWORK if Path(p).exists())
         binds += certificates
@@ -95,20 +96,23 @@ def confined_policy(around: Around, plugin: Iterable[str], scratch: Path | None)
         claims = scratch.parent.parent
         binds.append({"from": str(claims), "to": str(claims), "mode": "rw"})
         write += [str(scratch)] if scratch.exists() else []
+    # What may be written below a folder may be written in all that is put there: scratch lies beside, never above.
+    own = _SCRATCH if any(b["to"].startswith("/tmp/") for b in binds) else "/tmp"  # noqa: S108
+    write.append(own)
     names = around.names()
     hosts = "".join(f"{address} {name}\n" for name, address in names.items())
     return {
         "binds": binds,
         "files": {
-            "/etc/hosts": f"127.0.0.1 localhost\n{hosts}",
+            "/etc/hosts": f"{hosts}127.0.0.1 localhost\n",
             "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
             "/etc/resolv.conf": "",
-            "/etc/passwd": "plugin:x:65534:65534::/tmp:/\n",
+            "/etc/passwd": "plugin:x:65534:65534::/:/\n",
         },
-        "folders": ["/proc", "/tmp"],
         "read": [p for p in dict.fromkeys(read) if p in write or p == "/etc" or Path(p).exists()],
         "write": write,
-        "scratch": around.scratch,
+        "scratch": own,
+        "size": around.scratch,
         "limits": around.limits(),
         "canary": next((c for c in _CANARIES if Path(c).exists()), _CANARIES[0]),
     }

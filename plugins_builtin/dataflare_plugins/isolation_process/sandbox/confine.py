@@ -33,7 +33,7 @@ class Confinement:
     """One process on its way into the sandbox.
 
     Args:
-        policy: what it may: `binds`, `files`, `read`, `write`, `scratch` bytes, `limits`.
+        policy: what it may: `binds`, `files`, `read`, `write`, `scratch` and its `size`, `limits`.
         owner: a user namespace for the owners of files, of a host that runs as root; else None.
 
     Attributes:
@@ -107,7 +107,7 @@ class Confinement:
         return ["user", "mount", "pid", "net", "ipc", "uts"]
 
     def _change_root(self) -> None:
-        change_root(self._trees, self._policy["files"], self._policy["folders"], self._policy["scratch"])
+        change_root(self._trees, self._policy["files"], self._policy["scratch"], self._policy["size"])
 
     def _limit(self, used: int) -> Any:
         limits = self._policy["limits"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,14 @@ def owner_map(user: int) -> int:
         os.waitpid(child, 0)
 
 
-def change_root(trees: Sequence[Tree], files: Mapping[str, str], folders: Iterable[str], scratch: int) -> None:
+def change_root(trees: Sequence[Tree], files: Mapping[str, str], scratch: str, size: int) -> None:
     """Build the new root, go into it and leave the old one for ever.
 
     Args:
         trees: what is put in, in this order.
         files: small files made in it, path to text.
-        folders: more folders to be there.
-        scratch: bytes that fit in its `/tmp`.
+        scratch: folder of its own that may be written.
+        size: bytes that fit in there.
 
     Raises:
         OSError: the kernel cannot do it.
@@ -114,15 +114,15 @@ def change_root(trees: Sequence[Tree], files: Mapping[str, str], folders: Iterab
     call("mount", b"tmpfs", _PLACE, b"tmpfs", _NOSUID | _NODEV, b"size=4m,nr_inodes=4k,mode=755")
     os.chdir(_PLACE)
     Path("tmp").mkdir()
-    call("mount", b"tmpfs", b"tmp", b"tmpfs", _NOSUID | _NODEV, f"size={scratch},nr_inodes=16k,mode=1777".encode())
+    inside = Path(scratch.lstrip("/"))
+    inside.mkdir(exist_ok=True)
+    call("mount", b"tmpfs", os.fsencode(str(inside)), b"tmpfs", _NOSUID | _NODEV, f"size={size},nr_inodes=16k,mode=1777".encode())
     for tree in trees:
         _put(tree)
     for path, text in files.items():
         inside = Path(path.lstrip("/"))
         inside.parent.mkdir(parents=True, exist_ok=True)
         inside.write_text(text, encoding="utf-8")
-    for path in folders:
-        Path(path.lstrip("/")).mkdir(parents=True, exist_ok=True)
     call("pivot_root", b".", b".")
     call("umount2", b".", _DETACH)
     os.chdir("/")

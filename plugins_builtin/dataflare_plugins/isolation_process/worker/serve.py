@@ -34,6 +34,7 @@ def become_worker(control: socket.socket, owner: int | None, go: int) -> None:
     die_with_parent()
     tried = _tried(policy)
     confinement.enter()
+    _close_all_but(control.fileno(), confinement.listener)
     frames.say({"report": confinement.report()}, [confinement.listener] if confinement.listener >= 0 else [])
     if confinement.listener >= 0:
         os.close(confinement.listener)
@@ -53,6 +54,15 @@ def _go_on_as_child(frames: Frames, go: int) -> None:
         os._exit(0)
     os.read(go, 1)
     os.close(go)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close what the zygote had open, and what confining needed."""
+    begin = 3
+    for handle in sorted(k for k in kept if k >= begin):
+        os.closerange(begin, handle)
+        begin = handle + 1
+    os.closerange(begin, 1 << 16)
 
 
 def _tried(policy: dict[str, Any]) -> str | None:
