@@ -98,7 +98,8 @@ class Connection:
                 if not pieces:
                     raise Garbled("pieces where one answer was asked for")
                 items = self._codec.unpack(message["items"])
-                self._until = time.monotonic() + self._deadline
+                if given is None:
+                    self._until = time.monotonic() + self._deadline
                 if not isinstance(items, list):
                     raise Garbled("pieces that are none")
                 yield from self._handed_out(items, more=message.get("more") is True)
@@ -122,15 +123,16 @@ class Connection:
         if not more:
             yield from items
             return
+        began = time.monotonic()
         try:
             yield from items
         except GeneratorExit:
-            self._frames.send({"stop": True}, until=self._until)
+            self._frames.say({"stop": True}, until=self._until)
             while self._next().get("more") is True:
                 pass
             raise
-        self._until = time.monotonic() + self._deadline
-        self._frames.send({"next": True}, until=self._until)
+        self._until += time.monotonic() - began
+        self._frames.say({"next": True}, until=self._until)
 
     def _allow(self, given: Batch | None) -> None:
         """Say how much may come out of the call."""

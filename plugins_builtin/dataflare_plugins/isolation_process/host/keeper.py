@@ -92,7 +92,7 @@ class Keeper:
             raise NOT_CONFINED.error(f"the level `process` needs Linux, this is {sys.platform}; a plugin at the level `wasm` runs here")
         offline = ctx is None or ctx.offline
         around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))
-        policy = confined_policy(around, self._code[0], None if ctx is None else _scratch(ctx))
+        policy = confined_policy(around, *self._code, None if ctx is None else _scratch(ctx))
         start = {"env": {**_ENVIRONMENT, "HOME": policy["scratch"], "TMPDIR": policy["scratch"], **around.env}, "path": self._code[1], "shared": self.shared}
         audit = (lambda _action, _allowed: None) if ctx is None else ctx.audit
         try:

@@ -69,16 +69,18 @@ class Around:
         return {"memory": self.memory, "cpu": self.cpu, "open_files": self.open_files, "threads": self.threads, "file": self.file}
 
 
-def confined_policy(around: Around, plugin: Iterable[str], scratch: Path | None) -> dict[str, Any]:
+def confined_policy(around: Around, plugin: Iterable[str], paths: Iterable[str], scratch: Path | None) -> dict[str, Any]:
     """Return the policy a worker confines itself by.
 
     Args:
         around: limits and grants.
         plugin: folders and files of the plugin's code.
+        paths: folders it is imported from.
         scratch: the node's staging folder, or None.
     """
     binds = [*_interpreter(), *_read_only(_packages()), *_read_only(plugin)]
-    read = [b["to"] for b in binds if b["mode"] != "hide"] + ["/etc"]
+    # A folder of imports is listed whole; of what lies in it in the host only what was bound is there.
+    read = [*(b["to"] for b in binds if b["mode"] != "hide"), "/etc", *import_paths(), *paths]
     write = ["/dev/null"]
     if around.net:
         certificates = _read_only(p for p in _WITH_NETWORK if Path(p).exists())

@@ -15,12 +15,29 @@ import pyarrow as pa
 
 from dataflare_plugins.isolation_process.wire.areas import Written
 from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_sdk.schema import cast_batch, normalise
 
-__all__ = ["read", "read_schema", "read_trusted", "write"]
+__all__ = ["plain", "read", "read_schema", "read_trusted", "write"]
 
 _RECORD_BATCH = 3
 _CONTINUATION = 0xFFFFFFFF
 _DEEPEST = 32
+
+
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch in the runtime's types when it has one that is not taken from a worker."""
+    wanted = _taken(batch.schema)
+    return batch if wanted is None else cast_batch(batch, wanted)
+
+
+@lru_cache(maxsize=256)
+def _taken(schema: pa.Schema) -> pa.Schema | None:
+    try:
+        for field in schema:
+            _plain(field.type, 0)
+    except Garbled:
+        return normalise(schema)
+    return None
 
 
 def write(batch: pa.RecordBatch, area: Written) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.isolation_process.wire.areas import Written
-from dataflare_plugins.isolation_process.wire.batches import write
+from dataflare_plugins.isolation_process.wire.batches import plain, write
 from dataflare_plugins.isolation_process.wire.frames import Garbled
 from dataflare_sdk import (
     Batch,
@@ -235,10 +235,13 @@ class Codec:
         if isinstance(value, Batch):
             return self._pack_batch(value)
         if isinstance(value, pa.RecordBatch):
-            start, size = write(value, self.area)
-            return {_TAG: "rows", "s": self._ours.number(value.schema), "at": start, "n": size}
+            batch = plain(value)
+            start, size = write(batch, self.area)
+            return {_TAG: "rows", "s": self._ours.number(batch.schema), "at": start, "n": size}
         if isinstance(value, pa.Table):
-            return {_TAG: "table", "s": self._ours.number(value.schema), "v": [self.pack(b) for b in value.to_batches()]}
+            batches = [plain(b) for b in value.to_batches()]
+            schema = batches[0].schema if batches else value.schema
+            return {_TAG: "table", "s": self._ours.number(schema), "v": [self.pack(b) for b in batches]}
         if isinstance(value, pa.Schema):
             return {_TAG: "schema", "s": self._ours.number(value)}
         if isinstance(value, (pa.Array, pa.ChunkedArray)):
@@ -275,11 +278,11 @@ class Codec:
             if origin.call != self.call:
                 return None
             return {"start": origin.first - origin.begun, "length": origin.data.num_rows, "rows": self.pack(origin.rows)}
-        plain = {"source": origin.source, "base": self.pack(origin.base), "first": origin.first}
+        told = {"source": origin.source, "base": self.pack(origin.base), "first": origin.first}
         if self._hosting:  # the rows behind stay here
-            return plain
+            return told
         own = origin.data is batch.data
-        return {**plain, "data": None if own else self.pack(origin.data), "rows": self.pack(origin.rows)}
+        return {**told, "data": None if own else self.pack(origin.data), "rows": self.pack(origin.rows)}
 
     # -- reading -----------------------------------------------------------------------------------------
 
@@ -367,6 +370,8 @@ class Codec:
         start, length, rows = _whole(packed["start"]), _whole(packed["length"]), self.unpack(packed["rows"])
         if start + length > given.data.num_rows:
             raise Garbled("an origin outside of the batch")
+        if (length if rows is None else len(_of(rows, pa.Array))) != count:
+            return None  # the step changed the number of rows: nobody knows any more which is which
         _check_rows(rows, length, count)
         whole = start == 0 and length == given.data.num_rows
         origin = given.origin if whole else given.origin.slice(start, length)

@@ -160,6 +160,12 @@ class Acts(Processor[ActsConfig]):
     def die(self):
         os._exit(7)
 
+    def die_once(self):
+        if not os.path.exists(self.config.where):
+            with open(self.config.where, "w"):
+                os._exit(7)
+        return "survived"
+
     def crash(self):
         ctypes.string_at(1)
 
@@ -232,6 +238,51 @@ class Acts(Processor[ActsConfig]):
 
     def secret(self):
         return self.ctx.secret(self.config.where)
+
+
+class Remembering(Acts):
+    """The same, with a state: what it did to a batch cannot be done again."""
+
+    features = frozenset({"whole_input"})
+
+    def snapshot(self, put):
+        return {"ref": put(b"x" * 100_000)}
+
+    def restore(self, state, get):
+        self.held = get(state["ref"])
+
+    def flush(self):
+        for _ in range(200):
+            yield "", pa_batch(len(getattr(self, "held", b"")))
+
+
+def pa_batch(size):
+    from dataflare_sdk import Batch
+
+    return Batch("x", pa.RecordBatch.from_arrays([pa.array(["y" * size])], schema=TEXT))
+
+
+class Lying(Acts):
+    """Answers what is no answer."""
+
+    def output_schemas(self, inputs):
+        return {"": "no schema"} if self.config.act == "schema" else {"": TEXT}
+
+    def process(self, batch, input):
+        if self.config.act == "pair":
+            return [("", "no batch")]
+        if self.config.act == "bomb":
+            return [("", batch.with_data(pa.record_batch({"x": pa.NullArray.from_buffers(pa.null(), (1 << 31) - 1, [None])})))]
+        if self.config.act == "dictionary":
+            return [("", batch.with_data(pa.record_batch({"x": pa.array(["a", "b", "a"]).dictionary_encode()})))]
+        if self.config.act == "endless":
+            return (("", batch) for _ in iter(int, 1))
+        raise AssertionError(self.config.act)
+
+    def attempt(self, batch, input):
+        from dataflare_sdk import RowRejection
+
+        return [], [RowRejection("data.x", "y", index=batch.data.num_rows)]
 
 
 def _signalled(process):
