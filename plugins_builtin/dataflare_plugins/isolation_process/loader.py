@@ -51,7 +51,9 @@ class ProcessLoader:
         known = next((k for k in kinds if k in _PROXIES), None)
         if known is None:
             kind = kinds[0] if kinds else "component"
-            told = f"the plugin {self._manifest.name!r} provides a {kind}; only sources, processors and destinations run at the level process"
+            told = (
+                f"the plugin {self._manifest.name!r} provides a {kind}; only sources, processors and destinations run at the level process"
+            )
             raise NOT_HERE.error(told)
         return Factory(self._keeper, known, entry, self._grants)
 

@@ -56,9 +56,7 @@ def broken(module: ModuleType, kind: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "twin"), [*broken(sources, "source"), *broken(processors, "processor")])
-def test_a_broken_one_fails_the_same_check_as_in_process(
-    build: Callable[..., Any], tmp_path: Path, kind: str, twin: Any
-) -> None:
+def test_a_broken_one_fails_the_same_check_as_in_process(build: Callable[..., Any], tmp_path: Path, kind: str, twin: Any) -> None:
     module = f"{kind}s"
     line = f'  - {{kind: {kind}, name: twin, entry: "stranger.{module}:{twin.__name__}"}}\n'
 

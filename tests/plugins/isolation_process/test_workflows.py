@@ -65,7 +65,10 @@ def ran(document: dict[str, Any]) -> Any:
 def test_a_workflow_gives_the_same_rows(installed: Callable[..., Path]) -> None:
     found = {}
     for level in ("process", "inprocess"):
-        work = installed("process" if level == "process" else "inprocess", "capabilities: {fs: [{path: '.', mode: rw, why: target}]}\n" if level == "process" else "")
+        work = installed(
+            "process" if level == "process" else "inprocess",
+            "capabilities: {fs: [{path: '.', mode: rw, why: target}]}\n" if level == "process" else "",
+        )
         (work / "policy.yaml").write_text("trust: [stranger]")
         if level == "inprocess":
             manifest = Path(work.parent / "store" / "stranger" / "plugin.yaml")

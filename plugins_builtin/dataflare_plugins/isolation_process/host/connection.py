@@ -226,7 +226,8 @@ class Connection:
 
     def _blob(self, start: int, size: int) -> bytes:
         self._count(size)
-        return self._part(start, size).to_pybytes()
+        data: bytes = self._part(start, size).to_pybytes()
+        return data
 
     def _count(self, size: int) -> None:
         self._taken_bytes += size

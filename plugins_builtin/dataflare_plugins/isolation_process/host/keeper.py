@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dataflare_plugins.isolation_process.host.broker import Broker
 from dataflare_plugins.isolation_process.codes import CRASHED, NOT_CONFINED, QUARANTINED
+from dataflare_plugins.isolation_process.host.broker import Broker
 from dataflare_plugins.isolation_process.host.connection import Connection, Lost
 from dataflare_plugins.isolation_process.host.launcher import Zygote
 from dataflare_plugins.isolation_process.host.told import clean
@@ -93,7 +93,11 @@ class Keeper:
         offline = ctx is None or ctx.offline
         around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))
         policy = confined_policy(around, *self._code, None if ctx is None else _scratch(ctx))
-        start = {"env": {**_ENVIRONMENT, "HOME": policy["scratch"], "TMPDIR": policy["scratch"], **around.env}, "path": self._code[1], "shared": self.shared}
+        start = {
+            "env": {**_ENVIRONMENT, "HOME": policy["scratch"], "TMPDIR": policy["scratch"], **around.env},
+            "path": self._code[1],
+            "shared": self.shared,
+        }
         audit = (lambda _action, _allowed: None) if ctx is None else ctx.audit
         try:
             worker = self._started(policy, start, around, audit)
@@ -153,9 +157,7 @@ class Keeper:
                         raise
         raise AssertionError
 
-    def _started(
-        self, policy: Mapping[str, Any], start: Mapping[str, Any], around: Around, audit: Callable[[str, bool], None]
-    ) -> Worker:
+    def _started(self, policy: Mapping[str, Any], start: Mapping[str, Any], around: Around, audit: Callable[[str, bool], None]) -> Worker:
         frames, handles, broker = self._fork(), [], None
         until = time.monotonic() + _START
         try:

@@ -57,7 +57,8 @@ class Questions:
                 self._dropped += 1
                 continue
             name, *arguments = entry
-            handler = {"log": self._log, "metric": self._metric, "gauge": self._gauge}.get(name) if isinstance(name, str) else None
+            handlers: dict[str, Callable[..., None]] = {"log": self._log, "metric": self._metric, "gauge": self._gauge}
+            handler = handlers.get(name) if isinstance(name, str) else None
             try:
                 if handler is None:
                     raise ValueError(name)

@@ -69,10 +69,10 @@ def _coded(told: Mapping[str, Any]) -> DataflareError:
 def _problem(told: Any) -> Problem:
     if not isinstance(told, Mapping) or not _CODE.fullmatch(str(told.get("code"))):
         raise Garbled("a problem without a code")
-    places = {k: told.get(k) if type(told.get(k)) is int else None for k in ("line", "column")}
-    texts = {k: None if told.get(k) is None else clean(told[k]) for k in ("file", "path", "fix")}
+    line, column = (told[k] if type(told.get(k)) is int else None for k in ("line", "column"))
+    file, path, fix = (None if told.get(k) is None else clean(told[k]) for k in ("file", "path", "fix"))
     severity = "note" if told.get("severity") == "note" else "error"
-    return Problem(code=str(told["code"]), message=clean(told.get("message")), severity=severity, **places, **texts)
+    return Problem(str(told["code"]), clean(told.get("message")), file, line, column, path, fix, severity)
 
 
 def _learn(codes: Any) -> None:

@@ -164,7 +164,9 @@ def _required(distribution: str) -> Iterator[tuple[Path, str]]:
             continue
         home = Path(str(found.locate_file("")))
         tops = {Path(str(f)).parts[0] for f in found.files or () if Path(str(f)).parts}
-        yield from ((home, top) for top in sorted(tops) if not top.startswith(("..", "__pycache__")) and not top.endswith((".pth", "dist-info")))
+        yield from (
+            (home, top) for top in sorted(tops) if not top.startswith(("..", "__pycache__")) and not top.endswith((".pth", "dist-info"))
+        )
         waiting += [re.split(r"[\s;\[<>=!~(@]", r, maxsplit=1)[0] for r in found.requires or () if "extra ==" not in r]
 
 

@@ -78,7 +78,9 @@ class Cell:
             self.close()
             raise
 
-    def call(self, method: str, *arguments: Any, target: str = "component", given: Batch | None = None, seconds: float | None = None) -> Any:
+    def call(
+        self, method: str, *arguments: Any, target: str = "component", given: Batch | None = None, seconds: float | None = None
+    ) -> Any:
         """Make a call.
 
         Raises:

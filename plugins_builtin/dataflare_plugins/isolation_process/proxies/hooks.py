@@ -91,21 +91,21 @@ class Hooks:
         """Ask what of a text must not be shown."""
         return self._list(str, "redact", text=text)
 
-    def _maybe(self, kind: type[T], name: str, **arguments: Any) -> T | None:
-        answer = self._call(name, **arguments)
+    def _maybe(self, kind: type[T], hook: str, /, **arguments: Any) -> T | None:
+        answer = self._call(hook, **arguments)
         return None if answer is None else expected(answer, kind)
 
-    def _list(self, kind: type[T], name: str, **arguments: Any) -> list[T]:
-        answer = self._call(name, **arguments)
+    def _list(self, kind: type[T], hook: str, /, **arguments: Any) -> list[T]:
+        answer = self._call(hook, **arguments)
         return [] if answer is None else listed(answer, kind)
 
-    def _call(self, name: str, **arguments: Any) -> Any:
+    def _call(self, hook: str, /, **arguments: Any) -> Any:
         with self._lock:
             self._keeper.check()
             if self._worker is None:
                 self._worker = self._keeper.start(self._grants, None)
             try:
-                return self._worker.connection.call("worker", "hook", self._package, name, arguments)
+                return self._worker.connection.call("worker", "hook", self._package, hook, arguments)
             except (Lost, EOFError, TimeoutError, Garbled) as error:
                 self._worker.close()
                 self._worker = None

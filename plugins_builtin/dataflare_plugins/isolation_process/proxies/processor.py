@@ -114,7 +114,7 @@ class ProcessorProxy(ComponentProxy):
 
 def _inputs(found: Any) -> tuple[int, int | None]:
     least, most = listed(found, object)
-    return expected(least, int), None if most is None else expected(most, int)  # type: ignore[return-value]
+    return expected(least, int), None if most is None else expected(most, int)
 
 
 def _pair(found: Any) -> tuple[str, Batch]:

@@ -19,7 +19,7 @@ _RDONLY, _NOSUID, _NODEV, _IDMAP = 0x1, 0x2, 0x4, 0x100000
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 _FROM_DESCRIPTOR = 4
 _DETACH = 2
-_PLACE = b"/tmp"  # noqa: S108 - only a mount point: there in every system, and hidden by what is mounted on it
+_PLACE = b"/tmp"
 _NEW_USER = 0x10000000
 
 
@@ -142,5 +142,3 @@ def _put(tree: Tree) -> None:
         return
     call("move_mount", tree.handle, b"", -100, os.fsencode(str(inside)), _FROM_DESCRIPTOR)
     os.close(tree.handle)
-
-

@@ -253,9 +253,11 @@ class Codec:
             return {_TAG: "Changes", "v": {f.name: self.pack(getattr(value, f.name)) for f in fields(value)}}
         if type(value).__name__ in _RECORDS and isinstance(value, _RECORDS[type(value).__name__]):
             return {_TAG: type(value).__name__, "v": {f.name: self.pack(getattr(value, f.name)) for f in fields(value)}}
-        for kind in (str, int, float, Sequence):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self.pack(v) for v in value]
+        for kind in (str, int, float):
             if isinstance(value, kind):
-                return self.pack(list(value) if kind is Sequence else kind(value))
+                return kind(value)
         raise TypeError(f"a value of the type {type(value).__name__} cannot cross to another process")
 
     def _pack_batch(self, batch: Batch) -> Any:

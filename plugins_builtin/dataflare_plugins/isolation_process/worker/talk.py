@@ -144,7 +144,7 @@ class Talk:
             if size >= _CHUNK_BYTES or len(waiting) >= _CHUNK_ITEMS:
                 self._send({"items": waiting, "more": True})
                 waiting, size = [], 0
-                item = None  # noqa: PLW2901 - or it would be held over the wait
+                item = None
                 if "stop" in self._receive():
                     close = getattr(items, "close", None)
                     if close is not None:

@@ -51,7 +51,7 @@ def _prepared() -> tuple[Callable[[socket.socket, int | None, int], None], int |
     """
     for path in json.loads(sys.argv[1]):
         sys.path.append(path)
-    import pyarrow.compute
+    import pyarrow.compute as pc
 
     import dataflare_sdk
     from dataflare_plugins.isolation_process.sandbox.confine import USER
@@ -59,6 +59,7 @@ def _prepared() -> tuple[Callable[[socket.socket, int | None, int], None], int |
     from dataflare_plugins.isolation_process.sandbox.syscalls import prctl
     from dataflare_plugins.isolation_process.worker.serve import become_worker
 
+    pc.add(1, 1)
     for name in dataflare_sdk.__all__:
         getattr(dataflare_sdk, name)
     _rehearse(dataflare_sdk)
@@ -101,9 +102,7 @@ def _next(channel: socket.socket) -> socket.socket:
             return socket.socket(fileno=handles[0])
 
 
-def _run(
-    become_worker: Callable[[socket.socket, int | None, int], None], control: socket.socket, owner: int | None, go: int
-) -> NoReturn:
+def _run(become_worker: Callable[[socket.socket, int | None, int], None], control: socket.socket, owner: int | None, go: int) -> NoReturn:
     try:
         become_worker(control, owner, go)
     except BaseException:  # the host sees the channel end
