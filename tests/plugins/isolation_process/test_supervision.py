@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_from_outside(build: Build) -> None:
 
 
 def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
-    made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 128MiB}")
+    made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 64MiB, deadline: 1s}")
     try:
         process(made)
     except DataflareError as error:
