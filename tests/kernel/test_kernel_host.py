@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dataflare.contracts import RunEvent, Surroundings
+from dataflare.discovery import Found, discover
 from dataflare.errors import DataflareError
 from dataflare.lifecycle import Runtime
 from dataflare.plugins import FIRST_RESULT
@@ -222,13 +223,14 @@ def test_a_lock_of_the_wrong_shape_is_refused(tmp_path: Path, text: str) -> None
 @pytest.mark.parametrize("level", ["process", "wasm"])
 def test_an_isolation_nobody_gives_is_refused(install: Callable[..., Path], tmp_path: Path, level: str) -> None:
     install("acme", CODE, LINES + f"isolation: {level}\n", trusted=False)
+    nobody = Found(tuple(m for m in discover().manifests if "load_plugin" not in m.hooks))
     for trust in ("", "trust: [acme, installed]"):
         (tmp_path / "policy.yaml").write_text(trust)
-        error = refused(lambda: Runtime(tmp_path).host.factory("source", "acme"))
+        error = refused(lambda: Runtime(tmp_path, found=nobody).host.factory("source", "acme"))
         assert (error.code, error.exit_code) == ("plugin.isolation-unavailable", 6)
         assert "acme" not in sys.modules
     (tmp_path / "policy.yaml").write_text("isolation: {acme: inprocess}")
-    assert Runtime(tmp_path).host.factory("source", "acme").__name__ == "Acme"
+    assert Runtime(tmp_path, found=nobody).host.factory("source", "acme").__name__ == "Acme"
 
 
 def test_a_loader_plugin_gives_the_isolation(install: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Error codes of this level that several of its modules raise."""
+
+from __future__ import annotations
+
+from dataflare_sdk import code
+
+__all__ = ["CRASHED", "NOT_CONFINED", "NOT_HERE", "QUARANTINED"]
+
+CRASHED = code(
+    "plugin.crashed",
+    4,
+    "An isolated plugin ended, did not answer in time, or answered what is no answer; its worker was killed.",
+    "Run again; when it happens again, report it to the plugin's publisher, or raise `limits:` in its manifest.",
+)
+QUARANTINED = code(
+    "plugin.quarantined",
+    6,
+    "An isolated plugin failed too often in a short time and is not started again.",
+    "Report it to the plugin's publisher; run again once it is mended.",
+)
+NOT_CONFINED = code(
+    "plugin.not-confined",
+    6,
+    "This machine cannot confine a plugin as the isolation level `process` promises.",
+    "Allow what is missing (user namespaces, Landlock, seccomp), use a plugin at the level wasm, or say explicitly what may be "
+    "missing: DATAFLARE_ISOLATION_WITHOUT=LAYER,LAYER.",
+)
+NOT_HERE = code(
+    "plugin.not-isolated",
+    6,
+    "A plugin needs something that only exists in the host's own process.",
+    "If you trust the plugin, let it run in-process: `trust:` in policy.yaml, `isolation: inprocess` in its manifest.",
+)

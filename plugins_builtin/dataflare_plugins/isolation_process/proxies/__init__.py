@@ -1,0 +1,1 @@
+"""Proxies: the methods of the contracts, each a call to a worker."""

@@ -1,0 +1,188 @@
+"""One component in one worker: its calls, what happens when the worker is lost, and its beginning anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dataflare_plugins.isolation_process.codes import CRASHED
+from dataflare_plugins.isolation_process.host.connection import Lost
+from dataflare_plugins.isolation_process.host.keeper import Keeper, Worker
+from dataflare_plugins.isolation_process.host.questions import Questions
+from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_sdk import Batch, ComponentContext
+from dataflare_sdk.grants import expand
+
+__all__ = ["Cell", "expected", "listed"]
+
+T = TypeVar("T")
+_LOSSES = (Lost, EOFError, TimeoutError, Garbled)
+_AGAIN = 2
+"""How often a call that may be made again is made again, each time to a fresh worker."""
+_SQL = frozenset({"sql", "fuses"})
+
+
+class Cell:
+    """A component and its worker.
+
+    Args:
+        keeper: starts workers of the plugin.
+        entry: where the component's class is.
+        raw: the node's `with:` block.
+        path: where it stands in the workflow.
+        grants: what the plugin was granted, not yet made concrete.
+        ctx: the component's context.
+
+    Attributes:
+        ctx: the context.
+        features: what the component says it can do; SQL is not asked of it, so it offers none.
+        facts: what else it says of itself.
+        questions: the host's answers to the worker.
+        cancelled: `cancel` was called.
+    """
+
+    def __init__(
+        self, keeper: Keeper, entry: str, raw: Any, path: Sequence[str | int], grants: Mapping[str, Any], ctx: ComponentContext
+    ) -> None:
+        self.ctx = ctx
+        self.cancelled = False
+        self.questions = Questions(ctx)
+        self._keeper = keeper
+        self._build = (entry, raw, list(path), _around(ctx))
+        self._grants = expand(grants, raw if isinstance(raw, Mapping) else {})
+        self._worker: Worker | None = None
+        self._setup: list[tuple[str, tuple[Any, ...]]] = []
+        self._pieces: Iterator[Any] | None = None
+        self._begin()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the component still has its worker."""
+        return self._worker is not None
+
+    def _begin(self) -> None:
+        """Start a worker, build the component in it, and bring it to where the last one was."""
+        worker = self._worker = self._keeper.start(self._grants, self.ctx)
+        answers = {**self.questions.answers, "cancelled": lambda: self.cancelled or bool(self.ctx.cancelled())}
+        worker.connection.answers = answers
+        worker.connection.tell = self.questions.tell
+        try:
+            self.facts = expected(self.call("build", *self._build, target="worker"), dict)
+            self.features = frozenset(expected(f, str) for f in expected(self.facts.get("features"), frozenset)) - _SQL
+            for method, arguments in self._setup:
+                self.call(method, *arguments)
+        except Garbled as error:
+            raise self.lost(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def call(
+        self, method: str, *arguments: Any, target: str = "component", given: Batch | None = None, seconds: float | None = None
+    ) -> Any:
+        """Make a call.
+
+        Raises:
+            DataflareError: `plugin.crashed`, `plugin.quarantined`, or the plugin's own.
+            Exception: as the plugin raised.
+        """
+        connection = self._alive().connection
+        try:
+            return connection.call(target, method, *arguments, given=given, seconds=seconds)
+        except _LOSSES as error:
+            raise self.lost(error) from error
+
+    def prepare(self, method: str, *arguments: Any) -> Any:
+        """Make a call that is made again in a fresh worker before anything else."""
+        answer = self.call(method, *arguments)
+        self._setup = [*self._setup, (method, arguments)][-8:]
+        return answer
+
+    def pieces(self, method: str, *arguments: Any, given: Batch | None = None) -> Iterator[Any]:
+        """Make a call that is answered piece by piece; a call that is made meanwhile ends it."""
+        connection = self._alive().connection
+        self._pieces = self._guarded(connection.pieces("component", method, *arguments, given=given))
+        return self._pieces
+
+    def again(self, act: Callable[[], T]) -> T:
+        """Do something that may be done again after a worker was lost, in a fresh one."""
+        for attempt in range(_AGAIN + 1):
+            try:
+                if self._worker is None:
+                    self._begin()
+                return act()
+            except Exception as error:
+                if attempt == _AGAIN or getattr(error, "code", "") != CRASHED.name:
+                    raise
+        raise AssertionError
+
+    def lost(self, error: Exception) -> Exception:
+        """Let go of a worker that is lost, and return what is to be raised."""
+        self.close()
+        return self._keeper.failed(error)
+
+    def close(self) -> None:
+        """Let go of the worker, if there still is one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def end(self) -> None:
+        """Close the component, then its worker."""
+        if self._worker is None:
+            return
+        try:
+            self.call("close")
+        finally:
+            self.close()
+
+    def _alive(self) -> Worker:
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            pieces.close()  # type: ignore[attr-defined]
+        self._keeper.check()
+        if self._worker is None:
+            raise CRASHED.retriable(f"the worker of the plugin {self._keeper.name!r} is gone")
+        return self._worker
+
+    def _guarded(self, pieces: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from pieces
+        except _LOSSES as error:
+            raise self.lost(error) from error
+
+
+def expected(value: Any, kind: type[T]) -> T:
+    """Return a value that must be of a type.
+
+    Raises:
+        Garbled: it is not.
+    """
+    if not isinstance(value, kind):
+        raise Garbled(f"{type(value).__name__} in place of {kind.__name__}")
+    return value
+
+
+def listed(value: Any, kind: type[T]) -> list[T]:
+    """Return a list whose values must be of a type.
+
+    Raises:
+        Garbled: it is not.
+    """
+    if not isinstance(value, (list, tuple, frozenset)):
+        raise Garbled(f"{type(value).__name__} in place of a list")
+    return [expected(v, kind) for v in value]
+
+
+def _around(ctx: ComponentContext) -> dict[str, Any]:
+    return {
+        "node": ctx.node,
+        "run": ctx.run,
+        "base_dir": Path(ctx.base_dir).absolute(),
+        "staging_dir": Path(ctx.staging_dir).absolute(),
+        "memory": ctx.memory,
+        "threads": ctx.threads,
+        "on_record": ctx.on_record,
+        "offline": ctx.offline,
+    }

@@ -1,0 +1,112 @@
+"""Proxies of a plugin's hooks: those whose arguments are plain values."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dataflare_plugins.isolation_process.codes import NOT_HERE
+from dataflare_plugins.isolation_process.host.connection import Lost
+from dataflare_plugins.isolation_process.host.keeper import Keeper, Worker
+from dataflare_plugins.isolation_process.proxies.cell import expected, listed
+from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_sdk import Decision, Plan, Problem, RunEvent, Workflow, hookimpl
+from dataflare_sdk.grants import expand
+
+__all__ = ["Hooks"]
+
+T = TypeVar("T")
+
+
+class Hooks:
+    """The hooks of one plugin, in one worker that is started at the first call.
+
+    Args:
+        keeper: starts workers of the plugin.
+        package: the package its hooks are in.
+        names: the hooks its manifest lists.
+        grants: what it was granted; without a node there is no configuration to make more of them concrete.
+
+    Raises:
+        DataflareError: `plugin.not-isolated`: a hook whose arguments or answer do not cross is listed.
+    """
+
+    def __init__(self, keeper: Keeper, package: str, names: Sequence[str], grants: Mapping[str, Any]) -> None:
+        for name in names:
+            if not hasattr(self, f"dataflare_{name}"):
+                raise NOT_HERE.error(f"the plugin {keeper.name!r} implements the hook {name!r}, which needs the host's own process")
+        self._keeper = keeper
+        self._package = package
+        self._grants = expand(grants, {})
+        self._worker: Worker | None = None
+        # Hooks are called from the threads of tasks and monitors; a worker takes one call at a time.
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the worker."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    @hookimpl
+    def dataflare_run_event(self, event: RunEvent) -> None:
+        """Pass on what happened in a run."""
+        self._call("run_event", event=event)
+
+    @hookimpl
+    def dataflare_audit(self, record: Mapping[str, Any]) -> None:
+        """Pass on a use or denial of a capability."""
+        self._call("audit", record=dict(record))
+
+    @hookimpl
+    def dataflare_check_workflow(self, workflow: Workflow, plan: Plan | None) -> Sequence[Problem]:
+        """Ask what is wrong with a workflow."""
+        return self._list(Problem, "check_workflow", workflow=workflow, plan=plan)
+
+    @hookimpl
+    def dataflare_parse_workflow(self, path: Path, text: str) -> Mapping[str, Any] | None:
+        """Ask for the document in a text."""
+        return self._maybe(dict, "parse_workflow", path=path, text=text)
+
+    @hookimpl
+    def dataflare_authenticate(self, credentials: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Ask who somebody is."""
+        return self._maybe(dict, "authenticate", credentials=dict(credentials))
+
+    @hookimpl
+    def dataflare_authorize(self, principal: Mapping[str, Any], action: str, resource: str) -> Decision | None:
+        """Ask whether an action is allowed."""
+        return self._maybe(Decision, "authorize", principal=dict(principal), action=action, resource=resource)
+
+    @hookimpl
+    def dataflare_resolve_secret(self, provider: str, name: str, base_dir: Path) -> str | None:
+        """Ask for a secret."""
+        return self._maybe(str, "resolve_secret", provider=provider, name=name, base_dir=base_dir)
+
+    @hookimpl
+    def dataflare_redact(self, text: str) -> Sequence[str]:
+        """Ask what of a text must not be shown."""
+        return self._list(str, "redact", text=text)
+
+    def _maybe(self, kind: type[T], hook: str, /, **arguments: Any) -> T | None:
+        answer = self._call(hook, **arguments)
+        return None if answer is None else expected(answer, kind)
+
+    def _list(self, kind: type[T], hook: str, /, **arguments: Any) -> list[T]:
+        answer = self._call(hook, **arguments)
+        return [] if answer is None else listed(answer, kind)
+
+    def _call(self, hook: str, /, **arguments: Any) -> Any:
+        with self._lock:
+            self._keeper.check()
+            if self._worker is None:
+                self._worker = self._keeper.start(self._grants, None)
+            try:
+                return self._worker.connection.call("worker", "hook", self._package, hook, arguments)
+            except (Lost, EOFError, TimeoutError, Garbled) as error:
+                self._worker.close()
+                self._worker = None
+                raise self._keeper.failed(error) from error

@@ -1,0 +1,141 @@
+"""The proxy of a processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_plugins.isolation_process.proxies.cell import Cell, expected, listed
+from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
+from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_sdk import Batch, RowRejection
+
+__all__ = ["ProcessorProxy"]
+
+Outputs = list[tuple[str, Batch]]
+
+
+class ProcessorProxy(ComponentProxy):
+    """A processor in a worker; see `dataflare.contracts.Processor` for the meaning of every method.
+
+    Attributes:
+        inputs: how many inputs it takes.
+        changes: whether change batches may pass it.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell)
+        self.inputs: tuple[int, int | None] = self._checked(lambda: _inputs(cell.facts.get("inputs", (1, 1))))
+        self.changes = "rowwise" if cell.facts.get("changes") == "rowwise" else "refuse"
+        self._stateless = "rowwise" in self.features
+
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the outputs."""
+        return tuple(self._many(str, "outputs"))
+
+    def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Bind to the inputs' schemas and return the schema of each output."""
+        found = self._cell.prepare("output_schemas", dict(inputs))
+        return self._checked(lambda: {expected(k, str): expected(v, pa.Schema) for k, v in expected(found, dict).items()})
+
+    def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]] | None:
+        """Drop what nobody uses and say what is read."""
+        found = self._cell.prepare("prune", {k: frozenset(v) for k, v in needed.items()})
+        if found is None:
+            return None
+        return self._checked(lambda: {expected(k, str): frozenset(listed(v, str)) for k, v in expected(found, dict).items()})
+
+    def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] | None:
+        """Return what each output column is made of; None: unknown."""
+        found = self._cell.call("lineage")
+        return None if found is None else self._checked(lambda: _lineage(found))
+
+    def kept(self) -> Mapping[str, str]:
+        """Return output column to the input column that it is, untouched."""
+        found = self._cell.call("kept")
+        return self._checked(lambda: {expected(k, str): expected(v, str) for k, v in expected(found, dict).items()})
+
+    def notes(self) -> Sequence[str]:
+        """Return what `validate` should tell the person."""
+        return self._told("notes")
+
+    def relation(self, inputs: Mapping[str, str]) -> None:
+        """Return None: no SQL is taken from another process."""
+        del inputs
+
+    def scans(self) -> Sequence[Any]:
+        """Return nothing: it has no SQL."""
+        return ()
+
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
+        """Return what the processor makes of a batch; a stateless one is asked again when its worker is lost."""
+
+        def act() -> Outputs:
+            found = list(self._cell.pieces("process", batch, input, given=batch))
+            return self._checked(lambda: [_pair(p) for p in found])
+
+        return self._cell.again(act) if self._stateless else act()
+
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
+        """Process a batch that failed, giving up only its bad rows."""
+
+        def act() -> tuple[Outputs, list[RowRejection]] | None:
+            found = self._cell.call("attempt", batch, input, given=batch)
+            if found is None:
+                return None
+            return self._checked(lambda: _attempted(found, batch.data.num_rows))
+
+        return self._cell.again(act) if self._stateless else act()
+
+    def flush(self) -> Iterator[tuple[str, Batch]]:
+        """Return what is left once every input has ended."""
+        for piece in self._cell.pieces("flush"):
+            yield self._checked(lambda piece=piece: _pair(piece))  # type: ignore[misc]
+
+    def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:
+        """Return the state as JSON, or None when there is none."""
+        self._cell.questions.put = put
+        try:
+            found = self._cell.again(lambda: self._cell.call("snapshot")) if self._stateless else self._cell.call("snapshot")
+        finally:
+            self._cell.questions.put = None
+        return None if found is None else self._checked(lambda: expected(found, dict))
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Take back a state that `snapshot` gave."""
+        self._cell.questions.get = get
+        try:
+            self._cell.call("restore", dict(state))
+        finally:
+            self._cell.questions.get = None
+
+
+def _inputs(found: Any) -> tuple[int, int | None]:
+    least, most = listed(found, object)
+    return expected(least, int), None if most is None else expected(most, int)
+
+
+def _pair(found: Any) -> tuple[str, Batch]:
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise Garbled("an output that is no pair")
+    return expected(found[0], str), expected(found[1], Batch)
+
+
+def _attempted(found: Any, rows: int) -> tuple[Outputs, list[RowRejection]]:
+    outputs, rejections = listed(found, list)
+    made = listed(rejections, RowRejection)
+    if any(r.index is not None and not 0 <= r.index < rows for r in made):
+        raise Garbled("a rejection of a row that was not given")
+    return [_pair(p) for p in outputs], made
+
+
+def _lineage(found: Any) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    made: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for output, columns in expected(found, dict).items():
+        told = made[expected(output, str)] = {}
+        for column, parents in expected(columns, dict).items():
+            pairs = [listed(p, str) for p in listed(parents, object)]
+            told[expected(column, str)] = [(one, other) for one, other in pairs]
+    return made

@@ -1,0 +1,114 @@
+"""The proxies of a source and of its readers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_plugins.isolation_process.proxies.cell import Cell, expected
+from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
+from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChange, StreamInfo, Watermark
+
+__all__ = ["ReaderProxy", "SourceProxy"]
+
+_MESSAGES = (Batch, End, Pause, SchemaChange, Watermark)
+_BEYOND = 30.0
+"""Seconds a read may take beyond the moment it was asked to be back."""
+
+Offset = Mapping[str, Any]
+
+
+class SourceProxy(ComponentProxy):
+    """A source in a worker; see `dataflare.contracts.Source` for the meaning of every method.
+
+    Attributes:
+        many_streams: it gives several streams, each an output of its own.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell)
+        self.many_streams = cell.facts.get("many_streams") is True
+
+    def check(self) -> None:
+        """Prove that the source can be reached and read."""
+        self._cell.call("check")
+
+    def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
+        """Return the streams with their schemas."""
+        found = self._many(StreamInfo, "discover", extract, offset)
+        return self._checked(lambda: [_stream(s) for s in found])
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
+        """Split a stream."""
+        return self._many(Partition, "partitions", stream, extract)
+
+    def parts(self, streams: Sequence[StreamInfo], extract: ExtractSpec) -> Sequence[Partition]:
+        """Return the partitions of all streams."""
+        return self._many(Partition, "parts", list(streams), extract)
+
+    def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> ReaderProxy:
+        """Read a partition after `offset`, and to `until` exactly if given."""
+        found = self._one(dict, "open", partition, extract, offset, until)
+        name = self._checked(lambda: expected(found.get("reader"), str))
+        return ReaderProxy(self._cell, name)
+
+    def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
+        """Return where an unbounded stream stands now."""
+        found = self._cell.call("position", partition, extract)
+        return None if found is None else self._checked(lambda: expected(found, dict))
+
+    def ack(self, partition: Partition, offset: Offset) -> None:
+        """Every route has durably committed up to `offset`."""
+        self._cell.call("ack", partition, dict(offset))
+
+    def idle(self) -> None:
+        """Keep connections alive."""
+        self._cell.call("idle")
+
+    def cancel(self) -> None:
+        """Let `ctx.cancelled` say so: no call may be made beside another. A read that does not ask ends at its deadline."""
+        self._cell.cancelled = True
+
+    def scan(self, partition: Partition, extract: ExtractSpec) -> None:
+        """Return None: no SQL is taken from another process."""
+        del partition, extract
+
+    def hands_over(self, extract: ExtractSpec) -> None:
+        """Return None: its rows come as batches only, which are looked at."""
+        del extract
+
+
+class ReaderProxy:
+    """A reader in a worker.
+
+    Args:
+        cell: the source and its worker.
+        name: the reader's there.
+    """
+
+    def __init__(self, cell: Cell, name: str) -> None:
+        self._cell = cell
+        self._name = name
+
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Any:
+        """Return the next message, or None when the deadline passed."""
+        seconds = max(0.0, deadline - time.monotonic()) + _BEYOND
+        found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=seconds)
+        if found is not None and not isinstance(found, _MESSAGES):
+            raise self._cell.lost(Garbled(f"{type(found).__name__} in place of a message"))
+        return found
+
+    def close(self) -> None:
+        """Stop reading; a worker that is gone reads no more."""
+        if self._cell.alive:
+            self._cell.call("close", target=self._name)
+
+
+def _stream(found: StreamInfo) -> StreamInfo:
+    if found.schema is not None:
+        expected(found.schema, pa.Schema)
+    return found

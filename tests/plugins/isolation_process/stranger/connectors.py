@@ -1,0 +1,85 @@
+"""A source of numbers and a step that doubles them, as a stranger would write them."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataflare_sdk import Batch, End, IteratorReader, Processor, Source, StreamInfo, config, option
+
+SCHEMA = pa.schema([("n", pa.int64()), ("s", pa.string())])
+
+
+@config
+class NumbersConfig:
+    """How many."""
+
+    rows: int = option("How many rows.", default=10)
+
+
+class Numbers(Source[NumbersConfig]):
+    """Counts."""
+
+    Config = NumbersConfig
+    features = frozenset({"full", "ordered", "replayable"})
+
+    def discover(self, extract, offset):
+        return [StreamInfo("numbers", SCHEMA)]
+
+    def open(self, partition, extract, offset, until=None):
+        begin = offset["row"] if offset else 0
+        return Counting(begin, until["row"] if until else self.config.rows, self.ctx, partition.stream, extract.columns)
+
+
+class Counting:
+    """Reads from one number to another."""
+
+    def __init__(self, place, stop, ctx, stream, columns):
+        self.place, self.stop, self.ctx, self.stream, self.columns = place, stop, ctx, stream, columns
+
+    def read(self, max_rows, max_bytes, deadline):
+        self.ctx.failpoint("stranger.read")
+        end = min(self.place + max_rows, self.stop)
+        if self.place == end:
+            return End()
+        numbers = range(self.place, end)
+        self.place = end
+        data = pa.RecordBatch.from_arrays([pa.array(numbers, pa.int64()), pa.array([f"s{n}" for n in numbers])], schema=SCHEMA)
+        data = data if self.columns is None else data.select(list(self.columns))
+        return Batch(self.stream, data, {"v": 1, "row": end})
+
+    def close(self):
+        pass
+
+
+@config
+class TwiceConfig:
+    """What to double."""
+
+    column: str = option("The column.", default="n")
+    refuse: int = option("A number that fails.", default=-1)
+
+
+class Twice(Processor[TwiceConfig]):
+    """Doubles a column."""
+
+    Config = TwiceConfig
+    features = frozenset({"rowwise", "one_to_one"})
+    changes = "rowwise"
+
+    def output_schemas(self, inputs):
+        return {"": next(iter(inputs.values()))}
+
+    def lineage(self):
+        return None
+
+    def kept(self):
+        return {"s": "s"}
+
+    def process(self, batch, input):
+        place = batch.data.schema.get_field_index(self.config.column)
+        if self.config.refuse in batch.data.column(place).to_pylist():
+            raise ValueError(f"{self.config.refuse} is refused")
+        self.ctx.metric("doubled", batch.data.num_rows)
+        return [("", batch.with_data(batch.data.set_column(place, self.config.column, pc.multiply(batch.data.column(place), 2))))]
+
+
+__all__ = ["IteratorReader", "Numbers", "Twice"]

@@ -1,0 +1,248 @@
+"""Workers that die, hang, flood and lie are contained, told by a code, and no batch is lost."""
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from dataflare.errors import CAPABILITY_DENIED, DataflareError, RetriableError
+from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
+from dataflare_plugins.isolation_process.host.questions import Questions
+from dataflare_plugins.isolation_process.host.told import clean
+from dataflare_sdk import Batch, Origin
+from dataflare_sdk.testing import FakeContext
+
+ROWS = pa.record_batch({"n": pa.array(range(5), pa.int64())})
+Build = Callable[..., Any]
+
+
+class Listening(FakeContext):
+    """A context that keeps what is logged, and may refuse secrets."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, secrets={"token": "canary-4711"})
+        self.lines: list[tuple[str, tuple[Any, ...]]] = []
+        self.log = self
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        if level not in ("debug", "info", "warning", "error"):
+            raise AttributeError(level)
+        return lambda message, *args: self.lines.append((message, args))
+
+    def secret(self, ref: str) -> str:
+        if ref != "token":
+            raise CAPABILITY_DENIED.error(f"no secret {ref}")
+        return super().secret(ref)
+
+
+def failure(call: Callable[[], Any]) -> DataflareError:
+    with pytest.raises(DataflareError) as caught:
+        call()
+    return caught.value
+
+
+def process(made: Any) -> Any:
+    return made.process(Batch("x", ROWS, origin=Origin("x", ROWS, {})), "x")
+
+
+def test_a_batch_goes_again_to_a_fresh_worker(build: Build, tmp_path: Path) -> None:
+    grants = {"fs": [{"path": str(tmp_path / "marks"), "mode": "rw"}]}
+    made = build("acts:Acts", {"act": "die_once", "where": str(tmp_path / "marks" / "died")}, grants=grants)
+    made.output_schemas({"x": ROWS.schema})
+    ((output, batch),) = process(made)
+    assert (output, batch.data.column(0).to_pylist()) == ("", ["survived"] * 5)
+    assert (tmp_path / "marks" / "died").exists()
+    assert batch.origin.source == "x"
+
+
+@pytest.mark.parametrize(("act", "limits"), [("die", ""), ("crash", ""), ("spin", "{deadline: 200ms}"), ("sleep", "{deadline: 200ms}")])
+def test_one_that_always_fails_is_given_up_and_then_quarantined(build: Build, act: str, limits: str) -> None:
+    made = build("acts:Acts", {"act": act}, limits=limits)
+    error = failure(lambda: process(made))
+    assert (error.code, error.exit_code, type(error)) == ("plugin.crashed", 4, RetriableError)
+    error = failure(lambda: process(made))
+    assert (error.code, error.exit_code, type(error)) == ("plugin.quarantined", 6, DataflareError)
+    assert failure(lambda: build("acts:Acts", {"act": act}, limits=limits)).code == "plugin.quarantined"
+    made.close()
+
+
+def test_a_step_with_a_state_is_not_asked_again(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "die"})
+    error = failure(lambda: process(made))
+    assert (error.code, type(error)) == ("plugin.crashed", RetriableError)
+    assert not made._cell.alive
+    assert failure(lambda: process(made)).code == "plugin.crashed"
+    made.close()
+
+
+def test_failures_far_apart_are_forgiven() -> None:
+    now = [0.0]
+    keeper = Keeper("p", ([], []), {}, lambda: now[0])
+    for _ in range(20):
+        now[0] += 16.0
+        assert keeper.failed(EOFError()).code == "plugin.crashed"  # type: ignore[attr-defined]
+    now[0] += 1.0
+    codes = [keeper.failed(EOFError()).code for _ in range(4)]  # type: ignore[attr-defined]
+    assert codes[-1] == "plugin.quarantined"
+
+
+def test_a_worker_that_is_killed_from_outside(build: Build) -> None:
+    made = build("connectors:Twice")
+    first = made._cell._worker.connection._process
+    signal.pidfd_send_signal(first, signal.SIGKILL)
+    ((_, batch),) = process(made)
+    assert batch.data.column(0).to_pylist() == [0, 2, 4, 6, 8]
+
+
+def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
+    made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 64MiB, deadline: 1s}")
+    try:
+        process(made)
+    except DataflareError as error:
+        assert error.code in ("plugin.crashed", "plugin.quarantined")
+    except Exception as error:
+        assert type(error).__name__ in ("RecursionError", "MemoryError")
+
+
+@pytest.mark.parametrize("act", ["pair", "bomb", "endless"])
+def test_an_answer_that_is_none(build: Build, act: str) -> None:
+    made = build("acts:Lying", {"act": act}, limits="{deadline: 500ms}")
+    error = failure(lambda: process(made))
+    assert error.code in ("plugin.crashed", "plugin.quarantined")
+
+
+def test_a_type_that_does_not_cross_becomes_the_runtimes(build: Build) -> None:
+    ((_, batch),) = process(build("acts:Lying", {"act": "dictionary"}))
+    assert (batch.data.schema.field("x").type, batch.data.column(0).to_pylist()) == (pa.string(), ["a", "b", "a"])
+
+
+def test_an_answer_of_the_wrong_type(build: Build) -> None:
+    made = build("acts:Lying", {"act": "schema"})
+    assert failure(lambda: made.output_schemas({"x": ROWS.schema})).code == "plugin.crashed"
+    made = build("acts:Lying", {"act": "x"})
+    assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code == "plugin.crashed"
+
+
+def test_a_state_and_a_long_answer_cross(build: Build) -> None:
+    made, kept = build("acts:Remembering", {"act": "identity"}), dict[str, bytes]()
+
+    def put(data: bytes) -> str:
+        kept[f"ref {len(kept)}"] = data
+        return f"ref {len(kept) - 1}"
+
+    state = made.snapshot(put)
+    assert (state, kept["ref 0"]) == ({"ref": "ref 0"}, b"x" * 100_000)
+    made.restore(state, kept.__getitem__)
+    pieces = list(made.flush())
+    assert len(pieces) == 200
+    assert {len(b.data.column(0)[0].as_py()) for _, b in pieces} == {100_000}
+
+
+def test_an_answer_that_nobody_reads_to_its_end(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "identity"})
+    flushing = made.flush()
+    assert next(flushing)[1].data.num_rows == 1
+    assert process(made)[0][1].data.num_rows == 5
+
+
+def test_what_a_worker_says_is_bounded_and_cleaned(build: Build, tmp_path: Path) -> None:
+    ctx = Listening(tmp_path / "work")
+    made = build("acts:Acts", {"act": "flood"}, ctx=ctx)
+    process(made)
+    assert 0 < len(ctx.lines) < 600
+    ctx.lines.clear()
+    made = build("acts:Acts", {"act": "escape"}, ctx=ctx)
+    with pytest.raises(KeyError) as caught:
+        process(made)
+    assert "\x1b" not in str(caught.value)
+    assert "\\x1b]0;owned\\x07 {0.__class__}" in str(caught.value)
+    assert "\x1b" not in "".join(caught.value.__notes__)
+    assert ("{}", ("\\x1b[2J{config} %s \\x202e",)) in ctx.lines
+
+
+def test_an_error_keeps_its_class_and_its_words(build: Build) -> None:
+    made = build("connectors:Twice", {"refuse": 3})
+    with pytest.raises(ValueError, match=r"^3 is refused") as caught:
+        process(made)
+    assert (type(caught.value).__name__, str(caught.value)) == ("ValueError", "3 is refused")
+    assert "connectors.py" in caught.value.__notes__[0]
+
+
+def test_a_wrong_configuration_is_told_with_its_place(build: Build, tmp_path: Path) -> None:
+    build("connectors:Twice")
+    factory = build.loader().factory("stranger.connectors:Twice")  # type: ignore[attr-defined]
+    raw = factory.configure({"colum": "n"}, ("processors", 0, "with"))
+    error = failure(lambda: factory(raw, FakeContext(tmp_path / "work")))
+    assert [(p.code, p.path, p.fix) for p in error.problems] == [
+        ("config.unknown-key", "processors[0].with.colum", "did you mean 'column'?")
+    ]
+
+
+def test_the_context_answers_within_what_is_granted(build: Build, tmp_path: Path) -> None:
+    ctx = Listening(tmp_path / "work")
+    for ref, told in (("token", "canary-4711"), ("other", "")):
+        made = build("acts:Acts", {"act": "secret", "where": ref}, ctx=ctx)
+        if told:
+            assert process(made)[0][1].data.column(0)[0].as_py() == told
+        else:
+            assert failure(lambda made=made: process(made)).code == "capability.denied"
+    made = build("acts:Acts", {"act": "other"}, ctx=ctx)
+    assert failure(lambda: process(made)).code == "plugin.not-isolated"
+
+
+def test_a_component_of_another_kind_is_refused(build: Build) -> None:
+    build("connectors:Twice")
+    error = failure(lambda: build.loader().factory("stranger.acts:Other"))  # type: ignore[attr-defined]
+    assert (error.code, error.exit_code) == ("plugin.not-isolated", 6)
+    assert "lookup" in str(error)
+
+
+def test_code_that_is_not_there_is_told_apart(build: Build) -> None:
+    line = '  - {kind: processor, name: gone, entry: "stranger.connectors:Gone"}\n'
+    assert failure(lambda: build("connectors:Gone", extra=line)).code == "plugin.entry-missing"
+
+
+def test_a_machine_that_cannot_confine_is_refused_and_may_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper("p", ([], []), {})
+    lacking = {"missing": {"landlock": "none"}, "canaries": {"connect": "held: EACCES"}}
+    error = failure(lambda: keeper._judge(lacking, needs_broker=False))
+    assert (error.code, error.exit_code) == ("plugin.not-confined", 6)
+    assert "landlock (none)" in str(error)
+    monkeypatch.setenv(WITHOUT, "landlock")
+    keeper._judge(lacking, needs_broker=False)
+    monkeypatch.setenv(WITHOUT, "seccomp")
+    assert failure(lambda: keeper._judge(lacking, needs_broker=False)).code == "plugin.not-confined"
+    singing = {"missing": {}, "canaries": {"connect": "it worked"}}
+    assert "canary: connect (it worked)" in str(failure(lambda: keeper._judge(singing, needs_broker=False)))
+    no_broker = {"missing": {"broker": "old kernel"}, "canaries": {}}
+    keeper._judge(no_broker, needs_broker=False)
+    assert failure(lambda: keeper._judge(no_broker, needs_broker=True)).code == "plugin.not-confined"
+
+
+def test_a_metric_has_a_bounded_number_of_names(tmp_path: Path) -> None:
+    ctx = FakeContext(tmp_path)
+    questions = Questions(ctx, lambda: 0.0)
+    questions.tell([["metric", f"m{i}", 1.0, {}] for i in range(400)])
+    questions.tell([["metric", "m0", float("inf"), {}], ["metric", "m0"], ["exec", "x"], 5])
+    assert len(ctx.metrics) == 200
+    assert ctx.metrics["m0"] == 1.0
+
+
+def test_text_moves_no_cursor() -> None:
+    assert clean("a\tb\nc\x1b[2J\x07\u202e\ud800") == "a    b\nc\\x1b[2J\\x07\\x202e\\xd800"
+    assert clean("x" * 5000).endswith("x …")
+
+
+def test_workers_end_with_their_component(build: Build) -> None:
+    made = build("connectors:Twice")
+    process_handle = os.dup(made._cell._worker.connection._process)
+    made.close()
+    ended = select.poll()
+    ended.register(process_handle, select.POLLIN)
+    assert ended.poll(0), "the worker still runs"
+    os.close(process_handle)
