@@ -58,6 +58,7 @@ class WasmProcessor(Processor[Any]):
         try:
             return ask()
         except Trapped as trap:
+            self._instances.discard()
             raise self.program.trapped(trap) from trap
 
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
@@ -140,50 +141,62 @@ class WasmProcessor(Processor[Any]):
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return what the guest makes of a batch; one that traps goes again to a fresh instance, unless state is lost with it."""
+        rows = batch.data.num_rows
         try:
             return self._made(batch)
         except Trapped as trap:
-            if self._instances.exports("df_snapshot"):
+            if self._stateful:
                 raise self.program.lost(trap) from trap
-            rows = batch.data.num_rows
             if rows < self._suspect:
                 # A part of a batch that trapped twice already: the engine looks for the row.
                 raise self.program.trapped(trap) from trap
-            self._suspect = 0
             self.ctx.log.warning("a module trapped and is made anew: {}", str(trap))
+        self._suspect = 0
         try:
             return self._made(batch)
         except Trapped as trap:
             self._suspect = rows
             raise self.program.trapped(trap) from trap
 
+    @property
+    def _stateful(self) -> bool:
+        return self._instances.exports("df_snapshot")
+
     def _made(self, batch: Batch) -> list[tuple[str, Batch]]:
-        guest = self._instances.guest
-        pairs = self._call(guest, batch.data)
-        made = []
-        for i, (output, (place, _)) in enumerate(zip(self._outputs, pairs, strict=True)):
-            if place:
-                rows = batch.data.num_rows if output.rows in ("same", "mask") else None
-                made.append((output.name, self._output(i, output, batch, read_columns(guest.memory, place, self._given[i], rows))))
-            elif output.rows == "same" and batch.data.num_rows:
-                raise BAD_REPLY.error("it gave no rows where there must be one for each")
-        guest.reset()
+        try:
+            guest = self._instances.guest
+            pairs = self._call(guest, batch.data)
+            made = [(o.name, b) for i, o in enumerate(self._outputs) if (b := self._given_by(guest, i, o, pairs[i][0], batch)) is not None]
+            guest.reset()
+        except Trapped:
+            self._instances.discard()
+            raise
+        except DataflareError as error:
+            # A guest that says what is not so is not asked again; one that refuses rows only forgets them.
+            if error.code == BAD_REPLY.name:
+                self._instances.discard()
+                if self._stateful:
+                    raise self.program.lost(Trapped(error.problems[0].message)) from error
+            elif not guest.closed:
+                guest.reset()
+            raise
         return made
+
+    def _given_by(self, guest: Guest, which: int, output: Output, place: int, batch: Batch) -> Batch | None:
+        """Return what the guest gave on one output; None: nothing."""
+        rows = batch.data.num_rows
+        if place:
+            wanted = rows if output.rows in ("same", "mask") else None
+            return self._output(which, output, batch, read_columns(guest.memory, place, self._given[which], wanted))
+        if output.rows == "same" and rows:
+            raise BAD_REPLY.error("it gave no rows where there must be one for each")
+        return None
 
     def _call(self, guest: Guest, data: pa.RecordBatch) -> list[tuple[int, int]]:
         """Hand a batch in and return the {array*, schema*} of each output."""
-        try:
-            array, schema, out = self._sender.send([data.column(i) for i in self._reads], data.num_rows, guest.memory, guest.alloc)
-            guest.ask("df_process", array, schema, out)
-            return list(struct.iter_unpack("<II", guest.memory.read(out, PAIR * len(self._outputs), "answer")))
-        except DataflareError:
-            # What it half did is forgotten; a guest without state may go on.
-            if not guest.closed:
-                guest.reset()
-            raise
-        except Trapped:
-            guest.close()
-            raise
+        array, schema, out = self._sender.send([data.column(i) for i in self._reads], data.num_rows, guest.memory, guest.alloc)
+        guest.ask("df_process", array, schema, out)
+        return list(struct.iter_unpack("<II", guest.memory.read(out, PAIR * len(self._outputs), "answer")))
 
     def _output(self, which: int, output: Output, batch: Batch, columns: list[pa.Array]) -> Batch:
         given, bound = self._given[which], self._bound[which]
@@ -204,7 +217,7 @@ class WasmProcessor(Processor[Any]):
 
     def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:
         """Return the guest's own bytes by reference; None: it keeps nothing."""
-        if not self._instances.exports("df_snapshot"):
+        if not self._stateful:
             return None
         try:
             guest = self._instances.guest

@@ -122,6 +122,12 @@ class Instances:
             raise
         return guest
 
+    def discard(self) -> None:
+        """Give the instance up, with all it holds; the next use makes another."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close()
+
     def close(self) -> None:
         """End the instance, with its own `df_close` if it has one and still lives."""
         guest, self._guest = self._guest, None
