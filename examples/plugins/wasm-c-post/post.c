@@ -9,8 +9,9 @@ DF_EXPORT(df_describe) const df_bytes *df_describe(void) { return df_says("{\"ki
 
 /* The address is made of scheme, host, port and path: host and port are what the operator grants. */
 DF_EXPORT(df_init) uint32_t df_init(const df_bytes *config) {
-    df_bytes host = df_config_text(config, "host"), port = df_config(config, "port"), path = df_config_text(config, "path");
+    df_bytes host = df_config_text(config, "host"), port = df_config_text(config, "port"), path = df_config_text(config, "path");
     df_bytes scheme = df_config_text(config, "scheme");
+    if (!port.len) port = df_config(config, "port"); /* a number, or the text that ${env:...} is */
     if (!host.len || !port.len) return df_fail(DF_CONFIG, "'host' and 'port' say where to send rows");
     uint32_t size = host.len + port.len + path.len + scheme.len + 16;
     df_writer w = {df_new(size), 0, size};

@@ -11,7 +11,7 @@ from typing import Any
 from dataflare_plugins.isolation_wasm.faults import BAD_REPLY, told
 from dataflare_plugins.isolation_wasm.memory import Memory
 from dataflare_plugins.isolation_wasm.verify import IMPORTS, WASI, Signature
-from dataflare_plugins.isolation_wasm.web import Answer, Web
+from dataflare_plugins.isolation_wasm.web import BAD_REQUEST, Answer, Web
 
 LINES = 100
 """Lines of log and metrics that one call may write; more are dropped."""
@@ -86,7 +86,9 @@ class HostFunctions:
                 answer = function(*arguments)
                 return answer if results else None
             except BaseException as error:
-                self.recorded = self.recorded or error
+                # What it handed over is no JSON, no UTF-8, no base64.
+                wrong = isinstance(error, ValueError)
+                self.recorded = self.recorded or (BAD_REQUEST.error(f"what it handed to the host cannot be read: {error}") if wrong else error)
                 return -1 if results else None
 
         return called
