@@ -36,6 +36,7 @@ class Sender:
     """
 
     def __init__(self, schema: pa.Schema, room: int = 0) -> None:
+        self.schema = schema
         self._room = aligned(room)
         self._kind = pa.struct(list(schema))
         self._size = aligned(len(_schema_block(self._kind, 0)))

@@ -23,10 +23,11 @@ class WasmDestination(Destination[Any]):
     """Hands the guest every batch of an epoch, and has it flushed when the epoch is committed."""
 
     program: ClassVar[Program]
+    instances: ClassVar[type[Any]] = Instances
 
     def __init__(self, config: Any, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self._instances = Instances(self.program, config, ctx)
+        self._instances: Any = self.instances(self.program, config, ctx)
         self._sender: Sender | None = None
         self._reads: list[int] = []
         self._schema = pa.schema([])

@@ -15,7 +15,8 @@ from dataflare_plugins.isolation_wasm.web import BAD_REQUEST, Answer, Web
 
 LINES = 100
 """Lines of log and metrics that one call may write; more are dropped."""
-_METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
+METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
+"""Names of metrics."""
 _LEVELS = ("debug", "info", "warning", "error")
 _EBADF, _ENOSYS = 8, 52
 MISSING = 0xFFFFFFFF
@@ -124,7 +125,7 @@ class HostFunctions:
 
     def _metric(self, place: int, length: int, value: float) -> None:
         name = told(self._bytes(place, length, "name of a metric", 64))
-        if self._spend() and _METRIC.fullmatch(name) and value == value:
+        if self._spend() and METRIC.fullmatch(name) and value == value:
             self._ctx.metric(name, value)
 
     def _clock(self) -> int:

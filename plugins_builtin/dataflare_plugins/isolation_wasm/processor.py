@@ -26,10 +26,11 @@ class WasmProcessor(Processor[Any]):
     """Hands the guest the columns it reads and puts the others back beside what it gives."""
 
     program: ClassVar[Program]
+    instances: ClassVar[type[Any]] = Instances
 
     def __init__(self, config: Any, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self._instances = Instances(self.program, config, ctx)
+        self._instances: Any = self.instances(self.program, config, ctx)
         self._input = ""
         self._schema = pa.schema([])
         self._sender = Sender(self._schema)

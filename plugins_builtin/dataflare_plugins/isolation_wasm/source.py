@@ -38,10 +38,11 @@ class WasmSource(Source[Any]):
     """Asks the guest for rows after a state; the state it gives with them is where to go on."""
 
     program: ClassVar[Program]
+    instances: ClassVar[type[Any]] = Instances
 
     def __init__(self, config: Any, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self._instances = Instances(self.program, config, ctx)
+        self._instances: Any = self.instances(self.program, config, ctx)
         self._given: pa.Schema | None = None
 
     @classmethod

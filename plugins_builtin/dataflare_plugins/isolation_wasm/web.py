@@ -170,6 +170,7 @@ class Web:
         watch = threading.Timer(max(until - time.monotonic(), 0), connection.cut)
         watch.daemon = True
         watch.start()
+        response: http.client.HTTPResponse | None = None
         try:
             connection.request(request.method, target, request.body, {**request.headers, **request.secrets, "Accept-Encoding": "identity"})
             response = connection.getresponse()
@@ -178,6 +179,8 @@ class Web:
             raise UNREACHABLE.retriable(f"'{url.hostname}' did not answer: {type(error).__name__}") from None
         finally:
             watch.cancel()
+            if response is not None:
+                response.close()
             connection.close()
         headers = {name.lower(): _without(value, request.values) for name, value in response.getheaders()}
         for value in request.values:

@@ -33,6 +33,9 @@ class Context(FakeContext):
     def info(self, form: str, *arguments: str) -> None:
         self.lines.append(form.format(*arguments))
 
+    def warning(self, form: str, *arguments: str) -> None:
+        form.format(*arguments)
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
