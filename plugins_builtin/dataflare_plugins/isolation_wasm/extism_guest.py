@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflare_plugins.isolation_wasm.describe import Description, parse
-from dataflare_plugins.isolation_wasm.faults import Trapped, failure, told
+from dataflare_plugins.isolation_wasm.faults import Trapped, failure, told, why
 from dataflare_plugins.isolation_wasm.imports import LINES
 from dataflare_plugins.isolation_wasm.limits import PAGE
 from dataflare_plugins.isolation_wasm.program import Program
@@ -57,7 +57,7 @@ class ExtismGuest:
         try:
             self._plugin: Any = _plugin_class()(manifest, wasi=wasi, config=dict(config), functions=functions)
         except extism.Error as error:
-            raise Trapped(told(str(error).encode())) from error
+            raise Trapped(why(str(error))) from error
 
     def call(self, name: str, data: bytes) -> bytes:
         """Call an export with bytes and return the bytes it answers with.
@@ -73,10 +73,9 @@ class ExtismGuest:
             found: bytes = self._plugin.call(name, data)
         except extism.Error as error:
             self._raise_recorded()
-            text = told(str(error).encode())
             if self._plugin.returned <= 0 or self._plugin.returned == _ABORTED:
-                raise Trapped(text) from error
-            raise failure(self._plugin.returned, text) from error
+                raise Trapped(why(str(error))) from error
+            raise failure(self._plugin.returned, told(str(error).encode())) from error
         self._raise_recorded()
         return found
 

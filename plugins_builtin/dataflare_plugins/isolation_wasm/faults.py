@@ -57,6 +57,19 @@ def told(data: bytes) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST].strip()
 
 
+_KNOWN = {"wasm trap: interrupt": "it ran over its deadline", "timeout": "it ran over its deadline", "oom": "it ran out of memory",
+          "wasm trap: call stack exhausted": "it ran out of stack"}  # fmt: skip
+
+
+def why(text: str) -> str:
+    """Return why a guest trapped, without the backtrace."""
+    cause = text.rpartition("Caused by:")[2] if "Caused by:" in text else text
+    lines = [line.strip() for line in cause.splitlines()]
+    told_by = [line for line in lines if line.startswith("wasm trap")] or [line for line in lines if line and not line[:1].isdigit()]
+    last = told_by[-1] if told_by else "it trapped"
+    return _KNOWN.get(last, told(last.encode()))
+
+
 def failure(code_: int, message: str) -> DataflareError:
     """Return the error for what `df_last_error` gave: 1 rows, 2 of the moment, 3 configuration, 4 for good."""
     declared = _BY_CODE.get(code_, REFUSED)

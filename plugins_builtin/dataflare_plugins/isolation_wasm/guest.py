@@ -8,7 +8,7 @@ import struct
 import weakref
 from typing import Any
 
-from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, INVALID, Trapped, failure, told
+from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, INVALID, Trapped, failure, told, why
 from dataflare_plugins.isolation_wasm.imports import HostFunctions
 from dataflare_plugins.isolation_wasm.limits import Limits
 from dataflare_plugins.isolation_wasm.machine import TICK, TICKER, engine
@@ -64,7 +64,7 @@ class Guest:
             version = self.call("dataflare_abi_version")
         except self._failures as error:
             self.close()
-            raise Trapped(_reason(error)) from error
+            raise Trapped(why(str(error))) from error
         except BaseException:
             self.close()
             raise
@@ -89,7 +89,7 @@ class Guest:
         except self._failures as error:
             self.close()
             self._host.raise_recorded()
-            raise Trapped(f"{name}: {_reason(error)}") from error
+            raise Trapped(f"{name}: {why(str(error))}") from error
         self.memory.look()
         if self._host.recorded is not None:
             self._host.raise_recorded()
@@ -168,12 +168,3 @@ class Guest:
                 self._store.close()
             TICKER.release()
 
-
-def _reason(error: Exception) -> str:
-    """Return why it trapped, without the backtrace."""
-    text = str(error)
-    cause = text.rpartition("Caused by:")[2] if "Caused by:" in text else text
-    lines = [line.strip() for line in cause.splitlines() if line.strip() and not line.lstrip()[:1].isdigit()]
-    known = {"wasm trap: interrupt": "it ran over its deadline", "wasm trap: call stack exhausted": "it ran out of stack"}
-    last = lines[-1] if lines else text.splitlines()[-1] if text else "it trapped"
-    return known.get(last, told(last.encode()))

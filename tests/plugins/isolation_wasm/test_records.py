@@ -69,7 +69,7 @@ def test_it_conforms(tmp_path: Path) -> None:
     ProcessorSuite(lambda ctx: kind({}, ctx), inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
 
 
-@pytest.mark.parametrize(("text", "reason"), [("T", "unreachable"), ("S", "timeout")])
+@pytest.mark.parametrize(("text", "reason"), [("T", "unreachable"), ("S", "over its deadline")])
 def test_a_trap_costs_the_plugin_object(recorder: Any, text: str, reason: str) -> None:
     error = refusal(recorder, text)
     assert error.code == "wasm.trapped"
@@ -79,7 +79,7 @@ def test_a_trap_costs_the_plugin_object(recorder: Any, text: str, reason: str) -
 
 
 def test_memory_ends(recorder: Any) -> None:
-    assert refusal(recorder, "G").problems[0].message in ("memory ends", "'guest' trapped: oom")
+    assert refusal(recorder, "G").problems[0].message in ("memory ends", "'guest' trapped: it ran out of memory")
 
 
 def test_what_the_guest_says_went_wrong(recorder: Any) -> None:
