@@ -65,8 +65,8 @@ def why(text: str) -> str:
     """Return why a guest trapped, without the backtrace."""
     cause = text.rpartition("Caused by:")[2] if "Caused by:" in text else text
     lines = [line.strip() for line in cause.splitlines()]
-    told_by = [line for line in lines if line.startswith("wasm trap")] or [line for line in lines if line and not line[:1].isdigit()]
-    last = told_by[-1] if told_by else "it trapped"
+    plain = [line for line in lines if line and not line[:1].isdigit() and not line.startswith(("note:", "error while executing"))]
+    last = next((line for line in lines if line.startswith("wasm trap")), plain[-1] if plain else "it was aborted")
     return _KNOWN.get(last, told(last.encode()))
 
 

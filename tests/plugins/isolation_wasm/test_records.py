@@ -69,7 +69,7 @@ def test_it_conforms(tmp_path: Path) -> None:
     ProcessorSuite(lambda ctx: kind({}, ctx), inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
 
 
-@pytest.mark.parametrize(("text", "reason"), [("T", "unreachable"), ("S", "over its deadline")])
+@pytest.mark.parametrize(("text", "reason"), [("T", "it was aborted"), ("S", "over its deadline")])
 def test_a_trap_costs_the_plugin_object(recorder: Any, text: str, reason: str) -> None:
     error = refusal(recorder, text)
     assert error.code == "wasm.trapped"
