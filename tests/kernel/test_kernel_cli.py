@@ -53,7 +53,9 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 def call(install: Callable[..., Path], tmp_path: Path) -> Call:
     install("greeter", COMMAND, LINES)
     (tmp_path / "config" / "dataflare").mkdir(parents=True)
-    (tmp_path / "config" / "dataflare" / "config.yaml").write_text("plugins: {prefer: {command/plugin-inspect: greeter, command/state: greeter}}")
+    (tmp_path / "config" / "dataflare" / "config.yaml").write_text(
+        "plugins: {prefer: {command/plugin-inspect: greeter, command/state: greeter}}"
+    )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     work = tmp_path / "work"
     work.mkdir()

@@ -78,6 +78,8 @@ class _Node:
 
     def __init__(self, held: Any, rows: int, nulls: int, buffers: list[tuple[int, int]], inner: list[_Node]) -> None:
         self.held = held  # what the addresses below belong to
+        self.head: int
+        self.data: int
         self.rows, self.nulls, self.buffers, self.children = rows, nulls, buffers, inner
         self.head = ARRAY.size + 4 * (len(buffers) + len(inner)) + sum(c.head for c in inner)
         self.head = (self.head + 7) & ~7

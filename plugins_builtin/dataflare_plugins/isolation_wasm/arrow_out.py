@@ -58,7 +58,9 @@ class _Fields:
         return pa.field(title, type_of(text, inner))
 
 
-def read_columns(memory: Memory, address: int, schema: pa.Schema, rows: int | None = None, wanted: frozenset[str] | None = None) -> list[pa.Array]:
+def read_columns(
+    memory: Memory, address: int, schema: pa.Schema, rows: int | None = None, wanted: frozenset[str] | None = None
+) -> list[pa.Array]:
     """Return the columns a guest laid out, each validated in full.
 
     Args:
@@ -130,6 +132,9 @@ def _array(memory: Memory, address: int, kind: pa.DataType, rows: int, depth: in
     if not 0 <= inner_rows <= max(MOST_ROWS, memory.size):
         raise BAD_REPLY.error(f"an array of {kind} has {inner_rows} elements")
     below = [_array(memory, place, f.type, inner_rows, depth + 1) for place, f in zip(_words(memory, head[6], count), fields, strict=True)]
+    if pa.types.is_map(kind) and (below[0].null_count or below[0].field(0).null_count):
+        # Arrow ends the process when it is given such a map, before it can be asked to validate it.
+        raise BAD_REPLY.error("a map of it has an entry or a key that is NULL")
     return pa.Array.from_buffers(kind, rows, made, -1 if valid is not None else 0, 0, below)
 
 

@@ -119,7 +119,7 @@ class WasmDestination(Destination[Any]):
     def prepare(self, epoch: int, final: bool) -> None:
         """Nothing: what is staged is in the guest's memory."""
 
-    def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()) -> None:  # noqa: ARG002
+    def commit(self, epoch: int, offsets: Mapping[str, Any], final: bool, together: Sequence[Any] = ()) -> None:
         """Have the guest send what it staged, and note the epoch; a crash in between sends it again."""
         if epoch <= self._held.epoch:
             self.abort()

@@ -98,13 +98,21 @@ class ExtismGuest:
     # -- host functions ------------------------------------------------------------------------------------
 
     def _functions(self) -> list[tuple[str, str, list[int], list[int], Callable[..., Any]]]:
-        logs = [(KERNEL, name, [_I64], [], self._logs(level)) for name, level in _LEVELS.items()]
+        logs: list[tuple[str, str, list[int], list[int], Callable[..., Any]]] = [
+            (KERNEL, name, [_I64], [], self._logs(level)) for name, level in _LEVELS.items()
+        ]
         return [
             *logs,
             (KERNEL, "get_log_level", [], [_I32], lambda _memory: 0),
             (KERNEL, "http_request", [_I64, _I64], [_I64], self._http),
             (KERNEL, "http_status_code", [], [_I32], lambda _memory: 0 if self._answer is None else self._answer.status),
-            (KERNEL, "http_headers", [], [_I64], lambda memory: 0 if self._answer is None else memory.put(json.dumps(dict(self._answer.headers)).encode())),
+            (
+                KERNEL,
+                "http_headers",
+                [],
+                [_I64],
+                lambda memory: 0 if self._answer is None else memory.put(json.dumps(dict(self._answer.headers)).encode()),
+            ),
             (USER, "dataflare_metric", [_I64, _F64], [], self._metric),
             (USER, "dataflare_clock", [], [_I64], lambda _memory: int(self._ctx.clock() * 1_000_000)),
             (USER, "dataflare_state_get", [_I64], [_I64], self._state_get),
@@ -125,7 +133,9 @@ class ExtismGuest:
                 answer = body(_Blocks(CurrentPlugin(current)), *values)
             except BaseException as error:
                 wrong = isinstance(error, ValueError)
-                self._recorded = self._recorded or (BAD_REQUEST.error(f"what it handed to the host cannot be read: {error}") if wrong else error)
+                self._recorded = self._recorded or (
+                    BAD_REQUEST.error(f"what it handed to the host cannot be read: {error}") if wrong else error
+                )
                 answer = 0
             if gives:
                 if gives[0] == _I32:
@@ -195,7 +205,7 @@ class _Blocks:
 def _plugin_class() -> type[Any]:
     import extism
 
-    class Plugin(extism.Plugin):
+    class Plugin(extism.Plugin):  # type: ignore[misc]
         """Keeps what a call returned."""
 
         returned = 0

@@ -31,7 +31,9 @@ TRAPPED = code(
     "A module trapped: it crashed, ran out of memory or stack, or over its deadline.",
     "Mend the module or the row, raise its `limits`, or set `errors.on_record`.",
 )
-LOST = code("wasm.lost", 4, "A module with state trapped; the run goes back to its last checkpoint.", "Mend the module, or raise its `limits`.")
+LOST = code(
+    "wasm.lost", 4, "A module with state trapped; the run goes back to its last checkpoint.", "Mend the module, or raise its `limits`."
+)
 QUARANTINED = code(
     "wasm.quarantined", 6, "A plugin trapped too often in a short time and is not started again.", "Mend the module, then run again."
 )
@@ -39,7 +41,9 @@ REFUSED = code("wasm.refused", 1, "A module refused rows.", "Mend the rows, or s
 TRY_LATER = code("wasm.try-later", 4, "A module failed for a reason of the moment.", "Run again; the run resumes.")
 BAD_CONFIG = code("wasm.bad-config", 3, "A module does not accept its `with:` block.", "See the plugin's page for its keys.")
 FAILED = code("wasm.failed", 4, "A module failed and says that no other row would help.", "See the cause it gives.")
-UNSUPPORTED = code("wasm.unsupported-type", 3, "A column has a type that cannot be handed to a module.", "Cast the column in a map before it.")
+UNSUPPORTED = code(
+    "wasm.unsupported-type", 3, "A column has a type that cannot be handed to a module.", "Cast the column in a map before it."
+)
 
 _BY_CODE = {2: TRY_LATER, 3: BAD_CONFIG, 4: FAILED}
 """`code` of `df_last_error` to what it means; everything else is about rows."""

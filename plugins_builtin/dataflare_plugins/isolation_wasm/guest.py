@@ -163,8 +163,7 @@ class Guest:
             _ALIVE.discard(self)
             self._slots.clear()
             self._host.detach()
-            self._exports = self.memory = None  # type: ignore[assignment]
+            del self._exports, self.memory
             with contextlib.suppress(ValueError):
                 self._store.close()
             TICKER.release()
-

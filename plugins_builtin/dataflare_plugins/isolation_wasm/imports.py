@@ -89,7 +89,9 @@ class HostFunctions:
             except BaseException as error:
                 # What it handed over is no JSON, no UTF-8, no base64.
                 wrong = isinstance(error, ValueError)
-                self.recorded = self.recorded or (BAD_REQUEST.error(f"what it handed to the host cannot be read: {error}") if wrong else error)
+                self.recorded = self.recorded or (
+                    BAD_REQUEST.error(f"what it handed to the host cannot be read: {error}") if wrong else error
+                )
                 return -1 if results else None
 
         return called
@@ -158,10 +160,14 @@ class HostFunctions:
 
     def _wasi(self, name: str) -> Callable[..., Any]:
         known: dict[str, Callable[..., Any]] = {
-            "args_sizes_get": self._two_zeros, "environ_sizes_get": self._two_zeros, "args_get": _fine, "environ_get": _fine,
-            "sched_yield": _fine, "fd_close": _fine, "clock_time_get": self._clock_time, "random_get": self._random, "fd_write": self._fd_write,
-            "fd_prestat_get": _bad_descriptor, "fd_fdstat_get": _bad_descriptor, "fd_read": _bad_descriptor, "fd_seek": _bad_descriptor,
-        }  # fmt: skip
+            "args_sizes_get": self._two_zeros,
+            "environ_sizes_get": self._two_zeros,
+            "clock_time_get": self._clock_time,
+            "random_get": self._random,
+            "fd_write": self._fd_write,
+            **dict.fromkeys(("args_get", "environ_get", "sched_yield", "fd_close"), _fine),
+            **dict.fromkeys(("fd_prestat_get", "fd_fdstat_get", "fd_read", "fd_seek"), _bad_descriptor),
+        }
         return known.get(name, _not_here)
 
     def _write(self, place: int, data: bytes) -> int:

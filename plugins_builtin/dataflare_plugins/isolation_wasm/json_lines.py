@@ -57,7 +57,15 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
             return pa.array(values, pa.string()).cast(field.type)
         made = _maker(field.type)
         return pa.array([None if v is None else made(v) for v in values], field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         raise BAD_REPLY.error(f"its column '{field.name}' is no {field.type}: {type(error).__name__}") from None
 
 

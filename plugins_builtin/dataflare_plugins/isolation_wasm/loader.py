@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class WasmLoader:
             raise error.located(file=file) from error.__cause__
         proxy = _proxy(component.kind, verify.lane(program.module))
         named = {"program": program, "features": program.features, "__doc__": component.summary or proxy.__doc__}
-        return type(proxy)(proxy.__name__, (proxy,), named)
+        made: type[Any] = types.new_class(proxy.__name__, (proxy,), exec_body=lambda space: space.update(named))
+        return made
 
     def _path(self, file: str) -> Path:
         """Return where a module lies: in the manifest's folder, and nowhere a link leads to."""

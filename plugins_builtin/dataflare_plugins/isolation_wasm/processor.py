@@ -52,7 +52,8 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _outputs(self) -> tuple[Output, ...]:
-        return self._safely(lambda: self._instances.description.outputs)
+        found: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
+        return found
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest before any row: a trap there is a fault of the module."""
@@ -104,7 +105,9 @@ class WasmProcessor(Processor[Any]):
         kind = given.field(0).type if len(given) else None
         fits = pa.types.is_boolean(kind) if output.rows == "mask" else pa.types.is_integer(kind)
         if kind is None or not fits:
-            raise BAD_DESCRIPTION.error(f"with `rows: {output.rows}` the first column is {'boolean' if output.rows == 'mask' else 'an index'}, not {kind}")
+            raise BAD_DESCRIPTION.error(
+                f"with `rows: {output.rows}` the first column is {'boolean' if output.rows == 'mask' else 'an index'}, not {kind}"
+            )
 
     def _whole(self, output: Output, given: pa.Schema) -> pa.Schema:
         """Return the schema of an output: the input's columns, replaced and added to by what the guest gives."""
@@ -161,9 +164,10 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _stateful(self) -> bool:
-        return self._instances.exports("df_snapshot")
+        return bool(self._instances.exports("df_snapshot"))
 
     def _made(self, batch: Batch) -> list[tuple[str, Batch]]:
+        guest: Any = None
         try:
             guest = self._instances.guest
             pairs = self._call(guest, batch.data)
@@ -178,7 +182,7 @@ class WasmProcessor(Processor[Any]):
                 self._instances.discard()
                 if self._stateful:
                     raise self.program.lost(Trapped(error.problems[0].message)) from error
-            elif not guest.closed:
+            elif guest is not None and not guest.closed:
                 guest.reset()
             raise
         return made

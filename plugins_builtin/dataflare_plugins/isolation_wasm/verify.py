@@ -10,38 +10,38 @@ from dataflare_plugins.isolation_wasm.limits import PAGE, Limits
 
 Signature = tuple[tuple[str, ...], tuple[str, ...]]
 
-I, L, D = "i32", "i64", "f64"
+W, L, D = "i32", "i64", "f64"
 REQUIRED: Mapping[str, Signature] = {
-    "dataflare_abi_version": ((), (I,)),
-    "df_alloc": ((I,), (I,)),
+    "dataflare_abi_version": ((), (W,)),
+    "df_alloc": ((W,), (W,)),
     "df_reset": ((), ()),
-    "df_last_error": ((), (I,)),
-    "df_describe": ((), (I,)),
-    "df_init": ((I,), (I,)),
+    "df_last_error": ((), (W,)),
+    "df_describe": ((), (W,)),
+    "df_init": ((W,), (W,)),
 }
 """Exports of every columnar guest. All addresses are i32; what is returned as i32 is an address or 0 for success."""
 BY_KIND: Mapping[str, Mapping[str, Signature]] = {
-    "processor": {"df_process": ((I, I, I), (I,))},
-    "source": {"df_read": ((I, I, I, I), (I,))},
-    "destination": {"df_write": ((I, I), (I,)), "df_flush": ((I,), (I,))},
+    "processor": {"df_process": ((W, W, W), (W,))},
+    "source": {"df_read": ((W, W, W, W), (W,))},
+    "destination": {"df_write": ((W, W), (W,)), "df_flush": ((W,), (W,))},
 }
 OPTIONAL: Mapping[str, Signature] = {
-    "df_discover": ((I,), (I,)),
-    "df_ack": ((I, I), (I,)),
-    "df_snapshot": ((I,), (I,)),
-    "df_restore": ((I, I), (I,)),
+    "df_discover": ((W,), (W,)),
+    "df_ack": ((W, W), (W,)),
+    "df_snapshot": ((W,), (W,)),
+    "df_restore": ((W, W), (W,)),
     "df_close": ((), ()),
     "_initialize": ((), ()),
 }
 IMPORTS: Mapping[tuple[str, str], tuple[Signature, str]] = {
-    ("dataflare", "log"): (((I, I, I), ()), "log"),
-    ("dataflare", "metric"): (((I, I, D), ()), "metric"),
+    ("dataflare", "log"): (((W, W, W), ()), "log"),
+    ("dataflare", "metric"): (((W, W, D), ()), "metric"),
     ("dataflare", "clock"): (((), (L,)), "clock"),
-    ("dataflare", "state_get"): (((I, I, I, I), (I,)), "state"),
-    ("dataflare", "state_put"): (((I, I, I, I), (I,)), "state"),
-    ("dataflare", "http_send"): (((I, I), (I,)), "net"),
-    ("dataflare", "http_body"): (((I, I), (I,)), "net"),
-    ("dataflare", "http_header"): (((I, I, I, I), (I,)), "net"),
+    ("dataflare", "state_get"): (((W, W, W, W), (W,)), "state"),
+    ("dataflare", "state_put"): (((W, W, W, W), (W,)), "state"),
+    ("dataflare", "http_send"): (((W, W), (W,)), "net"),
+    ("dataflare", "http_body"): (((W, W), (W,)), "net"),
+    ("dataflare", "http_header"): (((W, W, W, W), (W,)), "net"),
 }
 """What a columnar guest may import: module and name to signature and the capability it takes."""
 WASI = "wasi_snapshot_preview1"
@@ -98,7 +98,7 @@ def check(module: Any, kind: str, grants: Mapping[str, Any], limits: Limits) -> 
             raise INVALID.error("it does not export its `memory`")
     else:
         name = {"processor": "process", "source": "read", "destination": "write"}[kind]
-        _functions(exports, {name: ((), (I,))}, required=True)
+        _functions(exports, {name: ((), (W,))}, required=True)
     for name, exported in exports.items():
         if type(exported).__name__ == "MemoryType":
             _memory(name, exported, limits)

@@ -72,9 +72,7 @@ class Web:
     def __init__(self, ctx: Any, grants: Mapping[str, Any], deadline: float) -> None:
         self._ctx = ctx
         self._net: Sequence[Mapping[str, Any]] = [g for g in grants.get("net", ()) if isinstance(g, Mapping)]
-        self._secrets: Mapping[str, Mapping[str, Any]] = {
-            str(s.get("ref")): s for s in grants.get("secrets", ()) if isinstance(s, Mapping)
-        }
+        self._secrets: Mapping[str, Mapping[str, Any]] = {str(s.get("ref")): s for s in grants.get("secrets", ()) if isinstance(s, Mapping)}
         self._seconds = deadline
 
     def send(self, raw: Any) -> Answer:
@@ -110,7 +108,9 @@ class Web:
             body = base64.b64decode(str(raw["body_base64"]), validate=True)
         elif raw.get("body") is not None:
             body = str(raw["body"]).encode()
-        plain, hidden, values = {}, {}, []
+        plain: dict[str, str] = {}
+        hidden: dict[str, str] = {}
+        values: list[str] = []
         for name, value in headers.items():
             text = str(value)
             if not _NAME.fullmatch(str(name)) or name.lower() in _OURS or not text.isprintable() or len(text) > 8_192:
@@ -175,6 +175,7 @@ class Web:
             connection.request(request.method, target, request.body, {**request.headers, **request.secrets, "Accept-Encoding": "identity"})
             response = connection.getresponse()
             body = _body(response, connection, until)
+            status, given = response.status, response.getheaders()
         except (OSError, http.client.HTTPException) as error:
             raise UNREACHABLE.retriable(f"'{url.hostname}' did not answer: {type(error).__name__}") from None
         finally:
@@ -182,10 +183,10 @@ class Web:
             if response is not None:
                 response.close()
             connection.close()
-        headers = {name.lower(): _without(value, request.values) for name, value in response.getheaders()}
+        headers = {name.lower(): _without(value, request.values) for name, value in given}
         for value in request.values:
             body = body.replace(value.encode(), b"***") if value else body
-        return Answer(response.status, headers, body)
+        return Answer(status, headers, body)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -234,7 +235,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _body(response: http.client.HTTPResponse, connection: _Connection, until: float) -> bytes:
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         if connection.sock is not None:
             connection.patient()

@@ -14,9 +14,29 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "plugins"
 GUESTS = Path(__file__).parent / "guests"
 PDK = ROOT / "sdk" / "dataflare_sdk" / "pdk"
-C_FLAGS = ["-target", "wasm32-freestanding", "-mcpu=generic+simd128+bulk_memory", "-O3", "-nostdlib", "-Wl,--no-entry", "-Wall", "-Wextra", "-Werror"]
+C_FLAGS = [
+    "-target",
+    "wasm32-freestanding",
+    "-mcpu=generic+simd128+bulk_memory",
+    "-O3",
+    "-nostdlib",
+    "-Wl,--no-entry",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]
 
-ZIG_FLAGS = ["-target", "wasm32-freestanding", "-mcpu=generic+simd128+bulk_memory", "-OReleaseFast", "-fno-entry", "-rdynamic", "--stack", "65536", "-fstrip"]
+ZIG_FLAGS = [
+    "-target",
+    "wasm32-freestanding",
+    "-mcpu=generic+simd128+bulk_memory",
+    "-OReleaseFast",
+    "-fno-entry",
+    "-rdynamic",
+    "--stack",
+    "65536",
+    "-fstrip",
+]
 
 
 @functools.cache
@@ -32,7 +52,9 @@ def built(source: Path, *flags: str) -> bytes:
     if not target.exists():
         made = folder / f"{name}.{os.getpid()}.wasm"
         c = ["cc", *C_FLAGS, *flags, "-I", str(PDK / "c"), "-I", str(GUESTS), "-o", str(made), str(source)]
-        command = ["build-exe", *ZIG_FLAGS, f"-femit-bin={made}", "--dep", "dataflare", f"-Mroot={source}", f"-Mdataflare={header}"] if zig else c
+        command = (
+            ["build-exe", *ZIG_FLAGS, f"-femit-bin={made}", "--dep", "dataflare", f"-Mroot={source}", f"-Mdataflare={header}"] if zig else c
+        )
         done = subprocess.run([sys.executable, "-m", "ziglang", *command], capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr
         made.replace(target)

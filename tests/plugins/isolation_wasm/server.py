@@ -44,7 +44,7 @@ def serving() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(out)
 
-        do_GET = do_POST = do_PUT = answer  # noqa: N815
+        do_GET = do_POST = do_PUT = answer
 
         def log_message(self, *_: object) -> None:
             pass

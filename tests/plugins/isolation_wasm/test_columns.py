@@ -56,7 +56,9 @@ def orders(rows: int) -> pa.RecordBatch:
     price = [None if dice.random() < 0.1 else dice.random() * 200 for _ in range(rows)]
     quantity = [None if dice.random() < 0.1 else dice.randrange(100) for _ in range(rows)]
     kind = pa.array([f"k{i % 3}" for i in range(rows)]).dictionary_encode()
-    return pa.record_batch({"id": pa.array(range(rows)), "price": pa.array(price, pa.float64()), "quantity": pa.array(quantity, pa.int64()), "kind": kind})
+    return pa.record_batch(
+        {"id": pa.array(range(rows)), "price": pa.array(price, pa.float64()), "quantity": pa.array(quantity, pa.int64()), "kind": kind}
+    )
 
 
 def test_only_what_is_read_goes_in_and_the_rest_stays_beside(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def test_a_processor_in_zig(tmp_path: Path) -> None:
 
 def test_a_processor_with_state(tmp_path: Path) -> None:
     table = pa.table({"n": [5, None, 7, 1, 2, 90], "s": list("abcdef")})
-    ProcessorSuite(made(tmp_path, built(GUESTS / "running.c"), features=""), inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
+    ProcessorSuite(
+        made(tmp_path, built(GUESTS / "running.c"), features=""), inputs={"in": table}, folder=tmp_path, ordered=True
+    ).assert_conforms()
 
 
 def test_a_processor_that_drops_and_repeats_rows(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from dataflare_plugins.isolation_wasm.describe import Output, parse
 from dataflare_plugins.isolation_wasm.formats import children, format_of, type_of
 from dataflare_sdk import DataflareError
 
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10
+)
 
 
 def test_a_whole_description() -> None:
@@ -41,7 +43,10 @@ def test_what_is_refused(raw: object) -> None:
     assert caught.value.code == "wasm.bad-description"
 
 
-@given(st.fixed_dictionaries({}, optional={k: ANY for k in ("kind", "reads", "outputs", "columns", "key", "modes")}), st.sampled_from(["processor", "source", "destination"]))
+@given(
+    st.fixed_dictionaries({}, optional={k: ANY for k in ("kind", "reads", "outputs", "columns", "key", "modes")}),
+    st.sampled_from(["processor", "source", "destination"]),
+)
 def test_anything_is_read_or_refused(raw: object, kind: str) -> None:
     try:
         parse(json.dumps(raw).encode(), kind)

@@ -100,10 +100,17 @@ def test_what_the_context_refuses_is_raised_after_the_call(tmp_path: Path) -> No
 def test_a_request_is_made_by_the_host_with_the_secret(tmp_path: Path, server: Server) -> None:
     guest = caller(tmp_path)
     url = f"http://127.0.0.1:{server.port}/a?b=c"
-    answer = asks(guest, "h", method="POST", url=url, headers={"Authorization": "Bearer ${secret:token}", "X-A": "1"}, body="hi ${secret:token}")
+    answer = asks(
+        guest, "h", method="POST", url=url, headers={"Authorization": "Bearer ${secret:token}", "X-A": "1"}, body="hi ${secret:token}"
+    )
     assert answer == ("hi ${secret:token}", 200), "references in a body are text"
     (asked,) = server.asked
-    assert (asked.method, asked.path, asked.headers["Authorization"], asked.headers["X-A"]) == ("POST", "/a?b=c", "Bearer s3cret-value", "1")
+    assert (asked.method, asked.path, asked.headers["Authorization"], asked.headers["X-A"]) == (
+        "POST",
+        "/a?b=c",
+        "Bearer s3cret-value",
+        "1",
+    )
     assert guest.ctx.audited == [(f"net 127.0.0.1:{server.port}", True)]
     guest.close()
 
@@ -193,7 +200,9 @@ def test_urls_that_are_none_or_not_meant(tmp_path: Path, url: str, code: str) ->
     guest.close()
 
 
-@pytest.mark.parametrize("headers", [{"Host": "x"}, {"A\r\nB": "x"}, {"A": "x\r\nB: y"}, {"Content-Length": "1"}, {"Transfer-Encoding": "chunked"}])
+@pytest.mark.parametrize(
+    "headers", [{"Host": "x"}, {"A\r\nB": "x"}, {"A": "x\r\nB: y"}, {"Content-Length": "1"}, {"Transfer-Encoding": "chunked"}]
+)
 def test_headers_that_would_change_the_request_are_refused(tmp_path: Path, server: Server, headers: dict) -> None:
     guest = caller(tmp_path)
     assert refusal(guest, f"http://127.0.0.1:{server.port}/", headers=headers).code == "wasm.bad-request"
@@ -211,7 +220,9 @@ def test_ports_and_domains_of_grants(tmp_path: Path) -> None:
     assert not allows({}, "acme.example", 443)
 
 
-def test_an_answer_that_does_not_come_is_tried_again_and_one_too_long_is_refused(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_does_not_come_is_tried_again_and_one_too_long_is_refused(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guest = caller(tmp_path)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -253,7 +264,13 @@ def test_a_server_that_drips_is_cut_off_at_the_deadline(tmp_path: Path) -> None:
 
 def test_malformed_requests_are_the_plugins_fault(tmp_path: Path) -> None:
     guest = caller(tmp_path)
-    for text in ("h{", "h[]", 'h{"url": 1}', 'h{"url": "http://127.0.0.1/", "method": "BREW"}', 'h{"url": "http://127.0.0.1/", "body_base64": "?"}'):
+    for text in (
+        "h{",
+        "h[]",
+        'h{"url": 1}',
+        'h{"url": "http://127.0.0.1/", "method": "BREW"}',
+        'h{"url": "http://127.0.0.1/", "body_base64": "?"}',
+    ):
         with pytest.raises(DataflareError) as caught:
             calls(guest, text)
         assert caught.value.code == "wasm.bad-request", text

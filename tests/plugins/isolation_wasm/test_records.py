@@ -65,7 +65,9 @@ def test_it_conforms(tmp_path: Path) -> None:
     made = component(tmp_path, built(GUESTS / "recorder.c"), ctx=Context(tmp_path), lines=ALL)
     kind = type(made)
     made.close()
-    table = pa.table({"s": ["a", None, "b", "ü"], "n": pa.array([1, None, 3, 4], pa.int64()), "d": pa.array([1, 2, None, 4], pa.timestamp("us"))})
+    table = pa.table(
+        {"s": ["a", None, "b", "ü"], "n": pa.array([1, None, 3, 4], pa.int64()), "d": pa.array([1, 2, None, 4], pa.timestamp("us"))}
+    )
     ProcessorSuite(lambda ctx: kind({}, ctx), inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
 
 
@@ -95,8 +97,8 @@ def test_a_reply_that_is_none(recorder: Any, text: str) -> None:
 
 
 def test_log_and_metric_go_our_way(recorder: Any) -> None:
-    says(recorder, 'L{0} said')
-    assert recorder.ctx.lines == ['L{0']
+    says(recorder, "L{0} said")
+    assert recorder.ctx.lines == ["L{0"]
     says(recorder, "M")
     assert recorder.ctx.metrics == {"seen": 1.5}
 
@@ -147,7 +149,13 @@ def test_every_simple_type_as_json_and_back(data: st.DataObject) -> None:
 
 
 def test_nested_values_as_json_and_back() -> None:
-    schema = pa.schema([("l", pa.list_(pa.date32())), ("s", pa.struct([("a", pa.decimal128(9, 2)), ("b", pa.binary())])), ("m", pa.map_(pa.string(), pa.float64()))])
+    schema = pa.schema(
+        [
+            ("l", pa.list_(pa.date32())),
+            ("s", pa.struct([("a", pa.decimal128(9, 2)), ("b", pa.binary())])),
+            ("m", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
     rows = [{"l": ["2024-02-29", None], "s": {"a": "1.50", "b": "AAE="}, "m": [["k", 1.5], ["n", None]]}, {"l": None, "s": {"b": None}}, {}]
     made = json_lines.read("\n".join(json.dumps(r) for r in rows).encode(), schema, 10)
     assert json_lines.read(json_lines.write(made), schema, 10).equals(made)
@@ -160,7 +168,9 @@ def test_rows_out_are_bounded() -> None:
 
 
 def test_a_source_conforms(tmp_path: Path) -> None:
-    made = component(tmp_path, built(GUESTS / "record_ends.c"), kind="source", features="full, replayable", lines="capabilities: {state: {}}\n")
+    made = component(
+        tmp_path, built(GUESTS / "record_ends.c"), kind="source", features="full, replayable", lines="capabilities: {state: {}}\n"
+    )
     kind = type(made)
     SourceSuite(lambda ctx: kind({}, ctx), folder=tmp_path).assert_conforms()
     assert made.read(b"", 100, None).data["n"].to_pylist() == list(range(12))

@@ -60,7 +60,10 @@ def orders(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "source", "columns"),
-    [("total", "wasm-c-total/total.c", {"text": "VARCHAR", "price": "DOUBLE", "quantity": "BIGINT", "total": "DOUBLE"}), ("shout", "wasm-zig-shout/shout.zig", None)],
+    [
+        ("total", "wasm-c-total/total.c", {"text": "VARCHAR", "price": "DOUBLE", "quantity": "BIGINT", "total": "DOUBLE"}),
+        ("shout", "wasm-zig-shout/shout.zig", None),
+    ],
     ids=["c", "zig"],
 )
 def test_a_guest_gives_the_rows_python_gives(orders: Path, install: Install, name: str, source: str, columns: Any) -> None:
@@ -76,7 +79,11 @@ def test_a_guest_gives_the_rows_python_gives(orders: Path, install: Install, nam
 
 
 def acme(install: Install, guest: str, features: str, lines: str = "limits: {memory: 16MiB, deadline: 300ms}\n") -> None:
-    install("acme-guest", MANIFEST.format(name="guest", kind="processor", features=features) + lines, {"guest.wasm": built(GUESTS / f"{guest}.c")})
+    install(
+        "acme-guest",
+        MANIFEST.format(name="guest", kind="processor", features=features) + lines,
+        {"guest.wasm": built(GUESTS / f"{guest}.c")},
+    )
 
 
 @pytest.mark.parametrize("deed", ["trap", "refuse", "middle", "deep"])

@@ -57,7 +57,9 @@ def test_a_signature_must_be_the_one_of_the_abi(tmp_path: Path) -> None:
 
 def test_a_kind_needs_its_own(tmp_path: Path) -> None:
     assert "df_read" in str(refused(tmp_path, wat(), kind="source"))
-    assert "df_flush" in str(refused(tmp_path, wat(more='(func (export "df_write") (param i32 i32) (result i32) i32.const 0)'), kind="destination"))
+    assert "df_flush" in str(
+        refused(tmp_path, wat(more='(func (export "df_write") (param i32 i32) (result i32) i32.const 0)'), kind="destination")
+    )
     assert "monitor" in str(refused(tmp_path, wat(), kind="monitor"))
 
 
@@ -115,7 +117,7 @@ def test_limits_that_are_none(tmp_path: Path, limits: str) -> None:
     ids=["multi-memory", "memory64", "shared-memory", "exceptions", "gc", "tail-calls"],
 )  # fmt: skip
 def test_what_is_switched_off_does_not_compile(tmp_path: Path, more: str) -> None:
-    alone = more.startswith("(memory $m") or more.startswith("(memory $s")
+    alone = more.startswith(("(memory $m", "(memory $s"))
     wasm = wat(memory="", more=more) if alone else wat(more=more)
     error = refused(tmp_path, wasm)
     assert error.code == "wasm.invalid-module"
