@@ -9,6 +9,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from dataflare_sdk.call_slots import CallSlots
+
 GUEST = Path(__file__).parent / "guest.wasm"
 PAGE = 65_536
 PADDING = 64
@@ -49,30 +51,6 @@ def _end() -> None:
     _module.cache_clear()
 
 
-class _Function:
-    """An exported function with slots for its arguments: a call costs a tenth of `wasmtime.Func.__call__`."""
-
-    def __init__(self, store: Any, function: Any) -> None:
-        from wasmtime import _ffi
-
-        kind = function.type(store)
-        self._call, self._context, self._function = _ffi.wasmtime_func_call, store._context(), function
-        self._reference = ctypes.byref(function._func)
-        self._arguments = (_ffi.wasmtime_val_t * max(len(kind.params), 1))()
-        self._results = (_ffi.wasmtime_val_t * 1)()
-        self._counts = len(kind.params), len(kind.results)
-        self._trap = ctypes.POINTER(_ffi.wasm_trap_t)()
-
-    def __call__(self, *arguments: int) -> int:
-        for slot, value in zip(self._arguments, arguments, strict=False):
-            slot.of.i32 = value
-        given, returned = self._counts
-        error = self._call(self._context, self._reference, self._arguments, given, self._results, returned, ctypes.byref(self._trap))
-        if error or self._trap:
-            raise RuntimeError("the codec's guest trapped")
-        return int(self._results[0].of.i32) & 0xFFFFFFFF if returned else 0
-
-
 class Guest:
     """An instance and its memory. Addresses are those of the guest, below 4 GiB.
 
@@ -90,7 +68,7 @@ class Guest:
         self._memory: Any = self._exports["memory"]
         self._top = int(self._exports["__heap_base"].value(self._store))  # type: ignore[union-attr]
         self._free: dict[int, list[int]] = {}
-        self._functions: dict[str, _Function] = {}
+        self._functions: dict[str, CallSlots] = {}
         self.used = 0
         _ALIVE.add(self)
         self._moved()
@@ -104,7 +82,7 @@ class Guest:
         """Call an exported function."""
         function = self._functions.get(name)
         if function is None:
-            function = self._functions[name] = _Function(self._store, self._exports[name])
+            function = self._functions[name] = CallSlots(self._store, self._exports[name])
         return function(*arguments)
 
     def close(self) -> None:

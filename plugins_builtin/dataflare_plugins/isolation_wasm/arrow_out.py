@@ -1,0 +1,149 @@
+"""Rows out of a guest: nothing it says is believed. Addresses and lengths are checked, buffers copied, values validated in full."""
+
+from __future__ import annotations
+
+import struct
+
+import pyarrow as pa
+
+from dataflare_plugins.isolation_wasm.arrow_in import ARRAY, SCHEMA
+from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
+from dataflare_plugins.isolation_wasm.formats import children, layout, type_of
+from dataflare_plugins.isolation_wasm.memory import Memory
+
+MOST_ROWS = 1 << 24
+"""Rows, or elements of lists, that one array of a reply may have."""
+DEEPEST, MOST_FIELDS = 16, 2_048
+
+
+def read_schema(memory: Memory, address: int) -> pa.Schema:
+    """Return the schema a guest laid out: a struct's children, all nullable.
+
+    Raises:
+        DataflareError: `wasm.bad-reply`.
+    """
+    kind = _Fields(memory).field(address, 0).type
+    if not pa.types.is_struct(kind):
+        raise BAD_REPLY.error(f"its schema is {kind} and no struct of columns")
+    names = [f.name for f in kind]
+    if len(set(names)) != len(names):
+        raise BAD_REPLY.error("its schema names a column twice")
+    return pa.schema(list(kind))
+
+
+class _Fields:
+    """Reads a tree of schemas, up to a size."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._left = MOST_FIELDS
+
+    def field(self, address: int, depth: int) -> pa.Field:
+        self._left -= 1
+        if depth > DEEPEST or self._left < 0:
+            raise BAD_REPLY.error(f"its schema has more than {MOST_FIELDS} fields, or is deeper than {DEEPEST}")
+        form, name, _, flags, count, table, dictionary, _, _ = SCHEMA.unpack(self._memory.read(address, SCHEMA.size, "schema"))
+        if dictionary:
+            raise BAD_REPLY.error("its schema has a dictionary; give the values themselves")
+        if not 0 <= count <= self._left:
+            raise BAD_REPLY.error(f"its schema has a field with {count} children")
+        places = struct.unpack(f"<{count}I", self._memory.read(table, 4 * count, "schema's children"))
+        inner = [self.field(place, depth + 1) for place in places]
+        try:
+            text = self._memory.text(form, 256, "format").decode("ascii")
+            title = self._memory.text(name, 1_024, "column's name").decode() if name else ""
+        except UnicodeDecodeError:
+            raise BAD_REPLY.error("a text of its schema is not UTF-8") from None
+        del flags  # every column may hold NULL
+        return pa.field(title, type_of(text, inner))
+
+
+def read_columns(
+    memory: Memory, address: int, schema: pa.Schema, rows: int | None = None, wanted: frozenset[str] | None = None
+) -> list[pa.Array]:
+    """Return the columns a guest laid out, each validated in full.
+
+    Args:
+        memory: its memory, looked at after the call.
+        address: of the struct's array.
+        schema: what it announced.
+        rows: how many there must be; None: as many as it says.
+        wanted: columns to read; None: all.
+
+    Raises:
+        DataflareError: `wasm.bad-reply`.
+    """
+    head = _head(memory, address)
+    length, count = head[0], head[4]
+    if count != len(schema):
+        raise BAD_REPLY.error(f"it gave {count} columns and announced {len(schema)}")
+    if rows is not None and length != rows:
+        raise BAD_REPLY.error(f"it gave {length} rows where there must be {rows}")
+    if head[3] not in (0, 1) or (head[3] and _words(memory, head[5], 1)[0]):
+        raise BAD_REPLY.error("its rows have a validity of their own; only columns may")
+    places = _words(memory, head[6], count)
+    found = [_checked(memory, places[i], field, length) for i, field in enumerate(schema) if wanted is None or field.name in wanted]
+    return [pa.nulls(length)] if not found and wanted is None and not schema else found
+
+
+def _checked(memory: Memory, address: int, field: pa.Field, rows: int) -> pa.Array:
+    try:
+        made = _array(memory, address, field.type, rows, 0)
+        made.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, ValueError, OverflowError) as error:
+        raise BAD_REPLY.error(f"its column '{field.name}' is no {field.type}: {error}") from None
+    return made
+
+
+def _head(memory: Memory, address: int) -> tuple[int, ...]:
+    head = ARRAY.unpack(memory.read(address, ARRAY.size, "array"))
+    length, _, offset, buffers, count, _, _, dictionary = head[:8]
+    if not 0 <= length <= MOST_ROWS or offset or dictionary or not 0 <= buffers <= 3 or not 0 <= count <= MOST_FIELDS:
+        raise BAD_REPLY.error(
+            f"an array of it has the length {length}, the offset {offset}, {buffers} buffers, {count} children; that cannot be"
+        )
+    return head
+
+
+def _array(memory: Memory, address: int, kind: pa.DataType, rows: int, depth: int) -> pa.Array:
+    """Return an array of exactly `rows` values; it may have more."""
+    form, fields = layout(kind), children(kind)
+    head = _head(memory, address)
+    length, buffers, count = head[0], head[3], head[4]
+    if length < rows or buffers != form.buffers or count != len(fields) or depth > DEEPEST:
+        raise BAD_REPLY.error(f"an array of {kind} has {length} of {rows} values, {buffers} buffers and {count} children")
+    if rows == 0:
+        return pa.array([], kind)
+    if form.shape == "none":
+        return pa.nulls(rows)
+    places = _words(memory, head[5], buffers)
+    valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None
+    made = [valid]
+    inner_rows = rows
+    if form.shape == "fixed":
+        made.append(memory.buffer(places[1], (rows * form.width + 7) // 8, "values"))
+    elif form.shape in ("offsets", "list"):
+        made.append(memory.buffer(places[1], (rows + 1) * form.width // 8, "offsets"))
+        inner_rows = _last(made[1], rows, form.width)
+        if form.shape == "offsets":
+            made.append(memory.buffer(places[2], inner_rows, "values"))
+    elif pa.types.is_fixed_size_list(kind):
+        inner_rows = rows * kind.list_size
+    if not 0 <= inner_rows <= max(MOST_ROWS, memory.size):
+        raise BAD_REPLY.error(f"an array of {kind} has {inner_rows} elements")
+    below = [_array(memory, place, f.type, inner_rows, depth + 1) for place, f in zip(_words(memory, head[6], count), fields, strict=True)]
+    if pa.types.is_map(kind) and (below[0].null_count or below[0].field(0).null_count):
+        # Arrow ends the process when it is given such a map, before it can be asked to validate it.
+        raise BAD_REPLY.error("a map of it has an entry or a key that is NULL")
+    return pa.Array.from_buffers(kind, rows, made, -1 if valid is not None else 0, 0, below)
+
+
+def _last(offsets: pa.Buffer, rows: int, width: int) -> int:
+    last: int = struct.unpack_from("<i" if width == 32 else "<q", offsets, rows * width // 8)[0]
+    if last < 0:
+        raise BAD_REPLY.error(f"its last offset is {last}")
+    return last
+
+
+def _words(memory: Memory, address: int, count: int) -> tuple[int, ...]:
+    return struct.unpack(f"<{count}I", memory.read(address, 4 * count, "pointers"))

@@ -1,0 +1,83 @@
+"""The linear memory of a guest, every address and length of which is checked before it is followed."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
+
+
+class Memory:
+    """A guest's memory. It may grow with every call: `look` again after each.
+
+    Args:
+        store: the instance's store.
+        memory: its exported memory.
+        limit: bytes that one reply may make the host copy.
+    """
+
+    def __init__(self, store: Any, memory: Any, limit: int) -> None:
+        from wasmtime import _ffi
+
+        self._context, self._memory = store._context(), ctypes.byref(memory._memory)
+        self._data, self._length = _ffi.wasmtime_memory_data, _ffi.wasmtime_memory_data_size
+        self._limit = limit
+        self._budget = limit
+        self.size = -1
+        self.look()
+
+    def look(self) -> None:
+        """Find out how long the memory is now, and where it lies if it grew; a new reply may be copied."""
+        self._budget = self._limit
+        size = self._length(self._context, self._memory)
+        if size != self.size:
+            self._base = int(ctypes.cast(self._data(self._context, self._memory), ctypes.c_void_p).value or 0)
+            self.size = int(size)
+
+    def check(self, address: int, size: int, what: str) -> None:
+        """Refuse what does not lie in the memory.
+
+        Raises:
+            DataflareError: `wasm.bad-reply`.
+        """
+        if address <= 0 or size < 0 or address + size > self.size:
+            raise BAD_REPLY.error(f"its {what} ({size} bytes at {address}) does not lie in its memory of {self.size} bytes")
+
+    def read(self, address: int, size: int, what: str) -> bytes:
+        """Return a copy of bytes."""
+        if size == 0:
+            return b""
+        self._spend(size, what)
+        self.check(address, size, what)
+        return ctypes.string_at(self._base + address, size)
+
+    def buffer(self, address: int, size: int, what: str) -> pa.Buffer:
+        """Return a copy of bytes as an Arrow buffer of its own."""
+        if size == 0:
+            return pa.py_buffer(b"")
+        self._spend(size, what)
+        self.check(address, size, what)
+        made = pa.allocate_buffer(size)
+        ctypes.memmove(made.address, self._base + address, size)
+        return made
+
+    def text(self, address: int, most: int, what: str) -> bytes:
+        """Return a string that ends with a zero byte."""
+        self.check(address, 1, what)
+        found = ctypes.string_at(self._base + address, min(most + 1, self.size - address)).partition(b"\0")
+        if not found[1]:
+            raise BAD_REPLY.error(f"its {what} has no end")
+        return found[0]
+
+    def write(self, address: int, data: bytes | bytearray | int, size: int) -> None:
+        """Copy bytes in, from bytes or from an address of the process. The caller has checked where to."""
+        source = (ctypes.c_char * size).from_buffer(data) if isinstance(data, bytearray) else data
+        ctypes.memmove(self._base + address, source, size)
+
+    def _spend(self, size: int, what: str) -> None:
+        self._budget -= size
+        if self._budget < 0:
+            raise BAD_REPLY.error(f"its {what} makes one reply longer than {self._limit} bytes")

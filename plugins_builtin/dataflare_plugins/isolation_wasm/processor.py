@@ -1,0 +1,262 @@
+"""A processor that is a guest of the columnar lane, with the same methods as one that is not."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from dataflare_plugins.isolation_wasm.arrow_in import Sender
+from dataflare_plugins.isolation_wasm.arrow_out import read_columns, read_schema
+from dataflare_plugins.isolation_wasm.describe import Output
+from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, BAD_REPLY, Trapped
+from dataflare_plugins.isolation_wasm.guest import Guest
+from dataflare_plugins.isolation_wasm.program import Instances, Program
+from dataflare_sdk import Batch, DataflareError, Processor
+from dataflare_sdk.row_stage import MISSING_COLUMN
+from dataflare_sdk.schema import cast_batch, normalise
+
+PAIR = 8
+"""Bytes of {array*, schema*}, one for each output."""
+
+
+class WasmProcessor(Processor[Any]):
+    """Hands the guest the columns it reads and puts the others back beside what it gives."""
+
+    program: ClassVar[Program]
+    instances: ClassVar[type[Any]] = Instances
+
+    def __init__(self, config: Any, ctx: Any) -> None:
+        super().__init__(config, ctx)
+        self._instances: Any = self.instances(self.program, config, ctx)
+        self._input = ""
+        self._schema = pa.schema([])
+        self._sender = Sender(self._schema)
+        self._reads: list[int] = []
+        self._given: list[pa.Schema] = []
+        self._bound: list[pa.Schema] = []
+        self._suspect = 0
+
+    @classmethod
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:  # noqa: ARG003
+        """Return the block as it is: the guest judges it."""
+        return raw or {}
+
+    # -- binding -------------------------------------------------------------------------------------------
+
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names the guest describes."""
+        return tuple(o.name for o in self._outputs)
+
+    @property
+    def _outputs(self) -> tuple[Output, ...]:
+        found: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
+        return found
+
+    def _safely(self, ask: Callable[[], Any]) -> Any:
+        """Ask something of the guest before any row: a trap there is a fault of the module."""
+        try:
+            return ask()
+        except Trapped as trap:
+            self._instances.discard()
+            raise self.program.trapped(trap) from trap
+
+    def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Bind: hand the guest a batch without rows and look at the columns it gives."""
+        self._input, schema = next(iter(inputs.items()))
+        if self._bound and schema.equals(self._schema):
+            return dict(zip(self.outputs(), self._bound, strict=True))
+        outputs = self._outputs
+        if "one_to_one" in self.features and any(o.rows != "same" for o in outputs):
+            raise BAD_DESCRIPTION.error(f"the manifest of '{self.program.name}' says one_to_one, the module gives other rows than it takes")
+        names = self._instances.description.reads
+        missing = [n for n in names or () if n not in schema.names]
+        if missing:
+            raise MISSING_COLUMN.error(f"'{self.program.name}' reads the column '{missing[0]}', which does not arrive")
+        self._schema = schema
+        self._reads = [schema.get_field_index(n) for n in (schema.names if names is None else names)]
+        self._sender = Sender(pa.schema([schema.field(i) for i in self._reads]), PAIR * len(outputs))
+        self.changes = "rowwise" if "rowwise" in self.features and all(o.rows != "new" for o in outputs) else "refuse"  # type: ignore[misc]
+        self._given = self._safely(lambda: self._announced(outputs))
+        self._bound = [self._whole(o, given) for o, given in zip(outputs, self._given, strict=True)]
+        return dict(zip(self.outputs(), self._bound, strict=True))
+
+    def _announced(self, outputs: Sequence[Output]) -> list[pa.Schema]:
+        """Return the columns the guest gives on each output."""
+        guest = self._instances.guest
+        pairs = self._call(guest, pa.RecordBatch.from_pylist([], schema=self._schema))
+        found = []
+        for output, (_, place) in zip(outputs, pairs, strict=True):
+            if not place and output.schema is None:
+                raise BAD_DESCRIPTION.error(f"'{self.program.name}' gives no schema and describes no columns")
+            given = read_schema(guest.memory, place) if place else output.schema
+            assert given is not None
+            self._judge(output, given)
+            found.append(given)
+        guest.reset()
+        return found
+
+    def _judge(self, output: Output, given: pa.Schema) -> None:
+        """Hold the leading column to its meaning."""
+        if not output.leading:
+            return
+        kind = given.field(0).type if len(given) else None
+        fits = pa.types.is_boolean(kind) if output.rows == "mask" else pa.types.is_integer(kind)
+        if kind is None or not fits:
+            raise BAD_DESCRIPTION.error(
+                f"with `rows: {output.rows}` the first column is {'boolean' if output.rows == 'mask' else 'an index'}, not {kind}"
+            )
+
+    def _whole(self, output: Output, given: pa.Schema) -> pa.Schema:
+        """Return the schema of an output: the input's columns, replaced and added to by what the guest gives."""
+        made = {f.name: f.type for f in self._schema} if output.rows != "new" else {}
+        made.update({f.name: f.type for f in list(given)[output.leading :]})
+        return normalise(pa.schema([pa.field(n, t) for n, t in made.items()]))
+
+    def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]] | None:
+        """Say what is read: by the guest, and past it."""
+        if self._instances.description.reads is None:
+            return None
+        used = {self._schema.names[i] for i in self._reads}
+        for output, given in zip(self._outputs, self._given, strict=True):
+            if output.rows != "new":
+                made = given.names[output.leading :]
+                used |= {n for n in needed.get(output.name, ()) if n in self._schema.names and n not in made}
+        return {self._input: frozenset(used)}
+
+    def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] | None:
+        """Return that what the guest gives may be made of all it reads, and the rest of itself."""
+        reads = [(self._input, self._schema.names[i]) for i in self._reads]
+        found = {}
+        for output, given, bound in zip(self._outputs, self._given, self._bound, strict=True):
+            made = given.names[output.leading :]
+            found[output.name] = {n: reads if n in made or output.rows == "new" else [(self._input, n)] for n in bound.names}
+        return found
+
+    def kept(self) -> Mapping[str, str]:
+        """Return the columns that pass the guest."""
+        outputs = self._outputs
+        made = {n for o, given in zip(outputs, self._given, strict=True) for n in given.names[o.leading :]}
+        return {} if any(o.rows == "new" for o in outputs) else {n: n for n in self._schema.names if n not in made}
+
+    # -- rows ----------------------------------------------------------------------------------------------
+
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
+        """Return what the guest makes of a batch; one that traps goes again to a fresh instance, unless state is lost with it."""
+        rows = batch.data.num_rows
+        try:
+            return self._made(batch)
+        except Trapped as trap:
+            if self._stateful:
+                raise self.program.lost(trap) from trap
+            if rows < self._suspect:
+                # A part of a batch that trapped twice already: the engine looks for the row.
+                raise self.program.trapped(trap) from trap
+            self.ctx.log.warning("a module trapped and is made anew: {}", str(trap))
+        self._suspect = 0
+        try:
+            return self._made(batch)
+        except Trapped as trap:
+            self._suspect = rows
+            raise self.program.trapped(trap) from trap
+
+    @property
+    def _stateful(self) -> bool:
+        return bool(self._instances.exports("df_snapshot"))
+
+    def _made(self, batch: Batch) -> list[tuple[str, Batch]]:
+        guest: Any = None
+        try:
+            guest = self._instances.guest
+            pairs = self._call(guest, batch.data)
+            made = [(o.name, b) for i, o in enumerate(self._outputs) if (b := self._given_by(guest, i, o, pairs[i][0], batch)) is not None]
+            guest.reset()
+        except Trapped:
+            self._instances.discard()
+            raise
+        except DataflareError as error:
+            # A guest that says what is not so is not asked again; one that refuses rows only forgets them.
+            if error.code == BAD_REPLY.name:
+                self._instances.discard()
+                if self._stateful:
+                    raise self.program.lost(Trapped(error.problems[0].message)) from error
+            elif guest is not None and not guest.closed:
+                guest.reset()
+            raise
+        return made
+
+    def _given_by(self, guest: Guest, which: int, output: Output, place: int, batch: Batch) -> Batch | None:
+        """Return what the guest gave on one output; None: nothing."""
+        rows = batch.data.num_rows
+        if place:
+            wanted = rows if output.rows in ("same", "mask") else None
+            return self._output(which, output, batch, read_columns(guest.memory, place, self._given[which], wanted))
+        if output.rows == "same" and rows:
+            raise BAD_REPLY.error("it gave no rows where there must be one for each")
+        return None
+
+    def _call(self, guest: Guest, data: pa.RecordBatch) -> list[tuple[int, int]]:
+        """Hand a batch in and return the {array*, schema*} of each output."""
+        array, schema, out = self._sender.send([data.column(i) for i in self._reads], data.num_rows, guest.memory, guest.alloc)
+        guest.ask("df_process", array, schema, out)
+        return list(struct.iter_unpack("<II", guest.memory.read(out, PAIR * len(self._outputs), "answer")))
+
+    def _output(self, which: int, output: Output, batch: Batch, columns: list[pa.Array]) -> Batch:
+        given, bound = self._given[which], self._bound[which]
+        leading = columns[0] if output.leading else None
+        fresh = dict(zip(given.names[output.leading :], columns[output.leading :], strict=True))
+        if output.rows == "new":
+            data = pa.RecordBatch.from_arrays([fresh[n] for n in bound.names], names=bound.names)
+            return Batch(batch.stream, cast_batch(data, bound), batch.offset)
+        base = batch
+        if output.rows == "take":
+            base = batch.take(_indices(leading, batch.data.num_rows))
+        old = {n: base.data.column(i) for i, n in enumerate(base.data.schema.names) if n not in fresh}
+        data = pa.RecordBatch.from_arrays([fresh[n] if n in fresh else old[n] for n in bound.names], names=bound.names)
+        made = base.with_data(cast_batch(data, bound))
+        return made.filter(leading) if output.rows == "mask" else made
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:
+        """Return the guest's own bytes by reference; None: it keeps nothing."""
+        if not self._stateful:
+            return None
+        try:
+            guest = self._instances.guest
+            out = guest.slot(8)
+            guest.ask("df_snapshot", out)
+            data = guest.get(out, "state", self.program.limits.memory)
+            guest.reset()
+        except Trapped as trap:
+            raise self.program.lost(trap) from trap
+        return {"v": 1, "state": put(data)}
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Give the guest its bytes back."""
+        data = get(str(state["state"]))
+        try:
+            guest = self._instances.guest
+            guest.ask("df_restore", guest.put(data), len(data))
+            guest.reset()
+        except Trapped as trap:
+            raise self.program.lost(trap) from trap
+
+    def close(self) -> None:
+        """End the instance."""
+        self._instances.close()
+
+
+def _indices(found: Any, rows: int) -> pa.Array:
+    """Return indices of rows that are there, each of them.
+
+    Raises:
+        DataflareError: `wasm.bad-reply`.
+    """
+    from dataflare_sdk.compute import pc
+
+    if found.null_count or (len(found) and not (pc.min(found).as_py() >= 0 and pc.max(found).as_py() < rows)):
+        raise BAD_REPLY.error(f"it names rows that are not among the {rows} it was given")
+    return found

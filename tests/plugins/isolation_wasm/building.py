@@ -1,0 +1,61 @@
+"""Builds guests of C and Zig with `ziglang`, once per content: what was built lies in the user's temporary folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples" / "plugins"
+GUESTS = Path(__file__).parent / "guests"
+PDK = ROOT / "sdk" / "dataflare_sdk" / "pdk"
+C_FLAGS = [
+    "-target",
+    "wasm32-freestanding",
+    "-mcpu=generic+simd128+bulk_memory",
+    "-O3",
+    "-nostdlib",
+    "-Wl,--no-entry",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]
+
+ZIG_FLAGS = [
+    "-target",
+    "wasm32-freestanding",
+    "-mcpu=generic+simd128+bulk_memory",
+    "-OReleaseFast",
+    "-fno-entry",
+    "-rdynamic",
+    "--stack",
+    "65536",
+    "-fstrip",
+]
+
+
+@functools.cache
+def built(source: Path, *flags: str) -> bytes:
+    """Return the module that a file of C or Zig makes."""
+    zig = source.suffix == ".zig"
+    header = PDK / "zig" / "dataflare.zig" if zig else PDK / "c" / "dataflare.h"
+    text = source.read_bytes() + header.read_bytes()
+    name = hashlib.sha256(text + " ".join([*C_FLAGS, *ZIG_FLAGS, *flags]).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"dataflare-guests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{source.stem}-{name}.wasm"
+    if not target.exists():
+        made = folder / f"{name}.{os.getpid()}.wasm"
+        c = ["cc", *C_FLAGS, *flags, "-I", str(PDK / "c"), "-I", str(GUESTS), "-o", str(made), str(source)]
+        command = (
+            ["build-exe", *ZIG_FLAGS, f"-femit-bin={made}", "--dep", "dataflare", f"-Mroot={source}", f"-Mdataflare={header}"] if zig else c
+        )
+        done = subprocess.run([sys.executable, "-m", "ziglang", *command], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        made.replace(target)
+    return target.read_bytes()

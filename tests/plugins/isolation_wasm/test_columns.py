@@ -1,0 +1,112 @@
+"""Columns there and back: every type, any slice, only what is read, and the rest beside it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.plugins.isolation_wasm.arrow_types import batches
+from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.loading import bound, component, processed
+
+from dataflare_sdk import Batch, DataflareError
+from dataflare_sdk.messages import Origin
+
+TOTAL = EXAMPLES / "wasm-c-total" / "total.c"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=batches())
+def test_every_type_there_and_back(tmp_path: Path, data: pa.RecordBatch) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    assert bound(guest, data).equals(data.schema)
+    assert processed(guest, data).equals(data)
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "unread"),
+    [
+        (pa.array(["a", None, "a"]).dictionary_encode(), False),
+        (pa.array([None, None], pa.null()), True),
+        (pa.array(["x"], pa.string_view()), False),
+        (pa.array([[1, None], None], pa.large_list(pa.int16())), True),
+    ],
+    ids=["dictionary", "null", "view", "large"],
+)
+def test_types_outside_the_runtime_are_handed_over_or_refused(tmp_path: Path, column: pa.Array, unread: bool) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    data = pa.record_batch([column], names=["c"])
+    if unread:
+        bound(guest, data)
+        assert processed(guest, data)["c"].to_pylist() == column.to_pylist()
+    else:
+        with pytest.raises(DataflareError) as caught:
+            bound(guest, data)
+        assert caught.value.code == "wasm.unsupported-type"
+    guest.close()
+
+
+def orders(rows: int) -> pa.RecordBatch:
+    dice = random.Random(3)
+    price = [None if dice.random() < 0.1 else dice.random() * 200 for _ in range(rows)]
+    quantity = [None if dice.random() < 0.1 else dice.randrange(100) for _ in range(rows)]
+    kind = pa.array([f"k{i % 3}" for i in range(rows)]).dictionary_encode()
+    return pa.record_batch(
+        {"id": pa.array(range(rows)), "price": pa.array(price, pa.float64()), "quantity": pa.array(quantity, pa.int64()), "kind": kind}
+    )
+
+
+def test_only_what_is_read_goes_in_and_the_rest_stays_beside(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    data = orders(1000)
+    plain = data.drop_columns("kind")
+    schema = bound(guest, plain)
+    assert schema.names == ["id", "price", "quantity", "total"]
+    assert guest.prune({"": frozenset(["total", "id"])}) == {"in": frozenset(["price", "quantity", "id"])}
+    assert guest.prune({"": frozenset(["total"])}) == {"in": frozenset(["price", "quantity"])}
+    assert guest.kept() == {"id": "id", "price": "price", "quantity": "quantity"}
+    assert guest.lineage()[""]["total"] == [("in", "price"), ("in", "quantity")]
+    want = pc.multiply(plain["price"], pc.cast(plain["quantity"], pa.float64()))
+    for start, length in ((0, 1000), (0, 0), (1, 63), (3, 64), (64, 65), (999, 1), (8, 500)):
+        made = processed(guest, plain.slice(start, length))
+        assert made["total"].equals(want.slice(start, length))
+        assert made.drop_columns("total").equals(plain.slice(start, length))
+    # A column the guest does not read never passes it, whatever its type.
+    bound(guest, data)
+    assert processed(guest, data)["kind"].to_pylist() == data["kind"].to_pylist()
+    guest.close()
+
+
+def test_a_column_that_does_not_arrive_is_named(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(TOTAL), features="rowwise")
+    with pytest.raises(DataflareError) as caught:
+        bound(guest, orders(1).select(["id", "price"]))
+    assert caught.value.code == "workflow.missing-column"
+    assert "quantity" in str(caught.value)
+    guest.close()
+
+
+def test_rows_keep_their_origin(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    data = orders(5).drop_columns("kind")
+    bound(guest, data)
+    origin = Origin("src", data, {"file": "a.csv"})
+    ((_, made),) = guest.process(Batch("in", data, {"row": 5}, (), origin), "in")
+    assert made.origin is origin
+    assert made.offset == {"row": 5}
+    guest.close()
+
+
+def test_one_instance_serves_all_batches(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    data = orders(100).drop_columns("kind")
+    for _ in range(50):
+        bound(guest, data)
+        processed(guest, data)
+    assert guest.program.started == 1
+    guest.close()

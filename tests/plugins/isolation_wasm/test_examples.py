@@ -1,0 +1,77 @@
+"""The examples run as they stand: built, installed, their workflows run by the engine like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.plugins.isolation_wasm.building import EXAMPLES
+from tests.plugins.isolation_wasm.server import serving
+
+import dataflare
+from dataflare.lifecycle import Runtime
+
+Example = Callable[[str, Path], Path]
+
+
+def written(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+def test_total_in_c(example: Example) -> None:
+    folder = example("wasm-c-total", EXAMPLES / "wasm-c-total" / "total.c")
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [(r["id"], r["total"]) for r in written(folder)] == [(1, 19.0), (2, None), (3, 100.0), (4, 10.0)]
+
+
+def test_shout_in_zig(example: Example) -> None:
+    folder = example("wasm-zig-shout", EXAMPLES / "wasm-zig-shout" / "shout.zig")
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [r["name"] for r in written(folder)] == ["ALICE", None, "ZOë O'NEIL"]
+
+
+def test_numbers_in_c(example: Example) -> None:
+    folder = example("wasm-c-numbers", EXAMPLES / "wasm-c-numbers" / "numbers.c")
+    dataflare.run(folder / "workflow.yaml", check=True)
+    rows = written(folder)
+    assert [r["n"] for r in rows] == list(range(8, 1201))
+    assert rows[5] == {"n": 13, "word": "three"}
+
+
+GRANT = """\
+plugins:
+  example-wasm-c-post:
+    version: 1.0.0
+    capabilities:
+      net: [{host: "${config.host}", port: "${config.port}", private: true}]
+      secrets: [{ref: post_token}]
+"""
+
+
+def test_post_in_c(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = example("wasm-c-post", EXAMPLES / "wasm-c-post" / "post.c")
+    monkeypatch.setenv("post_token", "s3cret")
+    with serving() as server:
+        monkeypatch.setenv("POST_PORT", str(server.port))
+        refused = dataflare.run(folder / "workflow.yaml")
+        assert refused.error is not None
+        assert refused.error["code"] == "wasm.undeclared-import", "nothing was granted"
+        assert not server.asked
+        (folder / "dataflare.lock").write_text(GRANT)
+        run = dataflare.run(folder / "workflow.yaml", check=True)
+    assert run.rows["written"] == 3
+    (asked,) = server.asked
+    assert (asked.method, asked.path, asked.headers["Authorization"]) == ("POST", "/rows", "Bearer s3cret")
+    assert [json.loads(line) for line in asked.body.splitlines()] == [
+        {"id": 1, "name": "alice"}, {"id": 2, "name": None}, {"id": 3, "name": "Zoë o'Neil"},
+    ]  # fmt: skip
+
+
+def test_what_the_runtime_says_of_them(example: Example) -> None:
+    folder = example("wasm-c-post", EXAMPLES / "wasm-c-post" / "post.c")
+    (folder / "dataflare.lock").write_text(GRANT)
+    with Runtime(folder) as runtime:
+        (provided,) = [p for p in runtime.host.provided("destination") if p.name == "post"]
+    assert (provided.isolation, provided.plugin) == ("wasm", "example-wasm-c-post")
