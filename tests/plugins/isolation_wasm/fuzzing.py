@@ -1,6 +1,6 @@
 """Replies of a columnar guest, mutated: run as a process of its own, so that a crash is told from a failure.
 
-    python -m tests.plugins.isolation_wasm.fuzzing --count 10000 --seed 1
+python -m tests.plugins.isolation_wasm.fuzzing --count 10000 --seed 1
 """
 
 from __future__ import annotations
