@@ -92,7 +92,8 @@ class _World:
         if component.kind == "source":
             flow["sources"] = {"in": {**use, **({"extract": dict(asked.extract)} if asked.extract else {})}}
         elif component.kind == "destination":
-            flow["destinations"] = {"out": {**use, "write": {"mode": "append"}}}
+            mode = next((m for m in ("append", "overwrite", "upsert") if m in component.features), "append")
+            flow["destinations"] = {"out": {**use, "write": {"mode": mode, **({"key": ["id"]} if mode == "upsert" else {})}}}
         else:
             flow["sources"] = {name: self._arrow(name, columns) for name, columns in asked.inputs.items()}
             flow["processors"] = [{"id": "it", **use, **({"from": list(asked.inputs)} if len(asked.inputs) > 1 else {})}]
@@ -116,7 +117,7 @@ class _World:
         return killed, document
 
     def _once(self, failpoint: str | None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", _RUN, json.dumps(failpoint), "run", "dataflare.json", "--json"]
+        command = [sys.executable, "-c", _RUN, json.dumps(failpoint), "run", "dataflare.json", "--once", "--json"]
         # A module of the folder must not stand in for one of ours.
         env = {**os.environ, "PYTHONSAFEPATH": "1"}
         return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)

@@ -19,6 +19,8 @@ ARGUMENTS = code(
 )
 Types = Callable[[Mapping[str, Parsed], pa.Schema, bool], tuple[list[pa.Field], list[Problem]]]
 """Type-checks plain expressions: the engine's own way."""
+_own: frozenset[str] | None = None
+"""Names of the database's own functions; asked for once, when a plugin adds some."""
 
 
 class Calling:
@@ -48,7 +50,11 @@ class Calling:
         return collect(pairs, self._has, ctx.log.warning) if pairs else {}
 
     def _has(self, name: str) -> bool:
-        return bool(self._connection.execute("SELECT 1 FROM duckdb_functions() WHERE function_name = ? LIMIT 1", [name]).fetchall())
+        global _own
+        if _own is None:
+            rows = self._connection.execute("SELECT DISTINCT function_name FROM duckdb_functions()").fetchall()
+            _own = frozenset(str(name).lower() for (name,) in rows)
+        return name in _own
 
     def called(self, parsed: Mapping[str, Parsed]) -> bool:
         """Return whether any of the expressions calls a plugin's function."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_sdk.expressions import relation_of
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.schema import normalise, quote, select_as
 from dataflare_sdk.testing.context import FakeContext
@@ -116,7 +117,7 @@ class ProcessorSuite(Suite):
     def says_the_same_in_sql(self) -> None:
         """Where `relation` offers SQL, it gives the same rows as `process`."""
         made = self._processor()
-        relations = made.relation({name: quote(f"in {i}") for i, name in enumerate(self._inputs)})
+        relations = relation_of(made, {name: quote(f"in {i}") for i, name in enumerate(self._inputs)})
         if relations is None:
             made.close()
             return
