@@ -33,6 +33,7 @@ provides:
   - {kind: processor, name: summed, entry: "stranger.processors:Summed"}
   - {kind: destination, name: json, entry: "stranger.destinations:JsonDestination", features: [append, overwrite, two_phase, upsert]}
   - {kind: destination, name: db, entry: "stranger.destinations:DatabaseDestination"}
+  - {kind: processor, name: collects, entry: "stranger.connectors:Collects"}
   - {kind: processor, name: remembering, entry: "stranger.acts:Remembering"}
   - {kind: processor, name: lying, entry: "stranger.acts:Lying"}
   - {kind: lookup, name: other, entry: "stranger.acts:Other"}

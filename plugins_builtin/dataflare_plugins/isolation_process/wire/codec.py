@@ -327,7 +327,17 @@ class Codec:
             return self._unpack_tagged(packed[_TAG], packed)
         except Garbled:
             raise
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, StopIteration, pa.ArrowException) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            StopIteration,
+            pa.ArrowException,
+        ) as error:
             raise Garbled(f"a value that is none: {type(error).__name__}: {error}") from None
 
     def _unpack_tagged(self, tag: Any, packed: Mapping[str, Any]) -> Any:
