@@ -16,6 +16,7 @@ from dataflare.errors import CAPABILITY_DENIED, DataflareError, RetriableError
 from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
 from dataflare_plugins.isolation_process.host.questions import Questions
 from dataflare_plugins.isolation_process.host.told import clean
+from dataflare_plugins.isolation_process.host.view import Around
 from dataflare_sdk import Batch, Origin
 from dataflare_sdk.testing import FakeContext
 
@@ -99,6 +100,11 @@ def test_a_worker_that_is_killed_from_outside(build: Build) -> None:
     signal.pidfd_send_signal(first, signal.SIGKILL)
     ((_, batch),) = process(made)
     assert batch.data.column(0).to_pylist() == [0, 2, 4, 6, 8]
+
+
+def test_processor_time_is_bounded_over_a_workers_life(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "spin"}, limits="{cpu: 1s}")
+    assert "ended" in str(failure(lambda: process(made)))
 
 
 def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
@@ -223,6 +229,14 @@ def test_a_component_of_another_kind_is_refused(build: Build) -> None:
     error = failure(lambda: build.loader().factory("stranger.acts:Other"))  # type: ignore[attr-defined]
     assert (error.code, error.exit_code) == ("plugin.not-isolated", 6)
     assert "lookup" in str(error)
+
+
+def test_a_manifest_asks_for_less_and_never_for_more() -> None:
+    around = Around({"memory": "1000GiB", "threads": 10**6, "deadline": "7d", "cpu": "1500ms", "open_files": 1}, {}, Path())
+    assert (around.memory, around.threads, around.deadline) == (64 << 30, 256, 3600.0)
+    assert (around.cpu, around.open_files, around.scratch) == (2, 32, 64 << 20)
+    error = failure(lambda: Keeper("p", ([], []), {"memory": "lots"}).start({}, None))
+    assert (error.code, error.problems[0].path) == ("plugin.bad-manifest", "limits")
 
 
 def test_code_that_is_not_there_is_told_apart(build: Build) -> None:

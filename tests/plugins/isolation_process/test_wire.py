@@ -219,9 +219,11 @@ def taken(data: bytes) -> None:
     pa.Table.from_batches([made]).combine_chunks()
 
 
-def test_mutated_data_is_refused_or_harmless() -> None:
-    good, chance = written(), random.Random(7)
-    for _ in range(4_000):
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("times", [10_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+def test_mutated_data_is_refused_or_harmless(times: int) -> None:
+    good, chance = written(), random.Random(times)
+    for _ in range(times):
         data = bytearray(good)
         for _ in range(chance.choice((1, 1, 2, 8))):
             place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(900)

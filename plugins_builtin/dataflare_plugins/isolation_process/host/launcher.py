@@ -51,6 +51,7 @@ class Zygote:
                 [sys.executable, "-I", "-S", "-X", "utf8", str(script), json.dumps(import_paths())],
                 {**_ENVIRONMENT, **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
                 file_actions=[*actions, (os.POSIX_SPAWN_DUP2, moved, _CHANNEL)],
+                setsid=True,  # an interrupt at the terminal is the host's to act on: workers finish the epoch
             )
         theirs.close()
         ours.settimeout(_START)

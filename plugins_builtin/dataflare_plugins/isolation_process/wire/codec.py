@@ -444,7 +444,7 @@ class Codec:
 
 def _place(column: pa.Array) -> tuple[Any, ...]:
     """Return what two arrays share when they are the same piece of memory."""
-    return (column.type, len(column), column.offset, *(b and b.address for b in column.buffers()))
+    return (column.type, len(column), column.offset, *(None if b is None else b.address for b in column.buffers()))
 
 
 def _json(value: Any) -> bytes:
