@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataflare_sdk import code
 
-__all__ = ["CRASHED", "NOT_CONFINED", "NOT_HERE", "QUARANTINED"]
+__all__ = ["BAD_MANIFEST", "CRASHED", "NOT_CONFINED", "NOT_HERE", "QUARANTINED"]
 
+BAD_MANIFEST = code(
+    "plugin.bad-manifest",
+    3,
+    "A plugin's `plugin.yaml` is not a manifest.",
+    "Mend it, or ask the plugin's publisher to.",
+)
 CRASHED = code(
     "plugin.crashed",
     4,

@@ -55,7 +55,8 @@ class ProcessLoader:
                 f"the plugin {self._manifest.name!r} provides a {kind}; only sources, processors and destinations run at the level process"
             )
             raise NOT_HERE.error(told)
-        return Factory(self._keeper, known, entry, self._grants)
+        features = next(c.features for c in self._manifest.provides if c.entry == entry and c.kind == known)
+        return Factory(self._keeper, known, entry, self._grants, frozenset(features))
 
     def hooks(self) -> Hooks:
         """Return proxies of the hooks the manifest lists.
@@ -79,13 +80,13 @@ class Factory:
 
     Attributes:
         Config: says that `configure` is to be called; the plugin's own class never leaves its worker.
-        features: none are known before a worker said them.
+        features: what the manifest says; what counts is what the worker says once it is built.
     """
 
     Config = NoConfig
-    features: frozenset[str] = frozenset()
 
-    def __init__(self, keeper: Keeper, kind: str, entry: str, grants: Mapping[str, Any]) -> None:
+    def __init__(self, keeper: Keeper, kind: str, entry: str, grants: Mapping[str, Any], features: frozenset[str]) -> None:
+        self.features = features
         self._keeper = keeper
         self._kind = kind
         self._entry = entry

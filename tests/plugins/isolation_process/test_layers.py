@@ -82,7 +82,7 @@ def test_a_file_that_was_not_granted_is_not_there(does: Callable[..., str], cana
 def test_a_granted_file_can_be_read_and_not_written(does: Callable[..., str], canary: Path) -> None:
     grants = {"fs": [{"path": str(canary), "mode": "ro", "why": "a test"}]}
     assert does("read", canary, grants=grants) == "canary-4711"
-    assert does("write", canary, grants=grants).startswith(("PermissionError", "OSError 30"))
+    assert does("write", canary, grants=grants).startswith("OSError 30"), "the mount itself is not read-only"
     assert canary.read_text() == "canary-4711"
     assert does("read", canary.with_name("other"), grants=grants).startswith("FileNotFoundError")
 
@@ -93,7 +93,7 @@ def test_a_granted_folder_can_be_written_and_holds_files_only(does: Callable[...
     assert does("write", made, grants=grants) == "done"
     assert made.read_text() == "written by the plugin"
     assert does("link", canary.with_name("link"), grants=grants).startswith("PermissionError")
-    assert does("set_id", canary.with_name("set"), grants=grants).startswith("PermissionError")
+    assert does("set_id", canary.with_name("set"), grants=grants) == "[]"
     assert canary.with_name("set").stat().st_mode & 0o6000 == 0
     assert sorted(p.name for p in canary.parent.iterdir()) == ["canary.txt", "made.txt", "set"]
 

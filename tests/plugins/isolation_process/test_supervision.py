@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dataflare.errors import CAPABILITY_DENIED, DataflareError, RetriableError
 from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
 from dataflare_plugins.isolation_process.host.questions import Questions
 from dataflare_plugins.isolation_process.host.told import clean
+from dataflare_plugins.isolation_process.host.view import Around
 from dataflare_sdk import Batch, Origin
 from dataflare_sdk.testing import FakeContext
 
@@ -99,6 +102,11 @@ def test_a_worker_that_is_killed_from_outside(build: Build) -> None:
     assert batch.data.column(0).to_pylist() == [0, 2, 4, 6, 8]
 
 
+def test_processor_time_is_bounded_over_a_workers_life(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "spin"}, limits="{cpu: 1s}")
+    assert "ended" in str(failure(lambda: process(made)))
+
+
 def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
     made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 64MiB, deadline: 1s}")
     try:
@@ -141,6 +149,27 @@ def test_a_state_and_a_long_answer_cross(build: Build) -> None:
     pieces = list(made.flush())
     assert len(pieces) == 200
     assert {len(b.data.column(0)[0].as_py()) for _, b in pieces} == {100_000}
+
+
+def test_what_a_step_keeps_is_not_written_over(build: Build) -> None:
+    made = build("connectors:Collects")
+    batches = [pa.record_batch({"n": pa.array(range(i, i + 1000 * (i % 7 + 1)), pa.int64())}) for i in range(20)]
+    made.output_schemas({"x": batches[0].schema})
+    for batch in batches:
+        assert list(made.process(Batch("x", batch), "x")) == []
+    assert [b.data for _, b in made.flush()] == batches
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_column_that_is_handed_on_stays_where_it_is(build: Build, shared: bool) -> None:
+    build("connectors:Twice")
+    build.loader()._keeper.shared = shared  # type: ignore[attr-defined]
+    made = build("connectors:Twice")
+    data = pa.record_batch({"s": pa.array(["a", None, "c"]), "n": pa.array([1, 2, None], pa.int64())})
+    for _ in range(3):
+        ((_, batch),) = made.process(Batch("x", data), "x")
+        assert batch.data == pa.record_batch({"s": data.column("s"), "n": pa.array([2, 4, None], pa.int64())})
+        assert batch.data.column("s").buffers()[2].address == data.column("s").buffers()[2].address
 
 
 def test_an_answer_that_nobody_reads_to_its_end(build: Build) -> None:
@@ -202,6 +231,14 @@ def test_a_component_of_another_kind_is_refused(build: Build) -> None:
     assert "lookup" in str(error)
 
 
+def test_a_manifest_asks_for_less_and_never_for_more() -> None:
+    around = Around({"memory": "1000GiB", "threads": 10**6, "deadline": "7d", "cpu": "1500ms", "open_files": 1}, {}, Path())
+    assert (around.memory, around.threads, around.deadline) == (64 << 30, 256, 3600.0)
+    assert (around.cpu, around.open_files, around.scratch) == (2, 32, 64 << 20)
+    error = failure(lambda: Keeper("p", ([], []), {"memory": "lots"}).start({}, None))
+    assert (error.code, error.problems[0].path) == ("plugin.bad-manifest", "limits")
+
+
 def test_code_that_is_not_there_is_told_apart(build: Build) -> None:
     line = '  - {kind: processor, name: gone, entry: "stranger.connectors:Gone"}\n'
     assert failure(lambda: build("connectors:Gone", extra=line)).code == "plugin.entry-missing"
@@ -246,3 +283,34 @@ def test_workers_end_with_their_component(build: Build) -> None:
     ended.register(process_handle, select.POLLIN)
     assert ended.poll(0), "the worker still runs"
     os.close(process_handle)
+
+
+HOST = """
+import os, sys, time
+from pathlib import Path
+from dataflare.manifest import read
+from dataflare_plugins.isolation_process.loader import ProcessLoader
+from dataflare_sdk.testing import FakeContext
+loader = ProcessLoader(read(Path(sys.argv[1]) / "stranger" / "plugin.yaml", package="stranger"), {})
+factory = loader.factory("stranger.acts:Acts")
+made = factory(factory.configure({"act": "spin"}), FakeContext(Path(sys.argv[1])))
+info = Path(f"/proc/self/fdinfo/{made._cell._worker.connection._process}").read_text()
+print([line.split()[1] for line in info.splitlines() if line.startswith("Pid:")][0], flush=True)
+from dataflare_sdk import Batch
+import pyarrow as pa
+made.process(Batch("x", pa.record_batch({"n": [1]})), "x")
+"""
+
+
+def test_workers_end_with_their_host_even_when_it_is_killed(build: Build, stranger: Path) -> None:
+    build("connectors:Twice")  # skips where nothing can be confined
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(stranger)], stdout=subprocess.PIPE, text=True)
+    assert host.stdout is not None
+    worker = os.pidfd_open(int(host.stdout.readline()))
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    ended = select.poll()
+    ended.register(worker, select.POLLIN)
+    assert ended.poll(30_000), "a worker in an endless loop outlived its host"
+    os.close(worker)

@@ -164,6 +164,32 @@ def test_the_rows_behind_a_batch_stay_with_the_host(act: Any, indices: Any, begu
     assert [found.origin.position(i) for i in range(len(wanted))] == [origin.position(i) for i in indices]
 
 
+def test_a_column_that_was_given_is_named_and_not_sent() -> None:
+    pair = Pair()
+    given = pair.to_worker(DATA)
+    for columns, sent in (([0, 1], 0), ([1, 0, 1], 0), ([2, 3], 1)):
+        made = pa.RecordBatch.from_arrays([given.column(i) for i in columns], [f"c{i}" for i in range(len(columns))])
+        wanted = pa.RecordBatch.from_arrays([DATA.column(i) for i in columns], made.schema.names)
+        packed = pair.worker.pack(made)
+        assert len(made.schema) - len(packed["same"]) == sent
+        pair.area.reset()
+        assert pair.to_host(made) == wanted
+
+
+@pytest.mark.parametrize("same", [[[0, 9, 0]], [[0, 0, 99]], [[0, 0, 2]], [["x", 0, 0]], [[0, 0, 4]], [[0, 0]], 5, []])
+def test_a_column_that_was_not_given_so_is_refused(same: Any) -> None:
+    pair = Pair()
+    pair.to_worker(pa.record_batch({"n": pa.array([1], pa.int64()), "s": ["x"]}))
+    pair.to_worker(DATA)
+    part = pair.worker.pack(DATA.select([]))
+    pair.host.decode(json.loads(pair.worker.encode(part, {})))
+    pair.sent = bytes(pair.area.payload())
+    schema = pair.to_host(pa.schema([("s", pa.string())]))
+    assert schema.names == ["s"]
+    with pytest.raises(Garbled):
+        pair.host.unpack({"$": "rows", "s": 1, "p": 0, "at": part["at"], "n": part["n"], "same": same})
+
+
 def test_rows_of_an_earlier_call_have_no_origin() -> None:
     pair = Pair()
     pair.host.given = batch = Batch("s", DATA, None, (), Origin("src", DATA, {}))
@@ -193,9 +219,11 @@ def taken(data: bytes) -> None:
     pa.Table.from_batches([made]).combine_chunks()
 
 
-def test_mutated_data_is_refused_or_harmless() -> None:
-    good, chance = written(), random.Random(7)
-    for _ in range(4_000):
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("times", [10_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+def test_mutated_data_is_refused_or_harmless(times: int) -> None:
+    good, chance = written(), random.Random(times)
+    for _ in range(times):
         data = bytearray(good)
         for _ in range(chance.choice((1, 1, 2, 8))):
             place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(900)

@@ -147,6 +147,7 @@ class Connection:
 
     def _over(self, message: Mapping[str, Any]) -> None:
         self._codec.given = None
+        self._codec.lent.clear()
         if message.get("kept") is True and self._shared:
             # The plugin still looks at what it was given: that memory is not written again.
             self._new_in(1)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dataflare_plugins.isolation_process.codes import CRASHED, NOT_CONFINED, QUARANTINED
+from dataflare_plugins.isolation_process.codes import BAD_MANIFEST, CRASHED, NOT_CONFINED, QUARANTINED
 from dataflare_plugins.isolation_process.host.broker import Broker
 from dataflare_plugins.isolation_process.host.connection import Connection, Lost
 from dataflare_plugins.isolation_process.host.launcher import Zygote
@@ -91,7 +91,10 @@ class Keeper:
         if not sys.platform.startswith("linux"):
             raise NOT_CONFINED.error(f"the level `process` needs Linux, this is {sys.platform}; a plugin at the level `wasm` runs here")
         offline = ctx is None or ctx.offline
-        around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))
+        try:
+            around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))
+        except (ValueError, TypeError) as error:
+            raise BAD_MANIFEST.error(f"a limit of the plugin {self.name!r} is none: {clean(error, 200)}", path="limits") from None
         policy = confined_policy(around, *self._code, None if ctx is None else _scratch(ctx))
         start = {
             "env": {**_ENVIRONMENT, "HOME": policy["scratch"], "TMPDIR": policy["scratch"], **around.env},

@@ -16,6 +16,15 @@ from dataflare_plugins.isolation_process.host.view import import_paths
 __all__ = ["Zygote"]
 
 _CHANNEL = 3
+_ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others claim address space far ahead, which is limited
+    "MALLOC_ARENA_MAX": "2",
+    # Batches come and go: their memory is kept, or every one of them would be faulted in page by page.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
 _START = 60.0
 
 
@@ -34,15 +43,15 @@ class Zygote:
         self._owner = os.getpid()
         self.users = 0
         script = Path(__file__).parents[1] / "worker" / "zygote.py"
-        keep = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
         moved = os.dup(theirs.fileno()) if theirs.fileno() == _CHANNEL else theirs.fileno()
         with open(os.devnull, "rb+", buffering=0) as nothing:  # noqa: PTH123
             actions = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), i) for i in range(3)]
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-X", "utf8", str(script), json.dumps(import_paths())],
-                {**keep, **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
+                {**_ENVIRONMENT, **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
                 file_actions=[*actions, (os.POSIX_SPAWN_DUP2, moved, _CHANNEL)],
+                setsid=True,  # an interrupt at the terminal is the host's to act on: workers finish the epoch
             )
         theirs.close()
         ours.settimeout(_START)

@@ -29,6 +29,8 @@ _SCRATCH = "/scratch"
 _MOST_NAMES = 60_000
 
 _DEFAULTS = {"memory": "512MiB", "deadline": "30s", "open_files": 128, "threads": 16, "scratch": "64MiB", "file": "4GiB"}
+# A manifest is the plugin's own word: it may ask for less than this, not for more.
+_MOST_MEMORY, _MOST_SCRATCH, _MOST_FILE, _MOST_DEADLINE, _MOST_FILES, _MOST_THREADS = 64 << 30, 1 << 30, 1 << 40, 3600.0, 4096, 256
 
 
 class Around:
@@ -38,26 +40,32 @@ class Around:
         limits: the manifest's.
         grants: what the operator granted, made concrete by the node's configuration.
         base_dir: where relative paths start.
+
+    Raises:
+        ValueError: a limit is none.
     """
 
     def __init__(self, limits: Mapping[str, Any], grants: Mapping[str, Any], base_dir: Path) -> None:
         told = {**_DEFAULTS, **{k: v for k, v in limits.items() if v is not None}}
-        self.memory = _size(told["memory"])
-        self.scratch = _size(told["scratch"])
-        self.file = _size(told["file"])
-        self.deadline = parse_duration(told["deadline"]) if isinstance(told["deadline"], str) else float(told["deadline"])
-        self.open_files = max(32, int(told["open_files"]))
-        self.threads = max(1, int(told["threads"]))
-        self.cpu = _cpu(told.get("cpu"))
+        self.memory = min(_size(told["memory"]), _MOST_MEMORY)
+        self.scratch = min(_size(told["scratch"]), _MOST_SCRATCH)
+        self.file = min(_size(told["file"]), _MOST_FILE)
+        self.deadline = min(_seconds(told["deadline"]), _MOST_DEADLINE)
+        self.open_files = min(max(32, int(told["open_files"])), _MOST_FILES)
+        self.threads = min(max(1, int(told["threads"])), _MOST_THREADS)
+        # Of a worker's whole life, in whole seconds; without it only the deadline of each call holds.
+        self.cpu = None if told.get("cpu") is None else max(1, round(_seconds(told["cpu"])))
         self.net: list[Mapping[str, Any]] = [g for g in grants.get("net", ()) if isinstance(g, Mapping) and "host" in g]
         self.env = {
             e["name"]: os.environ[e["name"]] for e in grants.get("env", ()) if isinstance(e, Mapping) and e.get("name") in os.environ
         }
-        self.paths: list[tuple[str, str]] = [
+        paths = [
             (os.path.abspath(base_dir / str(f["path"])), "rw" if f.get("mode") == "rw" else "ro")  # noqa: PTH100 - links stay as given
             for f in grants.get("fs", ())
             if isinstance(f, Mapping) and f.get("path")
         ]
+        # A folder before what lies in it, or it would cover that.
+        self.paths: list[tuple[str, str]] = sorted(paths, key=lambda p: p[0].count("/"))
 
     def names(self) -> dict[str, str]:
         """Return the address that each granted name has inside, name to address."""
@@ -208,8 +216,5 @@ def _size(value: Any) -> int:
     return parse_size(value) if isinstance(value, str) else int(value)
 
 
-def _cpu(value: Any) -> int | None:
-    """Return whole seconds of processor time for the life of a worker, None: no limit but the deadline of each call."""
-    if value is None:
-        return None
-    return max(1, round(parse_duration(value) if isinstance(value, str) else float(value)))
+def _seconds(value: Any) -> float:
+    return parse_duration(value) if isinstance(value, str) else float(value)

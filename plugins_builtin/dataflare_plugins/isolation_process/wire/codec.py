@@ -124,6 +124,7 @@ class Codec:
         area: where parts are written.
         given: the batch of the call that is being made, for the origins of what comes back.
         call: number of the call.
+        lent: the record batches that were given with it, by number.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Codec:
         self.area = area
         self.given: Batch | None = None
         self.call = 0
+        self.lent: dict[int, pa.RecordBatch] = {}
         self._read, self._read_bytes, self._read_schema = read, read_bytes, read_schema
         self._hosting = hosting
         self._most_schemas = most_schemas
@@ -235,9 +237,7 @@ class Codec:
         if isinstance(value, Batch):
             return self._pack_batch(value)
         if isinstance(value, pa.RecordBatch):
-            batch = plain(value)
-            start, size = write(batch, self.area)
-            return {_TAG: "rows", "s": self._ours.number(batch.schema), "at": start, "n": size}
+            return self._pack_rows(plain(value))
         if isinstance(value, pa.Table):
             batches = [plain(b) for b in value.to_batches()]
             schema = batches[0].schema if batches else value.schema
@@ -259,6 +259,29 @@ class Codec:
             if isinstance(value, kind):
                 return kind(value)
         raise TypeError(f"a value of the type {type(value).__name__} cannot cross to another process")
+
+    def _pack_rows(self, batch: pa.RecordBatch) -> Any:
+        """Write a batch. A worker writes no column that the host gave it with the call: it says which one it is."""
+        told: dict[str, Any] = {_TAG: "rows", "s": self._ours.number(batch.schema)}
+        if self._hosting:
+            told["k"] = len(self.lent)
+            self.lent[told["k"]] = batch
+        else:
+            same = self._same(batch)
+            if same:
+                told["same"] = [[i, *where] for i, where in same.items()]
+                batch = batch.select([i for i in range(batch.num_columns) if i not in same])
+                told["p"] = self._ours.number(batch.schema)
+        told["at"], told["n"] = write(batch, self.area)
+        return told
+
+    def _same(self, batch: pa.RecordBatch) -> dict[int, tuple[int, int]]:
+        """Return which columns of a batch are columns of what was given: column to (batch, column)."""
+        if not self.lent:
+            return {}
+        given = {_place(c): (k, j) for k, b in self.lent.items() for j, c in enumerate(b.columns)}
+        found = {i: given.get(_place(c)) for i, c in enumerate(batch.columns) if not pa.types.is_nested(c.type)}
+        return {i: where for i, where in found.items() if where is not None}
 
     def _pack_batch(self, batch: Batch) -> Any:
         return {
@@ -304,7 +327,17 @@ class Codec:
             return self._unpack_tagged(packed[_TAG], packed)
         except Garbled:
             raise
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, pa.ArrowException) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            StopIteration,
+            pa.ArrowException,
+        ) as error:
             raise Garbled(f"a value that is none: {type(error).__name__}: {error}") from None
 
     def _unpack_tagged(self, tag: Any, packed: Mapping[str, Any]) -> Any:
@@ -338,8 +371,23 @@ class Codec:
         if tag == "schema":
             return schema
         if tag == "rows":
-            return self._read(_whole(packed["at"]), _whole(packed["n"]), schema)
+            return self._unpack_rows(packed, schema)
         return pa.Table.from_batches([_of(self.unpack(b), pa.RecordBatch) for b in packed["v"]], schema)
+
+    def _unpack_rows(self, packed: Mapping[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+        where = _whole(packed["at"]), _whole(packed["n"])
+        if "same" not in packed:
+            made = self._read(*where, schema)
+            if "k" in packed and not self._hosting:
+                self.lent[packed["k"]] = made
+            return made
+        rest = self._read(*where, self._theirs[_whole(packed["p"])])
+        same = {_whole(i): self.lent[_whole(k)].column(_whole(j)) for i, k, j in packed["same"]}
+        written = iter(rest.columns)
+        columns = [same[i] if i in same else next(written) for i in range(len(schema))]
+        if any(len(c) != rest.num_rows for c in columns):
+            raise Garbled("columns of different lengths")
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _unpack_batch(self, packed: Mapping[str, Any]) -> Batch:
         data = _of(self.unpack(packed["data"]), pa.RecordBatch)
@@ -392,6 +440,11 @@ class Codec:
             raise Garbled("rows before a change that are too few or too many")
         made["settled"] = _of(made["settled"], bool)
         return Changes(**made)
+
+
+def _place(column: pa.Array) -> tuple[Any, ...]:
+    """Return what two arrays share when they are the same piece of memory."""
+    return (column.type, len(column), column.offset, *(None if b is None else b.address for b in column.buffers()))
 
 
 def _json(value: Any) -> bytes:

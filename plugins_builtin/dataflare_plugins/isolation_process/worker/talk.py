@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -67,9 +67,11 @@ class Talk:
             target, method = message["call"]
             result = answer(target, method, self._codec.unpack(message["args"]))
             if isinstance(result, Stream):
-                self._stream(result.items)
+                items, result = iter(result.items), None
+                self._stream(items)
             else:
-                self._send({"ok": result})
+                told, result = {"ok": result}, None
+                self._send(told)
         except DataflareError as error:
             return _coded(error)
         except Exception as error:
@@ -111,20 +113,21 @@ class Talk:
             self._codec.area = self._area = Lent(self._frames.descriptor(), message["out"])
         return self._codec.decode(message)
 
-    def _send(self, message: Mapping[str, Any], *, plain: bool = False) -> None:
-        """Pack and send; the host is asked for more room where that is needed."""
+    def _send(self, message: dict[str, Any], *, plain: bool = False) -> None:
+        """Pack and send; the host is asked for more room where that is needed. The message is empty afterwards."""
         beside = self._beside()
         while True:
             self._area.reset()
             try:
                 packed = dict(message) if plain else {k: self._codec.pack(v) for k, v in message.items()}
-                if "ok" in packed or "err" in packed or packed.get("more") is False:
-                    packed["kept"] = not self._give_back()
                 text = self._codec.encode({**packed, **beside}, {})
                 break
             except Room as room:
                 self._frames.say({"ask": "room", "args": [2 * room.size]})
                 self._receive()
+        message.clear()  # with what it held of the memory that is given back
+        if ("ok" in packed or "err" in packed or packed.get("more") is False) and not self._give_back():
+            text = text[:-1] + b',"kept":true}'
         self._frames.send(text, self._area.payload())
 
     def _beside(self) -> dict[str, Any]:
@@ -135,25 +138,27 @@ class Talk:
             self._dropped = 0
         return {"told": told} if told else {}
 
-    def _stream(self, items: Iterable[Any]) -> None:
+    def _stream(self, items: Iterator[Any]) -> None:
         waiting: list[Any] = []
         size = 0
         for item in items:
             waiting.append(item)
             size += _size(item)
+            del item  # or it would be held over the wait
             if size >= _CHUNK_BYTES or len(waiting) >= _CHUNK_ITEMS:
-                self._send({"items": waiting, "more": True})
-                waiting, size = [], 0
-                item = None
+                told, waiting, size = {"items": waiting, "more": True}, [], 0
+                self._send(told)
                 if "stop" in self._receive():
                     close = getattr(items, "close", None)
                     if close is not None:
                         close()
                     break
-        self._send({"items": waiting, "more": False})
+        told, waiting = {"items": waiting, "more": False}, []
+        self._send(told)
 
     def _give_back(self) -> bool:
         """Take back what the call was given to look at. False: the plugin keeps some of it."""
+        self._codec.lent.clear()
         self._kept = [b for b in self._kept if not b.returned()]
         if self._borrowed is None or self._borrowed.returned():
             return True

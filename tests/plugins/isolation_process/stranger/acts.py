@@ -77,10 +77,19 @@ class Acts(Processor[ActsConfig]):
         return "done"
 
     def set_id(self):
-        with open(self.config.where, "w"):
-            pass
-        os.chmod(self.config.where, 0o4755)
-        return "done"
+        folder, name = os.path.split(self.config.where)
+        handle = os.open(folder, os.O_RDONLY)
+        with open(self.config.where, "w") as file:
+            ways = {
+                "chmod": lambda: os.chmod(self.config.where, 0o4755),
+                "fchmod": lambda: os.fchmod(file.fileno(), 0o2755),
+                "fchmodat": lambda: os.chmod(name, 0o4755, dir_fd=handle),
+                "open": lambda: os.open(self.config.where + "2", os.O_CREAT | os.O_WRONLY, 0o4755),
+                "openat": lambda: os.open(name + "3", os.O_CREAT | os.O_WRONLY, 0o4755, dir_fd=handle),
+                "mkdirat": lambda: os.mkdir(name + "4", 0o2755, dir_fd=handle),
+                "mkdir": lambda: os.mkdir(self.config.where + "5", 0o2755),
+            }
+            return [way for way, act in ways.items() if not _refused(act)]
 
     def fill(self):
         with open(os.environ["TMPDIR"] + "/fill", "wb") as file:
@@ -283,6 +292,14 @@ class Lying(Acts):
         from dataflare_sdk import RowRejection
 
         return [], [RowRejection("data.x", "y", index=batch.data.num_rows)]
+
+
+def _refused(act):
+    try:
+        act()
+    except PermissionError:
+        return True
+    return False
 
 
 def _signalled(process):
