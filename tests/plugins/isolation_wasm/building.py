@@ -1,10 +1,11 @@
-"""Builds guests of C and Zig with `ziglang`, once per content: what was built lies in the user's temporary folder."""
+"""Builds guests, once per content: what was built lies in the user's temporary folder. C and Zig with `ziglang`, Go where it is."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,8 +47,7 @@ def built(source: Path, *flags: str) -> bytes:
     header = PDK / "zig" / "dataflare.zig" if zig else PDK / "c" / "dataflare.h"
     text = source.read_bytes() + header.read_bytes()
     name = hashlib.sha256(text + " ".join([*C_FLAGS, *ZIG_FLAGS, *flags]).encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"dataflare-guests-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _folder()
     target = folder / f"{source.stem}-{name}.wasm"
     if not target.exists():
         made = folder / f"{name}.{os.getpid()}.wasm"
@@ -59,3 +59,30 @@ def built(source: Path, *flags: str) -> bytes:
         assert done.returncode == 0, done.stderr
         made.replace(target)
     return target.read_bytes()
+
+
+@functools.cache
+def built_go(source: Path) -> bytes:
+    """Return the module that a folder with a `main.go` makes, beside a copy of the PDK."""
+    header = PDK / "go" / "dataflare.go"
+    name = hashlib.sha256((source / "main.go").read_bytes() + header.read_bytes()).hexdigest()[:24]
+    target = _folder() / f"{source.name}-{name}.wasm"
+    if not target.exists():
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copytree(source, place, dirs_exist_ok=True)
+            shutil.copytree(header.parent, Path(place) / "dataflare")
+            made = Path(place) / "made.wasm"
+            command = ["go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", str(made), "."]
+            done = subprocess.run(
+                command, capture_output=True, text=True, cwd=place, env={**os.environ, "GOOS": "wasip1", "GOARCH": "wasm"}
+            )
+            assert done.returncode == 0, done.stderr
+            shutil.copy(made, target.with_suffix(f".{os.getpid()}"))
+            target.with_suffix(f".{os.getpid()}").replace(target)
+    return target.read_bytes()
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"dataflare-guests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

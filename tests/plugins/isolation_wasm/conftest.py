@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES, built
+from tests.plugins.isolation_wasm.building import EXAMPLES, built, built_go
 
 Install = Callable[..., Path]
 
@@ -41,7 +41,9 @@ def example(install: Install, tmp_path: Path) -> Callable[[str, Path], Path]:
 
     def copied(name: str, source: Path) -> Path:
         place = EXAMPLES / name
-        install(f"example-{name}", (place / "plugin.yaml").read_text(), {f"{source.stem}.wasm": built(source)})
+        wasm = built_go(source) if source.is_dir() else built(source)
+        file = f"{source.name.rpartition('-')[2]}.wasm" if source.is_dir() else f"{source.stem}.wasm"
+        install(f"example-{name}", (place / "plugin.yaml").read_text(), {file: wasm})
         folder = tmp_path / name
         shutil.copytree(place, folder)
         return folder

@@ -19,7 +19,7 @@ from dataflare_sdk.messages import Origin
 TOTAL = EXAMPLES / "wasm-c-total" / "total.c"
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=batches())
 def test_every_type_there_and_back(tmp_path: Path, data: pa.RecordBatch) -> None:
     guest = component(tmp_path, built(GUESTS / "identity.c"), features="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,25 @@ def test_shout_in_zig(example: Example) -> None:
     folder = example("wasm-zig-shout", EXAMPLES / "wasm-zig-shout" / "shout.zig")
     dataflare.run(folder / "workflow.yaml", check=True)
     assert [r["name"] for r in written(folder)] == ["ALICE", None, "ZOë O'NEIL"]
+
+
+GRANT_WASI = """\
+plugins:
+  example-wasm-go-initials:
+    version: 1.0.0
+    capabilities: {host: [wasi]}
+"""
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go here")
+def test_initials_in_go(example: Example) -> None:
+    folder = example("wasm-go-initials", EXAMPLES / "wasm-go-initials")
+    refused = dataflare.run(folder / "workflow.yaml")
+    assert refused.error is not None
+    assert refused.error["code"] == "wasm.undeclared-import", "WASI has to be granted"
+    (folder / "dataflare.lock").write_text(GRANT_WASI)
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [r["initials"] for r in written(folder)] == ["AL", None, "ZvÄ"]
 
 
 def test_numbers_in_c(example: Example) -> None:

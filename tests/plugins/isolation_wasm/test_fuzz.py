@@ -13,7 +13,17 @@ ROOT = Path(__file__).parents[3]
 
 def mutated(count: int, seed: int) -> tuple[int, int]:
     """Return how many mutated replies gave valid rows, and how many were refused."""
-    command = [sys.executable, "-X", "faulthandler", "-m", "tests.plugins.isolation_wasm.fuzzing", "--count", str(count), "--seed", str(seed)]
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "tests.plugins.isolation_wasm.fuzzing",
+        "--count",
+        str(count),
+        "--seed",
+        str(seed),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-4000:]}"
     rows, refused = done.stdout.split()
