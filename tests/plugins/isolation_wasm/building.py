@@ -1,4 +1,4 @@
-"""Builds guests, once per content: what was built lies in the user's temporary folder. C and Zig with `ziglang`, Go where it is."""
+"""Builds guests, once per content: what was built lies in the user's temporary folder. Examples by their own Makefiles."""
 
 from __future__ import annotations
 
@@ -62,24 +62,26 @@ def built(source: Path, *flags: str) -> bytes:
 
 
 @functools.cache
-def built_go(source: Path) -> bytes:
-    """Return the module that a folder with a `main.go` makes, beside a copy of the PDK."""
-    header = PDK / "go" / "dataflare.go"
-    name = hashlib.sha256((source / "main.go").read_bytes() + header.read_bytes()).hexdigest()[:24]
-    target = _folder() / f"{source.name}-{name}.wasm"
-    if not target.exists():
-        with tempfile.TemporaryDirectory() as place:
-            shutil.copytree(source, place, dirs_exist_ok=True)
-            shutil.copytree(header.parent, Path(place) / "dataflare")
-            made = Path(place) / "made.wasm"
-            command = ["go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", str(made), "."]
-            done = subprocess.run(
-                command, capture_output=True, text=True, cwd=place, env={**os.environ, "GOOS": "wasip1", "GOARCH": "wasm"}
-            )
+def example(name: str) -> tuple[str, bytes]:
+    """Return the file name and the bytes of the module that an example's own Makefile makes."""
+    source = EXAMPLES / name
+    files = [p for p in sorted(source.iterdir()) if p.is_file()] + [p for p in sorted(PDK.rglob("*")) if p.is_file()]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:24]
+    kept = _folder() / f"{name}-{key}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as place:
+            shutil.copytree(source, Path(place) / name)
+            done = subprocess.run(["make", "-s", f"PYTHON={sys.executable}"], capture_output=True, text=True, cwd=Path(place) / name)
             assert done.returncode == 0, done.stderr
-            shutil.copy(made, target.with_suffix(f".{os.getpid()}"))
-            target.with_suffix(f".{os.getpid()}").replace(target)
-    return target.read_bytes()
+            (made,) = (Path(place) / name).glob("*.wasm")
+            (Path(place) / "kept").mkdir()
+            made.rename(Path(place) / "kept" / made.name)
+            try:
+                (Path(place) / "kept").rename(kept)
+            except OSError:  # another process was faster
+                assert kept.exists()
+    (wasm,) = kept.glob("*.wasm")
+    return wasm.name, wasm.read_bytes()
 
 
 def _folder() -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES, built, built_go
+from tests.plugins.isolation_wasm.building import EXAMPLES, example
 
 Install = Callable[..., Path]
 
@@ -36,13 +36,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 @pytest.fixture
-def example(install: Install, tmp_path: Path) -> Callable[[str, Path], Path]:
-    """Install an example and return a copy of its folder to run its workflow in: `example("wasm-c-total", source)`."""
+def installed(install: Install, tmp_path: Path) -> Callable[[str], Path]:
+    """Install an example and return a copy of its folder to run its workflow in: `installed("wasm-c-total")`."""
 
-    def copied(name: str, source: Path) -> Path:
+    def copied(name: str) -> Path:
         place = EXAMPLES / name
-        wasm = built_go(source) if source.is_dir() else built(source)
-        file = f"{source.name.rpartition('-')[2]}.wasm" if source.is_dir() else f"{source.stem}.wasm"
+        file, wasm = example(name)
         install(f"example-{name}", (place / "plugin.yaml").read_text(), {file: wasm})
         folder = tmp_path / name
         shutil.copytree(place, folder)

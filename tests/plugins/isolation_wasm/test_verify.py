@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import wasmtime
-from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import component, factory, plugin
 
 from dataflare_plugins.isolation_wasm import machine
@@ -198,6 +198,6 @@ def test_a_description_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataflareError) as caught:
         guest.output_schemas({"in": pa.schema([("n", pa.int64())])})
     assert caught.value.code == "wasm.bad-description"
-    wrong = component(tmp_path / "b", built(EXAMPLES / "wasm-c-total" / "total.c"), features="rowwise")
+    wrong = component(tmp_path / "b", example("wasm-c-total")[1], features="rowwise")
     with pytest.raises(DataflareError, match="must be DOUBLE"):
         wrong.output_schemas({"in": pa.schema([("price", pa.string()), ("quantity", pa.int64())])})
