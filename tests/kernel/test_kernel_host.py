@@ -9,7 +9,7 @@ import pytest
 from dataflare.contracts import RunEvent, Surroundings
 from dataflare.errors import DataflareError
 from dataflare.lifecycle import Runtime
-from dataflare.plugins import FIRST_RESULT
+from dataflare.plugins import FIRST_RESULT, PluginManager
 
 CODE = """
 from dataclasses import dataclass
@@ -189,7 +189,10 @@ def test_a_lock_of_the_wrong_shape_is_refused(tmp_path: Path, text: str) -> None
 
 
 @pytest.mark.parametrize("level", ["process", "wasm"])
-def test_an_isolation_nobody_gives_is_refused(install: Callable[..., Path], tmp_path: Path, level: str) -> None:
+def test_an_isolation_nobody_gives_is_refused(
+    install: Callable[..., Path], tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PluginManager, "hook", lambda self, name, /, **arguments: None)
     install("acme", CODE, LINES + f"isolation: {level}\n")
     error = refused(lambda: Runtime(tmp_path).host.factory("source", "acme"))
     assert (error.code, error.exit_code) == ("plugin.isolation-unavailable", 6)
