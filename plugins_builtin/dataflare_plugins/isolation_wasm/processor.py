@@ -41,9 +41,9 @@ class WasmProcessor(Processor[Any]):
         self._suspect = 0
 
     @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:  # noqa: ARG003
-        """Return the block as it is: the guest judges it."""
-        return raw or {}
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
+        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
+        return cls.program.configured(raw, path)
 
     # -- binding -------------------------------------------------------------------------------------------
 
