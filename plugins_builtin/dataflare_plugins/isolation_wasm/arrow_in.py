@@ -46,6 +46,12 @@ class Sender:
     def send(self, columns: list[pa.Array], rows: int, memory: Memory, alloc: Callable[[int], int]) -> tuple[int, int, int]:
         """Copy columns in and return the addresses of their array, their schema, and zeros for the answer.
 
+        Args:
+            columns: one for each field of the schema.
+            rows: how long they are.
+            memory: the guest's.
+            alloc: its `df_alloc`, after which the memory was looked at.
+
         Raises:
             Trapped: the guest has no memory for them.
             DataflareError: `wasm.bad-reply`: it gave an address that is none.
@@ -59,7 +65,6 @@ class Sender:
         begin = alloc(size)
         if begin == 0:
             raise Trapped(f"it has no memory for {size} bytes of rows")
-        memory.look()
         memory.check(begin, size, "allocation")
         head = bytearray(tree.size)
         tree.lay(head, begin + top, begin + data, copies)

@@ -112,9 +112,10 @@ def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, plain:
 
 def _validate(memory: Memory, made: pa.Array, plain: pa.DataType | None) -> None:
     """Validate in full. What ASCII text is cut into is UTF-8 wherever it is cut, so that only the cuts are left to be looked at."""
-    buffers = made.buffers() if plain is not None and len(made) else ()
+    buffers: list[pa.Buffer | None] = made.buffers() if plain is not None and len(made) else []
     # Python's own test is six times as fast as Arrow's, the copy it takes included.
-    if len(buffers) != 3 or buffers[2] is None or not buffers[2].to_pybytes().isascii():
+    text = buffers[2] if len(buffers) == 3 else None
+    if text is None or not text.to_pybytes().isascii():
         made.validate(full=True)
     elif not memory.owns(buffers[1]):
         pa.Array.from_buffers(plain, len(made), buffers).validate(full=True)

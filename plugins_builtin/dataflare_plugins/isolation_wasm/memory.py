@@ -75,9 +75,9 @@ class Memory:
         ctypes.memmove(made.address, self._base + address, size)
         return made
 
-    def owns(self, buffer: pa.Buffer) -> bool:
+    def owns(self, buffer: pa.Buffer | None) -> bool:
         """Whether a buffer is one that was lent, and so was valid before the guest saw it."""
-        return any(buffer.address == b.address and buffer.size == b.size for b in self.lent.values())
+        return buffer is not None and any(buffer.address == b.address and buffer.size == b.size for b in self.lent.values())
 
     def text(self, address: int, most: int, what: str) -> bytes:
         """Return a string that ends with a zero byte."""

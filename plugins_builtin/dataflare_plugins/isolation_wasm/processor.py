@@ -36,6 +36,7 @@ class WasmProcessor(Processor[Any]):
         self._sender = Sender(self._schema)
         self._reads: list[int] = []
         self._given: list[pa.Schema] = []
+        self._described: tuple[Output, ...] | None = None
         self._receivers: list[Receiver] = []
         self._bound: list[pa.Schema] = []
         self._suspect = 0
@@ -53,8 +54,9 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _outputs(self) -> tuple[Output, ...]:
-        found: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
-        return found
+        if self._described is None:
+            self._described = self._safely(lambda: self._instances.description.outputs)
+        return self._described
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest before any row: a trap there is a fault of the module."""
