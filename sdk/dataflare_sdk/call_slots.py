@@ -30,6 +30,9 @@ class CallSlots:
         self._names = ["i64" if str(p) == "i64" else "i32" for p in kind.params]
         for slot, name in zip(self._arguments, self._names, strict=False):
             slot.kind = 1 if name == "i64" else 0
+        # The unions are looked up once: each look costs more than writing a word.
+        self._places = [(self._arguments[i].of, name) for i, name in enumerate(self._names)]
+        self._answer = self._results[0].of
         self._result, self._mask = ("i64", (1 << 64) - 1) if [str(r) for r in kind.results] == ["i64"] else ("i32", (1 << 32) - 1)
         self._trap_type = ctypes.POINTER(_ffi.wasm_trap_t)
         self._trap = self._trap_type()
@@ -42,13 +45,13 @@ class CallSlots:
             wasmtime.Trap: the guest trapped; its instance is not to be used again.
             wasmtime.WasmtimeError: the call could not be made, or the guest left by `proc_exit`.
         """
-        slots, given = self._arguments, self._counts[0]
-        for i, value in enumerate(arguments):
-            setattr(slots[i].of, self._names[i], value)
-        error = self._call(self._context, self._reference, slots, given, self._results, self._counts[1], self._trapped)
+        for (place, name), value in zip(self._places, arguments, strict=True):
+            setattr(place, name, value)
+        given, returned = self._counts
+        error = self._call(self._context, self._reference, self._arguments, given, self._results, returned, self._trapped)
         if error or self._trap:
             raise self._failure(error)
-        return int(getattr(self._results[0].of, self._result)) & self._mask if self._counts[1] else 0
+        return int(getattr(self._answer, self._result)) & self._mask if returned else 0
 
     def _failure(self, error: Any) -> Exception:
         failed, trapped = self._errors

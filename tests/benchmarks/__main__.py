@@ -18,6 +18,7 @@ from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
+from tests.benchmarks.wasm import wasm
 
 HEAD = """# Benchmarks
 
@@ -38,6 +39,11 @@ def main() -> int:
     parser.add_argument("--database-rows", type=int, default=ROWS)
     parser.add_argument("--only", default="")
     chosen = parser.parse_args()
+    if chosen.only == "wasm":
+        with tempfile.TemporaryDirectory(prefix="dataflare-bench-") as place:
+            text, good = wasm(Path(place))
+        print(text)
+        return 0 if good else 1
     data = Path(tempfile.gettempdir()) / f"dataflare-bench-{chosen.rows}"
     make(data, chosen.rows)
     folder = Path(tempfile.mkdtemp(prefix="dataflare-bench-"))
@@ -52,16 +58,20 @@ def main() -> int:
                         if chosen.only in case.name:
                             _timed(case, chosen.rounds)
                             cases.append(case)
-        over = [c for c in cases if c.ratio() > c.limit]
+        over: list[object] = [c for c in cases if c.ratio() > c.limit]
+        guests = ""
+        if not chosen.only:
+            guests, good = wasm(folder)
+            over += [] if good else [guests]
         if chosen.only:
-            print(table(cases))
+            print(table(cases) + "\n" + guests)
             if "changes" in chosen.only:
                 print(per_change(cases, chosen.rounds, folder))
             return 1 if over else 0
         size = (data / "orders.csv").stat().st_size / 1e6
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, DuckDB {duckdb.__version__}, pyarrow {pyarrow.__version__}."
         text = HEAD.format(rounds=chosen.rounds, rows=chosen.rows, database_rows=chosen.database_rows, size=size, machine=machine)
-        text += table(cases) + "\n" + per_change(cases, chosen.rounds, folder) + _start(folder) + microbatch(folder)
+        text += table(cases) + "\n" + per_change(cases, chosen.rounds, folder) + _start(folder) + microbatch(folder) + guests
         (Path(__file__).parents[2] / "docs" / "benchmarks.md").write_text(text)
         return 1 if over else 0
     finally:

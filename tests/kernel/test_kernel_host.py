@@ -236,8 +236,9 @@ def test_an_isolation_nobody_gives_is_refused(install: Callable[..., Path], tmp_
 def test_a_loader_plugin_gives_the_isolation(install: Callable[..., Path], tmp_path: Path) -> None:
     install("acme", CODE, LINES, trusted=False)
     install("sandbox", SANDBOX, "hooks: [load_plugin]\n")
+    (tmp_path / "policy.yaml").write_text("deny: [dataflare-isolation-process]")
     assert Runtime(tmp_path).host.factory("source", "acme") == ("proxy", "acme:Acme")
-    (tmp_path / "policy.yaml").write_text("min_level: process")
+    (tmp_path / "policy.yaml").write_text("min_level: process\ndeny: [dataflare-isolation-process]")
     # The loader itself is a stranger below the minimum now, so nobody gives the level.
     assert refused(lambda: Runtime(tmp_path).host.factory("source", "acme")).code == "plugin.isolation-unavailable"
 

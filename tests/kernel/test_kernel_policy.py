@@ -320,7 +320,7 @@ def test_a_stranger_hears_of_runs_and_decides_over_nobody(install: Callable[...,
     runtime = Runtime(tmp_path)
     runtime.host.hook("run_event", event=None)
     assert runtime.host.hook("resolve_secret", provider="vault", name="x", base_dir=tmp_path) is None
-    assert runtime.host.hook("load_plugin", manifest=None, grants={}, level="wasm") is None
+    assert runtime.host.hook("load_plugin", manifest=None, grants={}, level="elsewhere") is None
     runtime.host.audit("acme", "something", True)
     assert sys.modules["nosy"].heard == ["run_event"]
     assert "acme" not in sys.modules  # nobody has granted it anything: it does not even hear of runs

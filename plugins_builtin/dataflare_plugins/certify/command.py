@@ -30,9 +30,9 @@ LEVELS = ("inprocess", "process", "wasm")
 @click.option("--no-crashes", is_flag=True, help="Leave out the workflows that are killed.")
 @verb
 def certify(call: Invocation, name: str, config: Path | None, levels: tuple[str, ...], limit: float, no_crashes: bool) -> int:
-    """Hold the installed plugin NAME to the contracts of its kinds, at every isolation level that can be had here.
+    """Hold the installed plugin NAME to the contracts of its kinds, at the isolation level its manifest asks for.
 
-    The policy in force decides: in-process only what it trusts. `certify.yaml` gives each component a configuration.
+    The policy in force decides: in-process only what it trusts by name. `--level` asks for others. `certify.yaml` gives each component a configuration.
     """
     from dataflare_plugins.certify.asked import read
     from dataflare_plugins.certify.checking import FAILED, PASSED
@@ -45,6 +45,9 @@ def certify(call: Invocation, name: str, config: Path | None, levels: tuple[str,
     seen: dict[str, str] = {}
     results: list[Result] = []
     for level in levels or LEVELS:
+        if not levels and level != manifest.isolation:
+            seen[level] = f"not run: the manifest asks for {manifest.isolation}"
+            continue
         for result in _at(call, manifest, level, certificate, limit, not no_crashes, seen):
             results.append(result)
             if not call.json and (result.status != PASSED or call.verbosity > 0):
@@ -83,7 +86,7 @@ def _at(
         if loader is None:
             return
         checker = Checker(runtime, loader.factory, level, certificate, limit)
-        policy = {"trust": [manifest.name]} if runtime.plugins.policy.trusts(manifest) else {}
+        policy = {"trust": [manifest.name], "isolation": {manifest.name: level}} if runtime.plugins.policy.trusts(manifest) else {}
         # A workflow runs a plugin at the level the policy gives it, so the kills belong to that one.
         own = runtime.plugins.load(manifest).level == level
         for component in manifest.provides:
@@ -95,7 +98,7 @@ def _at(
 
 def _loaded(runtime: Runtime, manifest: Any, level: str, seen: dict[str, str]) -> Any:
     """Load a plugin at a level; None where this cannot be had, with the reason in `seen`."""
-    if level == "inprocess" and not runtime.plugins.policy.trusts(manifest):
+    if level == "inprocess" and runtime.plugins.policy.level(manifest) != level:
         seen[level] = "not run: the policy does not trust it"
         return None
     try:

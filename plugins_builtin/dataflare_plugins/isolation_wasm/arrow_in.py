@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.faults import Trapped
-from dataflare_plugins.isolation_wasm.formats import children, format_of, layout
+from dataflare_plugins.isolation_wasm.formats import Layout, children, format_of, layout
 from dataflare_plugins.isolation_wasm.memory import Memory
 
 ARRAY = struct.Struct("<qqqqqIIIII4x")
@@ -41,24 +41,30 @@ class Sender:
         self._kind = pa.struct(list(schema))
         self._size = aligned(len(_schema_block(self._kind, 0)))
         self._block, self._at = b"", -1
+        self._forms = [layout(f.type) for f in schema]
 
     def send(self, columns: list[pa.Array], rows: int, memory: Memory, alloc: Callable[[int], int]) -> tuple[int, int, int]:
         """Copy columns in and return the addresses of their array, their schema, and zeros for the answer.
+
+        Args:
+            columns: one for each field of the schema.
+            rows: how long they are.
+            memory: the guest's.
+            alloc: its `df_alloc`, after which the memory was looked at.
 
         Raises:
             Trapped: the guest has no memory for them.
             DataflareError: `wasm.bad-reply`: it gave an address that is none.
         """
-        copies: list[tuple[int, int, int]] = []
+        copies: list[tuple[int, pa.Buffer]] = []
         top = self._size + self._room
-        tree = _Tree(rows, [_node(column) for column in columns])
+        tree = _Tree(rows, [_node(column, rows, form) for column, form in zip(columns, self._forms, strict=True)])
         head_size = aligned(tree.size)
         data = top + head_size
         size = data + tree.data
         begin = alloc(size)
         if begin == 0:
             raise Trapped(f"it has no memory for {size} bytes of rows")
-        memory.look()
         memory.check(begin, size, "allocation")
         head = bytearray(tree.size)
         tree.lay(head, begin + top, begin + data, copies)
@@ -66,8 +72,9 @@ class Sender:
             self._block, self._at = _schema_block(self._kind, begin).ljust(top, b"\0"), begin
         memory.write(begin, self._block, top)
         memory.write(begin + top, head, len(head))
-        for address, source, length in copies:
-            memory.write(address, source, length)
+        for address, source in copies:
+            memory.write(address, source.address, source.size)
+        memory.lent = dict(copies)
         return begin + top, begin, begin + self._size
 
 
@@ -76,23 +83,23 @@ class _Node:
 
     __slots__ = ("buffers", "children", "data", "head", "held", "nulls", "rows")
 
-    def __init__(self, held: Any, rows: int, nulls: int, buffers: list[tuple[int, int]], inner: list[_Node]) -> None:
+    def __init__(self, held: Any, rows: int, nulls: int, buffers: list[pa.Buffer | None], inner: list[_Node]) -> None:
         self.held = held  # what the addresses below belong to
         self.head: int
         self.data: int
         self.rows, self.nulls, self.buffers, self.children = rows, nulls, buffers, inner
         self.head = ARRAY.size + 4 * (len(buffers) + len(inner)) + sum(c.head for c in inner)
         self.head = (self.head + 7) & ~7
-        self.data = sum(aligned(size) for _, size in buffers) + sum(c.data for c in inner)
+        self.data = sum(aligned(b.size) for b in buffers if b is not None) + sum(c.data for c in inner)
 
-    def lay(self, head: bytearray, at: int, start: int, data: int, copies: list[tuple[int, int, int]]) -> int:
+    def lay(self, head: bytearray, at: int, start: int, data: int, copies: list[tuple[int, pa.Buffer]]) -> int:
         """Write the node's header at `at` (the block of headers begins at `start`); returns where data goes on."""
         pointers, place = [], at + ARRAY.size
-        for source, size in self.buffers:
-            pointers.append(data if source else 0)
-            if source:
-                copies.append((data, source, size))
-                data += aligned(size)
+        for source in self.buffers:
+            pointers.append(0 if source is None else data)
+            if source is not None:
+                copies.append((data, source))
+                data += aligned(source.size)
         inner, below = [], (place + 4 * (len(self.buffers) + len(self.children)) + 7) & ~7
         for child in self.children:
             inner.append(below)
@@ -108,25 +115,22 @@ class _Tree(_Node):
     """The struct over the columns."""
 
     def __init__(self, rows: int, columns: list[_Node]) -> None:
-        super().__init__(None, rows, 0, [(0, 0)], columns)
+        super().__init__(None, rows, 0, [None], columns)
         self.size = self.head
 
-    def lay(self, head: bytearray, start: int, data: int, copies: list[tuple[int, int, int]]) -> int:  # type: ignore[override]
+    def lay(self, head: bytearray, start: int, data: int, copies: list[tuple[int, pa.Buffer]]) -> int:  # type: ignore[override]
         return super().lay(head, start, start, data, copies)
 
 
-def _node(column: pa.Array, rows: int | None = None) -> _Node:
+def _node(column: pa.Array, rows: int, form: Layout) -> _Node:
     """Return what of an array is copied, cut to `rows`; a slice is copied together first."""
-    rows = len(column) if rows is None else rows
     if len(column) != rows:
         column = column.slice(0, rows)
     if column.offset:
         column = _whole(column)
-    kind = column.type
-    form = layout(kind)
     found = column.buffers()
-    valid = (found[0].address, (rows + 7) // 8) if form.buffers and found[0] is not None else (0, 0)
-    nulls = column.null_count if valid[0] else 0
+    valid = _region(found[0], (rows + 7) // 8) if form.buffers else None
+    nulls = 0 if valid is None else column.null_count
     if form.shape == "none":
         return _Node(column, rows, rows, [], [])
     if form.shape == "fixed":
@@ -136,12 +140,12 @@ def _node(column: pa.Array, rows: int | None = None) -> _Node:
         return _Node(column, rows, nulls, [valid], _children(column, rows))
     first, last = _ends(found[1], rows, form.width)
     if first:
-        return _node(_whole(column), rows)
+        return _node(_whole(column), rows, form)
     offsets = _region(found[1], (rows + 1) * form.width // 8)
     if form.shape == "offsets":
         return _Node(column, rows, nulls, [valid, offsets, _region(found[2], last)], [])
-    inner = _entries(column) if pa.types.is_map(kind) else column.values
-    return _Node(column, rows, nulls, [valid, offsets], [_node(inner, last)])
+    inner = _entries(column) if pa.types.is_map(column.type) else column.values
+    return _Node(column, rows, nulls, [valid, offsets], [_node(inner, last, layout(inner.type))])
 
 
 def _whole(column: pa.Array) -> pa.Array:
@@ -156,12 +160,15 @@ def _entries(column: pa.Array) -> pa.Array:
 
 def _children(column: pa.Array, rows: int) -> list[_Node]:
     if pa.types.is_fixed_size_list(column.type):
-        return [_node(column.values, rows * column.type.list_size)]
-    return [_node(column.field(i), rows) for i in range(column.type.num_fields)]
+        return [_node(column.values, rows * column.type.list_size, layout(column.type.value_type))]
+    return [_node(column.field(i), rows, layout(column.type.field(i).type)) for i in range(column.type.num_fields)]
 
 
-def _region(buffer: pa.Buffer | None, size: int) -> tuple[int, int]:
-    return (buffer.address, size) if buffer is not None and size else (0, 0)
+def _region(buffer: pa.Buffer | None, size: int) -> pa.Buffer | None:
+    """Return the first bytes of a buffer; None where there are none."""
+    if buffer is None or size == 0:
+        return None
+    return buffer if buffer.size == size else buffer.slice(0, size)
 
 
 def _ends(buffer: pa.Buffer | None, rows: int, width: int) -> tuple[int, int]:

@@ -36,9 +36,9 @@ class WasmDestination(Destination[Any]):
         self._staged = 0
 
     @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:  # noqa: ARG003
-        """Return the block as it is: the guest judges it."""
-        return raw or {}
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
+        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
+        return cls.program.configured(raw, path)
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest; a trap takes what it staged with it, and the run back to its checkpoint."""

@@ -41,6 +41,11 @@ class Layout:
     width: int
     buffers: int
 
+    @property
+    def nested(self) -> bool:
+        """Whether there may be children."""
+        return self.shape in ("list", "children")
+
 
 def layout(kind: pa.DataType) -> Layout:
     """Return the layout of a type that `format_of` knows."""

@@ -48,6 +48,7 @@ class Guest:
         self._arm = _ffi.wasmtime_context_set_epoch_deadline
         self._deadline = int(limits.deadline / TICK) + 1
         self._slots: dict[str, CallSlots] = {}
+        self._exports: Any = None
         self._store: Any = wasmtime.Store(engine())
         self._store.set_limits(memory_size=limits.memory, table_elements=10_000, instances=1, tables=4, memories=1)
         self._context = self._store._context()
@@ -163,7 +164,8 @@ class Guest:
             _ALIVE.discard(self)
             self._slots.clear()
             self._host.detach()
-            del self._exports, self.memory
+            self.__dict__.pop("memory", None)
+            self._exports = None
             with contextlib.suppress(ValueError):
                 self._store.close()
             TICKER.release()

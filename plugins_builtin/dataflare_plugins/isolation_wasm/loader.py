@@ -13,7 +13,7 @@ from dataflare_plugins.isolation_wasm.faults import INVALID
 from dataflare_plugins.isolation_wasm.limits import Limits
 from dataflare_plugins.isolation_wasm.machine import compiled
 from dataflare_plugins.isolation_wasm.program import Program
-from dataflare_sdk import DataflareError
+from dataflare_sdk import DataflareError, config_schema
 
 MOST = 64 << 20
 """Bytes a module may have: compiling takes time and memory of the host."""
@@ -58,13 +58,21 @@ class WasmLoader:
         made: type[Any] = types.new_class(proxy.__name__, (proxy,), exec_body=lambda space: space.update(named))
         return made
 
-    def _path(self, file: str) -> Path:
-        """Return where a module lies: in the manifest's folder, and nowhere a link leads to."""
+    def _path(self, file: str, ending: str = ".wasm") -> Path:
+        """Return where a file of the plugin lies: in the manifest's folder, and nowhere a link leads to."""
         folder = Path(self._manifest.folder).resolve()
         path = (folder / file).resolve()
-        if not path.is_relative_to(folder) or path.suffix != ".wasm" or not path.is_file():
-            raise INVALID.error(f"'{file}' is no .wasm file beside the manifest of '{self._manifest.name}'")
+        if not path.is_relative_to(folder) or path.suffix != ending or not path.is_file():
+            raise INVALID.error(f"'{file}' is no {ending} file beside the manifest of '{self._manifest.name}'")
         return path
+
+    def _schema(self, file: str | None) -> Any:
+        if file is None:
+            return None
+        try:
+            return config_schema.load(self._path(file, ".json"))
+        except (ValueError, OSError) as error:
+            raise INVALID.error(f"the schema '{file}' cannot be used: {error}") from None
 
     def _program(self, component: Any, path: Path) -> Program:
         import wasmtime
@@ -83,7 +91,9 @@ class WasmLoader:
             raise INVALID.error(f"it cannot be compiled: {str(error).splitlines()[0]}") from error
         verify.check(module, component.kind, self._grants, limits)
         features = frozenset(component.features)
-        return Program(self._manifest.name, path.name, component.name, component.kind, features, wasm, module, self._grants, limits)
+        schema = self._schema(component.config)
+        named = (self._manifest.name, path.name, component.name, component.kind)
+        return Program(*named, features, wasm, module, self._grants, limits, schema)
 
     def hooks(self) -> None:
         """Return None: a module has no hooks."""

@@ -9,6 +9,9 @@ import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
 
+_same = ctypes.CDLL(None).memcmp
+_same.argtypes, _same.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
+
 
 class Memory:
     """A guest's memory. It may grow with every call: `look` again after each.
@@ -17,6 +20,10 @@ class Memory:
         store: the instance's store.
         memory: its exported memory.
         limit: bytes that one reply may make the host copy.
+
+    Attributes:
+        size: bytes of it.
+        lent: buffers that were copied in for the batch at hand, by address.
     """
 
     def __init__(self, store: Any, memory: Any, limit: int) -> None:
@@ -27,6 +34,7 @@ class Memory:
         self._limit = limit
         self._budget = limit
         self.size = -1
+        self.lent: dict[int, pa.Buffer] = {}
         self.look()
 
     def look(self) -> None:
@@ -55,14 +63,21 @@ class Memory:
         return ctypes.string_at(self._base + address, size)
 
     def buffer(self, address: int, size: int, what: str) -> pa.Buffer:
-        """Return a copy of bytes as an Arrow buffer of its own."""
+        """Return a copy of bytes as an Arrow buffer of its own, or the very buffer that was lent, where it came back untouched."""
         if size == 0:
             return pa.py_buffer(b"")
         self._spend(size, what)
         self.check(address, size, what)
+        lent = self.lent.get(address)
+        if lent is not None and lent.size == size and _same(self._base + address, lent.address, size) == 0:
+            return lent
         made = pa.allocate_buffer(size)
         ctypes.memmove(made.address, self._base + address, size)
         return made
+
+    def owns(self, buffer: pa.Buffer | None) -> bool:
+        """Whether a buffer is one that was lent, and so was valid before the guest saw it."""
+        return buffer is not None and any(buffer.address == b.address and buffer.size == b.size for b in self.lent.values())
 
     def text(self, address: int, most: int, what: str) -> bytes:
         """Return a string that ends with a zero byte."""

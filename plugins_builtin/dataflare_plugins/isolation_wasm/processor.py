@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.arrow_in import Sender
-from dataflare_plugins.isolation_wasm.arrow_out import read_columns, read_schema
+from dataflare_plugins.isolation_wasm.arrow_out import Receiver, read_schema
 from dataflare_plugins.isolation_wasm.describe import Output
 from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, BAD_REPLY, Trapped
 from dataflare_plugins.isolation_wasm.guest import Guest
@@ -36,13 +36,15 @@ class WasmProcessor(Processor[Any]):
         self._sender = Sender(self._schema)
         self._reads: list[int] = []
         self._given: list[pa.Schema] = []
+        self._described: tuple[Output, ...] | None = None
+        self._receivers: list[Receiver] = []
         self._bound: list[pa.Schema] = []
         self._suspect = 0
 
     @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:  # noqa: ARG003
-        """Return the block as it is: the guest judges it."""
-        return raw or {}
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
+        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
+        return cls.program.configured(raw, path)
 
     # -- binding -------------------------------------------------------------------------------------------
 
@@ -52,8 +54,9 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _outputs(self) -> tuple[Output, ...]:
-        found: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
-        return found
+        if self._described is None:
+            self._described = self._safely(lambda: self._instances.description.outputs)
+        return self._described
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest before any row: a trap there is a fault of the module."""
@@ -80,6 +83,7 @@ class WasmProcessor(Processor[Any]):
         self._sender = Sender(pa.schema([schema.field(i) for i in self._reads]), PAIR * len(outputs))
         self.changes = "rowwise" if "rowwise" in self.features and all(o.rows != "new" for o in outputs) else "refuse"  # type: ignore[misc]
         self._given = self._safely(lambda: self._announced(outputs))
+        self._receivers = [Receiver(given) for given in self._given]
         self._bound = [self._whole(o, given) for o, given in zip(outputs, self._given, strict=True)]
         return dict(zip(self.outputs(), self._bound, strict=True))
 
@@ -173,6 +177,7 @@ class WasmProcessor(Processor[Any]):
             pairs = self._call(guest, batch.data)
             made = [(o.name, b) for i, o in enumerate(self._outputs) if (b := self._given_by(guest, i, o, pairs[i][0], batch)) is not None]
             guest.reset()
+            guest.memory.lent = {}
         except Trapped:
             self._instances.discard()
             raise
@@ -192,7 +197,7 @@ class WasmProcessor(Processor[Any]):
         rows = batch.data.num_rows
         if place:
             wanted = rows if output.rows in ("same", "mask") else None
-            return self._output(which, output, batch, read_columns(guest.memory, place, self._given[which], wanted))
+            return self._output(which, output, batch, self._receivers[which].receive(guest.memory, place, wanted))
         if output.rows == "same" and rows:
             raise BAD_REPLY.error("it gave no rows where there must be one for each")
         return None

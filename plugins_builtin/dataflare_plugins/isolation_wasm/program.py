@@ -6,7 +6,7 @@ import json
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataflare_plugins.isolation_wasm.describe import Description, parse
@@ -14,7 +14,7 @@ from dataflare_plugins.isolation_wasm.faults import LOST, QUARANTINED, TRAPPED, 
 from dataflare_plugins.isolation_wasm.guest import Guest
 from dataflare_plugins.isolation_wasm.imports import HostFunctions
 from dataflare_plugins.isolation_wasm.limits import Limits
-from dataflare_sdk import DataflareError
+from dataflare_sdk import DataflareError, config_schema
 from dataflare_sdk.grants import expand
 from dataflare_sdk.values import plain
 
@@ -35,6 +35,7 @@ class Program:
         module: compiled and verified.
         grants: what the plugin was granted, not yet concrete.
         limits: what an instance may use.
+        schema: JSON Schema of the configuration, None when there is none.
     """
 
     def __init__(
@@ -48,11 +49,24 @@ class Program:
         module: Any,
         grants: Mapping[str, Any],
         limits: Limits,
+        schema: Any = None,
     ) -> None:
+        self.schema = schema
         self.plugin, self.file, self.name, self.kind, self.features = plugin, file, name, kind, features
         self.wasm, self.module, self.grants, self.limits = wasm, module, grants, limits
         self.started = 0
         self._lost: deque[float] = deque(maxlen=FAILURES)
+
+    def configured(self, raw: Any, path: Sequence[str | int]) -> Mapping[str, Any]:
+        """Return a `with:` block that fits the schema.
+
+        Raises:
+            DataflareError: `config.invalid`.
+        """
+        if self.schema is not None:
+            config_schema.check(self.schema, raw or {}, path)
+        found: Mapping[str, Any] = raw or {}
+        return found
 
     def trapped(self, trap: Trapped) -> DataflareError:
         """Return the error for rows that made it trap."""

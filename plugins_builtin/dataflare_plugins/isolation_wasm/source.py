@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dataflare_plugins.isolation_wasm.arrow_out import read_columns, read_schema
+from dataflare_plugins.isolation_wasm.arrow_out import Receiver, read_schema
 from dataflare_plugins.isolation_wasm.describe import Description
 from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, BAD_REPLY, Trapped
 from dataflare_plugins.isolation_wasm.program import Instances, Program
@@ -46,9 +46,9 @@ class WasmSource(Source[Any]):
         self._given: pa.Schema | None = None
 
     @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:  # noqa: ARG003
-        """Return the block as it is: the guest judges it."""
-        return raw or {}
+    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
+        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
+        return cls.program.configured(raw, path)
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest; a trap takes the run back to its checkpoint."""
@@ -118,7 +118,7 @@ class WasmSource(Source[Any]):
         if array:
             wanted = None if columns is None else frozenset(columns)
             fields = [f for f in given if wanted is None or f.name in wanted]
-            found = read_columns(guest.memory, array, given, wanted=wanted)
+            found = Receiver(given).receive(guest.memory, array, wanted=wanted)
             rows = struct.unpack("<q", guest.memory.read(array, 8, "array"))[0]
             if rows > max_rows:
                 raise BAD_REPLY.error(f"it gave {rows} rows where {max_rows} were asked for")

@@ -1,10 +1,11 @@
-"""Builds guests of C and Zig with `ziglang`, once per content: what was built lies in the user's temporary folder."""
+"""Builds guests, once per content: what was built lies in the user's temporary folder. Examples by their own Makefiles."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,8 +47,7 @@ def built(source: Path, *flags: str) -> bytes:
     header = PDK / "zig" / "dataflare.zig" if zig else PDK / "c" / "dataflare.h"
     text = source.read_bytes() + header.read_bytes()
     name = hashlib.sha256(text + " ".join([*C_FLAGS, *ZIG_FLAGS, *flags]).encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"dataflare-guests-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _folder()
     target = folder / f"{source.stem}-{name}.wasm"
     if not target.exists():
         made = folder / f"{name}.{os.getpid()}.wasm"
@@ -59,3 +59,32 @@ def built(source: Path, *flags: str) -> bytes:
         assert done.returncode == 0, done.stderr
         made.replace(target)
     return target.read_bytes()
+
+
+@functools.cache
+def example(name: str) -> tuple[str, bytes]:
+    """Return the file name and the bytes of the module that an example's own Makefile makes."""
+    source = EXAMPLES / name
+    files = [p for p in sorted(source.iterdir()) if p.is_file()] + [p for p in sorted(PDK.rglob("*")) if p.is_file()]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:24]
+    kept = _folder() / f"{name}-{key}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as place:
+            shutil.copytree(source, Path(place) / name)
+            done = subprocess.run(["make", "-s", f"PYTHON={sys.executable}"], capture_output=True, text=True, cwd=Path(place) / name)
+            assert done.returncode == 0, done.stderr
+            (made,) = (Path(place) / name).glob("*.wasm")
+            (Path(place) / "kept").mkdir()
+            made.rename(Path(place) / "kept" / made.name)
+            try:
+                (Path(place) / "kept").rename(kept)
+            except OSError:  # another process was faster
+                assert kept.exists()
+    (wasm,) = kept.glob("*.wasm")
+    return wasm.name, wasm.read_bytes()
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"dataflare-guests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES, built
+from tests.plugins.isolation_wasm.building import EXAMPLES, example
 
 Install = Callable[..., Path]
 
@@ -36,12 +36,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 @pytest.fixture
-def example(install: Install, tmp_path: Path) -> Callable[[str, Path], Path]:
-    """Install an example and return a copy of its folder to run its workflow in: `example("wasm-c-total", source)`."""
+def installed(install: Install, tmp_path: Path) -> Callable[[str], Path]:
+    """Install an example and return a copy of its folder to run its workflow in: `installed("wasm-c-total")`."""
 
-    def copied(name: str, source: Path) -> Path:
+    def copied(name: str) -> Path:
         place = EXAMPLES / name
-        install(f"example-{name}", (place / "plugin.yaml").read_text(), {f"{source.stem}.wasm": built(source)})
+        file, wasm = example(name)
+        install(f"example-{name}", (place / "plugin.yaml").read_text(), {file: wasm})
         folder = tmp_path / name
         shutil.copytree(place, folder)
         return folder

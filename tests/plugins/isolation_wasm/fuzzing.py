@@ -19,7 +19,7 @@ import pyarrow as pa
 from tests.plugins.isolation_wasm.building import GUESTS, built
 from tests.plugins.isolation_wasm.loading import component
 
-from dataflare_plugins.isolation_wasm.arrow_out import read_columns, read_schema
+from dataflare_plugins.isolation_wasm.arrow_out import Receiver, read_schema
 from dataflare_sdk import DataflareError
 
 LONGEST = 2_000
@@ -92,7 +92,7 @@ class Fuzz:
         try:
             schema = read_schema(self.memory, self.schema) if dice.random() < 0.3 else self.bound
             some = dice.random() < 0.8 and len(schema) > 3
-            columns = read_columns(self.memory, self.array, schema, wanted=frozenset(dice.sample(schema.names, 3)) if some else None)
+            columns = Receiver(schema).receive(self.memory, self.array, wanted=frozenset(dice.sample(schema.names, 3)) if some else None)
         except DataflareError as error:
             assert error.code == "wasm.bad-reply", error
             return "refused"

@@ -10,16 +10,14 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.plugins.isolation_wasm.arrow_types import batches
-from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import bound, component, processed
 
 from dataflare_sdk import Batch, DataflareError
 from dataflare_sdk.messages import Origin
 
-TOTAL = EXAMPLES / "wasm-c-total" / "total.c"
 
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=batches())
 def test_every_type_there_and_back(tmp_path: Path, data: pa.RecordBatch) -> None:
     guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
@@ -62,7 +60,7 @@ def orders(rows: int) -> pa.RecordBatch:
 
 
 def test_only_what_is_read_goes_in_and_the_rest_stays_beside(tmp_path: Path) -> None:
-    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    guest = component(tmp_path, example("wasm-c-total")[1], features="rowwise, one_to_one")
     data = orders(1000)
     plain = data.drop_columns("kind")
     schema = bound(guest, plain)
@@ -83,7 +81,7 @@ def test_only_what_is_read_goes_in_and_the_rest_stays_beside(tmp_path: Path) -> 
 
 
 def test_a_column_that_does_not_arrive_is_named(tmp_path: Path) -> None:
-    guest = component(tmp_path, built(TOTAL), features="rowwise")
+    guest = component(tmp_path, example("wasm-c-total")[1], features="rowwise")
     with pytest.raises(DataflareError) as caught:
         bound(guest, orders(1).select(["id", "price"]))
     assert caught.value.code == "workflow.missing-column"
@@ -92,7 +90,7 @@ def test_a_column_that_does_not_arrive_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_keep_their_origin(tmp_path: Path) -> None:
-    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    guest = component(tmp_path, example("wasm-c-total")[1], features="rowwise, one_to_one")
     data = orders(5).drop_columns("kind")
     bound(guest, data)
     origin = Origin("src", data, {"file": "a.csv"})
@@ -103,7 +101,7 @@ def test_rows_keep_their_origin(tmp_path: Path) -> None:
 
 
 def test_one_instance_serves_all_batches(tmp_path: Path) -> None:
-    guest = component(tmp_path, built(TOTAL), features="rowwise, one_to_one")
+    guest = component(tmp_path, example("wasm-c-total")[1], features="rowwise, one_to_one")
     data = orders(100).drop_columns("kind")
     for _ in range(50):
         bound(guest, data)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import component, factory
 from tests.plugins.isolation_wasm.server import Server, serving
 
@@ -27,13 +27,13 @@ def made(folder: Path, wasm: bytes, config: dict | None = None, **more: Any) -> 
 
 
 def test_a_processor_in_c(tmp_path: Path) -> None:
-    make = made(tmp_path, built(EXAMPLES / "wasm-c-total" / "total.c"), features="rowwise, one_to_one")
+    make = made(tmp_path, example("wasm-c-total")[1], features="rowwise, one_to_one")
     ProcessorSuite(make, inputs={"in": ORDERS}, folder=tmp_path, ordered=True).assert_conforms()
 
 
 def test_a_processor_in_zig(tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2, 3, 4], "text": ["a", None, "Ünder", ""]})
-    make = made(tmp_path, built(EXAMPLES / "wasm-zig-shout" / "shout.zig"), features="rowwise, one_to_one")
+    make = made(tmp_path, example("wasm-zig-shout")[1], features="rowwise, one_to_one")
     ProcessorSuite(make, inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
 
 
@@ -64,13 +64,13 @@ def test_rows_that_are_kept_and_taken(tmp_path: Path) -> None:
 
 
 def test_a_source_in_c(tmp_path: Path) -> None:
-    wasm = built(EXAMPLES / "wasm-c-numbers" / "numbers.c")
+    wasm = example("wasm-c-numbers")[1]
     make = made(tmp_path, wasm, {"first": -3, "last": 20}, kind="source", features="full, replayable")
     SourceSuite(make, folder=tmp_path).assert_conforms()
 
 
 def test_a_source_asked_for_nothing_and_one_without_rows(tmp_path: Path) -> None:
-    wasm = built(EXAMPLES / "wasm-c-numbers" / "numbers.c")
+    wasm = example("wasm-c-numbers")[1]
     source = component(tmp_path, wasm, {"first": 5, "last": 5}, kind="source", features="full, replayable")
     piece = source.read(b"", 10, None)
     assert (piece.data.num_rows, piece.done) == (1, True)
@@ -94,7 +94,7 @@ capabilities:
 
 
 def test_a_destination_in_c(tmp_path: Path, server: Server) -> None:
-    wasm = built(EXAMPLES / "wasm-c-post" / "post.c")
+    wasm = example("wasm-c-post")[1]
     kind = factory(tmp_path / "plugins", wasm, kind="destination", features="append", lines=NET)
 
     def make(ctx: Any) -> Any:
@@ -114,7 +114,7 @@ def test_a_destination_in_c(tmp_path: Path, server: Server) -> None:
 def test_a_destination_takes_its_modes_and_types_only(tmp_path: Path) -> None:
     from dataflare_sdk import WriteSpec
 
-    wasm = built(EXAMPLES / "wasm-c-post" / "post.c")
+    wasm = example("wasm-c-post")[1]
     target = component(tmp_path, wasm, {"host": "h", "port": 1}, kind="destination", features="append", lines=NET)
     schema = pa.schema([("id", pa.int64()), ("d", pa.dictionary(pa.int8(), pa.string()))])
     refusals = target.accepts(schema, WriteSpec("upsert", ("id",)))

@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES
 from tests.plugins.isolation_wasm.server import serving
 
 import dataflare
 from dataflare.lifecycle import Runtime
 
-Example = Callable[[str, Path], Path]
+Installed = Callable[[str], Path]
 
 
 def written(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
-def test_total_in_c(example: Example) -> None:
-    folder = example("wasm-c-total", EXAMPLES / "wasm-c-total" / "total.c")
+def test_total_in_c(installed: Installed) -> None:
+    folder = installed("wasm-c-total")
     dataflare.run(folder / "workflow.yaml", check=True)
     assert [(r["id"], r["total"]) for r in written(folder)] == [(1, 19.0), (2, None), (3, 100.0), (4, 10.0)]
 
 
-def test_shout_in_zig(example: Example) -> None:
-    folder = example("wasm-zig-shout", EXAMPLES / "wasm-zig-shout" / "shout.zig")
+def test_shout_in_zig(installed: Installed) -> None:
+    folder = installed("wasm-zig-shout")
     dataflare.run(folder / "workflow.yaml", check=True)
     assert [r["name"] for r in written(folder)] == ["ALICE", None, "ZOë O'NEIL"]
 
 
-def test_numbers_in_c(example: Example) -> None:
-    folder = example("wasm-c-numbers", EXAMPLES / "wasm-c-numbers" / "numbers.c")
+GRANT_WASI = """\
+plugins:
+  example-wasm-go-initials:
+    version: 1.0.0
+    capabilities: {host: [wasi]}
+"""
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go here")
+def test_initials_in_go(installed: Installed) -> None:
+    folder = installed("wasm-go-initials")
+    refused = dataflare.run(folder / "workflow.yaml")
+    assert refused.error is not None
+    assert refused.error["code"] == "wasm.undeclared-import", "WASI has to be granted"
+    (folder / "dataflare.lock").write_text(GRANT_WASI)
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [r["initials"] for r in written(folder)] == ["AL", None, "ZvÄ"]
+
+
+def test_numbers_in_c(installed: Installed) -> None:
+    folder = installed("wasm-c-numbers")
     dataflare.run(folder / "workflow.yaml", check=True)
     rows = written(folder)
     assert [r["n"] for r in rows] == list(range(8, 1201))
@@ -50,8 +69,8 @@ plugins:
 """
 
 
-def test_post_in_c(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = example("wasm-c-post", EXAMPLES / "wasm-c-post" / "post.c")
+def test_post_in_c(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = installed("wasm-c-post")
     monkeypatch.setenv("post_token", "s3cret")
     with serving() as server:
         monkeypatch.setenv("POST_PORT", str(server.port))
@@ -69,8 +88,8 @@ def test_post_in_c(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
-def test_what_the_runtime_says_of_them(example: Example) -> None:
-    folder = example("wasm-c-post", EXAMPLES / "wasm-c-post" / "post.c")
+def test_what_the_runtime_says_of_them(installed: Installed) -> None:
+    folder = installed("wasm-c-post")
     (folder / "dataflare.lock").write_text(GRANT)
     with Runtime(folder) as runtime:
         (provided,) = [p for p in runtime.host.provided("destination") if p.name == "post"]

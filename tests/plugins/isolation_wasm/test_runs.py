@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import MANIFEST
 
 import dataflare
@@ -59,16 +59,16 @@ def orders(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "columns"),
+    ("name", "folder", "columns"),
     [
-        ("total", "wasm-c-total/total.c", {"text": "VARCHAR", "price": "DOUBLE", "quantity": "BIGINT", "total": "DOUBLE"}),
-        ("shout", "wasm-zig-shout/shout.zig", None),
+        ("total", "wasm-c-total", {"text": "VARCHAR", "price": "DOUBLE", "quantity": "BIGINT", "total": "DOUBLE"}),
+        ("shout", "wasm-zig-shout", None),
     ],
     ids=["c", "zig"],
 )
-def test_a_guest_gives_the_rows_python_gives(orders: Path, install: Install, name: str, source: str, columns: Any) -> None:
-    place = EXAMPLES / source
-    install(f"example-{name}", (place.parent / "plugin.yaml").read_text(), {f"{name}.wasm": built(place)})
+def test_a_guest_gives_the_rows_python_gives(orders: Path, install: Install, name: str, folder: str, columns: Any) -> None:
+    file, wasm = example(folder)
+    install(f"example-{name}", (EXAMPLES / folder / "plugin.yaml").read_text(), {file: wasm})
     assert run(orders, [{"id": "step", "use": name}]).status == "done"
     guest = arrived(orders)
     (orders / "out.parquet").unlink()

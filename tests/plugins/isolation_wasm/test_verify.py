@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import wasmtime
-from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, built
+from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import component, factory, plugin
 
+from dataflare.manifest import read
 from dataflare_plugins.isolation_wasm import machine
 from dataflare_plugins.isolation_wasm.loader import WasmLoader
 from dataflare_sdk import DataflareError
@@ -198,6 +199,21 @@ def test_a_description_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataflareError) as caught:
         guest.output_schemas({"in": pa.schema([("n", pa.int64())])})
     assert caught.value.code == "wasm.bad-description"
-    wrong = component(tmp_path / "b", built(EXAMPLES / "wasm-c-total" / "total.c"), features="rowwise")
+    wrong = component(tmp_path / "b", example("wasm-c-total")[1], features="rowwise")
     with pytest.raises(DataflareError, match="must be DOUBLE"):
         wrong.output_schemas({"in": pa.schema([("price", pa.string()), ("quantity", pa.int64())])})
+
+
+def test_a_configuration_is_held_to_the_schema_beside_the_manifest(tmp_path: Path) -> None:
+    manifest = plugin(tmp_path, wat())
+    lines = (Path(manifest.folder) / "plugin.yaml").read_text().replace('summary: "A guest"', "config: guest.schema.json")
+    (Path(manifest.folder) / "plugin.yaml").write_text(lines)
+    manifest = read(Path(manifest.folder) / "plugin.yaml")
+    with pytest.raises(DataflareError, match="beside the manifest"):
+        WasmLoader(manifest, {}).factory("guest.wasm")
+    (Path(manifest.folder) / "guest.schema.json").write_text('{"properties": {"n": {"type": "integer"}}, "additionalProperties": false}')
+    made = WasmLoader(manifest, {}).factory("guest.wasm")
+    assert made.configure({"n": 1}) == {"n": 1}
+    with pytest.raises(DataflareError) as caught:
+        made.configure({"m": 1}, ("processors", 0, "with"))
+    assert caught.value.code == "config.invalid"

@@ -7,6 +7,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,7 +189,18 @@ def _packages() -> Sequence[str]:
         places = [str(p) for p in spec.submodule_search_locations or ()] or [str(spec.origin)]
         found += [p for p in places if Path(p).exists()]
         found += [str(libs) for p in places for libs in [Path(p).parent / f"{name}.libs"] if libs.exists()]
-    return [*found, str(Path(__file__).parents[1])]
+    return [*found, *_told_of(_SHARED), str(Path(__file__).parents[1])]
+
+
+def _told_of(names: Iterable[str]) -> Iterator[str]:
+    """Yield the folders in which distributions tell of themselves: some ask for their own version when they are imported."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    for name in names:
+        with suppress(PackageNotFoundError):
+            files = distribution(name).files or ()
+            folders = {str(f.locate().parent) for f in files if str(f).endswith(".dist-info/METADATA")}
+            yield from sorted(folders)
 
 
 @lru_cache(maxsize=1)
