@@ -2,6 +2,8 @@
 
 import signal
 
+from hypothesis import settings
+from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
@@ -9,6 +11,7 @@ from tests.template.clean import clean, new_plugin
 
 __all__ = [
     "clean",
+    "confines",
     "every_postgres",
     "mariadb",
     "mariadb_minimal",
@@ -22,6 +25,9 @@ __all__ = [
     "postgres_servers",
     "wheels",
 ]
+
+settings.register_profile("suite", deadline=None)  # a loaded machine is no failure
+settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts what it puts in the background like this, and children inherit it: `status -w` could not be ended.

@@ -145,7 +145,8 @@ class PluginManager:
     def hook(self, name: str, /, *, only: Collection[str] | None = None, **arguments: Any) -> Any:
         """Call a hook, without its prefix, at every plugin whose manifest lists it and that may be loaded without a question.
 
-        A stranger hears of the hooks that decide over others only where it runs in-process, which is the operator's decision.
+        A stranger hears of the hooks that decide over others only where that is the operator's decision: where it runs
+        in-process, or where the configuration names it, by its own name or its verified signer, for this very question.
 
         Args:
             name: the hook.
@@ -156,7 +157,7 @@ class PluginManager:
             A list of answers, or for a `firstresult` hook the first one or None.
         """
         listed = [m for m in self.registry.manifests if name in m.hooks]
-        asked = [m for m in listed if self._hears(m, name) and (only is None or any(m.known_as(who) for who in only))]
+        asked = [m for m in listed if self._hears(m, name, only) and (only is None or any(m.known_as(who) for who in only))]
         if not asked:
             return None if name in FIRST_RESULT else []
         with self._lock:
@@ -208,9 +209,12 @@ class PluginManager:
         self.audit(manifest.name, f"load {manifest.version} at the level {loader.level}", True)
         return loader
 
-    def _hears(self, manifest: Manifest, hook: str) -> bool:
-        decides = hook in DECIDING and self.level(manifest) != "inprocess"
-        return not decides and self.policy.standing(manifest) in READY
+    def _hears(self, manifest: Manifest, hook: str, only: Collection[str] | None) -> bool:
+        if self.policy.standing(manifest) not in READY:
+            return False
+        # What a plugin says of its publisher is its own word: a name in the configuration must be its name, or its signer's.
+        named = only is not None and (manifest.name in only or (manifest.signer != "" and manifest.signer in only))
+        return named or hook not in DECIDING or self.level(manifest) == "inprocess"
 
     def _manager(self) -> pluggy.PluginManager:
         if self._pluggy is None:

@@ -1,7 +1,5 @@
 """`plugin certify`: what keeps to its contract is certified, and each way not to is found, at the level it was run at."""
 
-from typing import Any
-
 import pytest
 from tests.ext.strangers import Place, Said
 
@@ -109,37 +107,10 @@ def test_what_cannot_be_checked_is_not_certified(place: Place) -> None:
     assert place("plugin", "certify", "gone", "--json").code == 3
 
 
-ISOLATION = """
-from dataflare_sdk import hookimpl
-from liar.source import Liar
-
-class Loader:
-    level = "process"
-    def factory(self, entry):
-        return {"liar.source:Liar": Liar}[entry]
-    def hooks(self): ...
-    def close(self): ...
-
-@hookimpl
-def dataflare_load_plugin(manifest, grants, level):
-    return Loader() if level == "process" and manifest.name == "lied" else None
-"""
-
-
-def test_other_levels_are_run_where_something_gives_them(place: Place) -> None:
-    """What gives the level stands for an isolation here: it answers the hook that isolations answer."""
-    liar(place, "keeps", "hooks: [load_plugin]\n", ISOLATION)
-    place.write("site/liar/source.py", LIAR)
-    lied = HEAD.replace("liar", "lied").replace("inprocess", "process")
-    place.write("site/lied/plugin.yaml", lied + 'provides: [{kind: source, name: lied, entry: "liar.source:Liar", features: [full]}]\n')
-    place.write("site/lied/__init__.py", "")
-    place.write("site/lied/certify.yaml", "components: {source/lied: {with: {how: keeps}}}\n")
-    place.write("site/lied-1.0.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: lied\nVersion: 1.0.0\n")
-    place.write("site/lied-1.0.0.dist-info/entry_points.txt", "[dataflare.plugins]\nlied = lied\n")
-    said = place("plugin", "certify", "lied", "--json", "--no-crashes", "--level", "process", "--level", "wasm")
-    results: list[dict[str, Any]] = said.document["checks"]
-    assert said.document["levels"]["process"] == "run"
-    assert said.document["levels"]["wasm"].startswith("not run")
-    assert {c["level"] for c in results} == {"process"}
-    assert checks(said, "failed") == {"manifest-says-what-the-code-says"}, said.out
+def test_another_level_is_run_when_it_is_asked_for(place: Place, confines: None) -> None:
+    """A good source keeps to its contract in a worker too."""
+    liar(place, "keeps")
+    said = place("plugin", "certify", "liar", "--json", "--no-crashes", "--level", "process")
+    assert (said.code, said.document["levels"]) == (0, {"process": "run"}), said.out
     assert "resumes-after-any-offset" in checks(said, "passed")
+    assert {c["level"] for c in said.document["checks"]} == {"process"}

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tests.redteam import attacks, control, isolated
 
-CONTAINED = {"denied", "contained"}
+BY_LIMITS = ("denied", "contained")
+"""What may come of an attack on a resource: it is told no, or its process is ended."""
 
 
 def main() -> int:
@@ -33,14 +34,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir="/tmp") as folder:
             seen = isolated.run(known[name], Path(folder))
         shown = control.run(name)
-        expected = "contained" if "limits" in known[name].needs else "denied"
-        right = seen.outcome in CONTAINED
+        expected = BY_LIMITS if "limits" in known[name].needs else ("denied",)
+        right = seen.outcome in expected
         controlled = {True: "works", False: "DOES NOT WORK", None: "not run"}[shown.worked]
         not_run += shown.worked is None
         failed += not right or shown.worked is False
         verdict = "not run" if shown.worked is None and right else "ok" if right and shown.worked else "FAILED"
         print(
-            f"{verdict:8} {name:38} process  expected {expected:10} seen {seen.outcome:10} control {controlled}  ({seen.detail})",
+            f"{verdict:8} {name:38} process  expected {'/'.join(expected):16} seen {seen.outcome:10} control {controlled}  ({seen.detail})",
             flush=True,
         )
     print(f"{len(names)} cases: {len(names) - failed - not_run} as expected, {failed} failed, {not_run} not run")

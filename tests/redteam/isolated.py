@@ -35,7 +35,7 @@ provides:
 hooks: []
 capabilities:
   fs: [{path: "${config.granted}", mode: ro, why: "the folder it may read"}, {path: "${config.out}", mode: rw, why: "the one it may write"}]
-limits: {memory: 768MiB, deadline: 4s, open_files: 128, threads: 16}
+limits: {memory: 768MiB, deadline: 4s, open_files: 128, threads: 16, file: 64MiB}
 """
 CODE = '''
 import json
@@ -69,6 +69,8 @@ class Attacker(Processor[Order]):
         from redteam_plugin import attacks
 
         target = types.SimpleNamespace(**json.loads(self.config.target))
+        with open(self.config.out + "/begun", "w") as begun:  # an attack that was not made has not been stopped
+            begun.write("yes")
         try:
             said = attacks.load()[self.config.name].run(target)
         except Exception as error:
@@ -152,7 +154,7 @@ class Outside:
         return {
             "secret": str(self.hidden / "secret"), "granted": str(self.root / "granted"), "out": str(self.root / "out"),
             "written": str(self.hidden / "new"), "victim_file": str(self.hidden / "victim"), "code": str(self.hidden / "code"),
-            "victim": self.victim.pid, "mark": self.mark, "memory": 800 * MIB, "disk": 1100 * MIB, "many": 64, "files": 200,
+            "victim": self.victim.pid, "mark": self.mark, "memory": 800 * MIB, "disk": 100 * MIB, "many": 64, "files": 200,
             "patience": 30.0, **self.servers,
         }  # fmt: skip
 
@@ -213,7 +215,7 @@ def run(chosen: Attack, folder: Path) -> Seen:
         order = {"name": chosen.name, "granted": given["granted"], "out": given["out"], "target": json.dumps(given)}
         workflow = {
             "dataflare": 1, "name": "attacked",
-            "sources": {"s": {"use": "generate", "with": {"rows": 1}}},
+            "sources": {"s": {"use": "generate", "with": {"rows": 1, "columns": {"n": "i"}}}},
             "processors": [{"id": "p", "use": "attacker", "with": order}],
             "destinations": {"d": {"use": "jsonl", "with": {"path": "said.jsonl"}}},
         }  # fmt: skip
@@ -233,6 +235,8 @@ def _judge(outside: Outside, done: subprocess.CompletedProcess[str], said: str) 
     everything = said + done.stdout + done.stderr
     if outside.secret in everything or OVER in said or noticed:
         return Seen("breached", "; ".join([*noticed, said[:150]]))
+    if _content(outside.root / "out" / "begun") != "yes":
+        return Seen("broken", f"the attack did not begin; exit {done.returncode}: {done.stdout or done.stderr}"[:300])
     if done.returncode == 0 and "stopped: " in said:
         return Seen("denied", said.partition("stopped: ")[2][:150])
     try:

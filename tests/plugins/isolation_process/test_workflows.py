@@ -112,10 +112,20 @@ def test_hooks_are_asked_in_a_worker(installed: Callable[..., Path]) -> None:
 
 
 def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> None:
-    installed("process", "hooks: [sql_functions]\n")
-    with Runtime(".") as runtime, pytest.raises(DataflareError) as caught:
-        runtime.host.hook("sql_functions")
+    installed("process", "hooks: [sql_functions, api_routes]\n")
+    with Runtime(".") as runtime:
+        assert runtime.host.hook("sql_functions") == []  # it would see what it must not: a stranger is not asked
+        with pytest.raises(DataflareError) as caught:
+            runtime.host.hook("api_routes")
     assert caught.value.code == "plugin.not-isolated"
+
+
+def test_who_only_says_that_it_is_named_is_not_asked(installed: Callable[..., Path]) -> None:
+    """The configuration names a provider by what the stranger says of its publisher."""
+    installed("process", HOOKS)
+    with Runtime(".", {"security.authorize": ["stranger.example"]}) as runtime, pytest.raises(DataflareError) as caught:
+        runtime.authorize("run", "wf")
+    assert caught.value.code == "security.denied"
 
 
 def test_other_levels_are_not_answered() -> None:

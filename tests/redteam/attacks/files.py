@@ -14,6 +14,12 @@ def _text(path: str) -> str:
     return Path(path).read_text()
 
 
+def _with_a_secret(environment: str) -> str:
+    if "SECRET=" not in environment:
+        raise LookupError("there is no secret in it")
+    return environment
+
+
 @attack()
 def read_a_secret_file(target: Any) -> str:
     """Open a file by its path."""
@@ -82,13 +88,13 @@ def read_the_environment_of_another(target: Any) -> str:
             found += (folder / "environ").read_text(errors="replace")
         except OSError:
             continue
-    return found
+    return _with_a_secret(found)
 
 
 @attack()
 def read_own_environment(target: Any) -> str:
     """Look for the secret in the process's own environment."""
-    return " ".join(f"{k}={v}" for k, v in os.environ.items())
+    return _with_a_secret(" ".join(f"{k}={v}" for k, v in os.environ.items()))
 
 
 @attack()
