@@ -31,6 +31,8 @@ def new(
     ask = not (yes or call.json) and sys.stdin.isatty()
     kind = _one_of("kind", kind, making.KINDS, "processor", ask)
     language = _one_of("language", language, making.languages(), "python", ask)
+    if minimal and not (making.template() / f"{language}-minimal").is_dir():
+        raise click.BadParameter(f"there is no minimal form in {language}", param_hint="--minimal")
     name = _text("name", name, None, ask)
     publisher = _text("publisher", publisher, f"{name}.example", ask)
     if not NAME.fullmatch(name) or name.startswith("dataflare-"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflare.manifest import read
-from dataflare_plugins.scaffold import declared
+from dataflare_plugins.scaffold import declared, making
 from dataflare_plugins.scaffold.manifest import manifest
 from dataflare_plugins.scaffold.new import new
 
@@ -162,3 +163,17 @@ def test_without_copier_the_extra_is_named(here: Path, monkeypatch: pytest.Monke
     assert document["error"]["code"] == "plugin.missing-extra"
     assert document["error"]["fix"] == 'pip install "dataflare[template]"'
     assert not list(here.iterdir())
+
+
+def test_a_folder_of_the_template_is_a_language(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = here / "template"
+    shutil.copytree(making.template(), copied)
+    (copied / "lua").mkdir()
+    (copied / "lua" / "{{ kind }}.lua.jinja").write_text("-- {{ name }} of {{ publisher }}\n")
+    questions = copied / "copier.yml"
+    questions.write_text(questions.read_text().replace("choices: [python]", "choices: [python, lua]"))
+    monkeypatch.setattr(making, "template", lambda: copied)
+    assert making.languages() == ("lua", "python")
+    assert call(new, "--name", "moon", "--language", "lua", "--minimal", "--yes").exit_code == 2
+    assert call(new, "--name", "moon", "--language", "lua", "--kind", "source", "--yes").exit_code == 0
+    assert (here / "moon" / "source.lua").read_text() == "-- moon of moon.example\n"
