@@ -292,6 +292,16 @@ def test_a_value_that_is_none_is_refused(lie: Any) -> None:
         Pair().host.unpack(lie)
 
 
+def test_a_value_without_end_is_refused() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(Garbled):
+        Pair().host.unpack(deep)
+    with pytest.raises(Garbled):
+        Pair().host.unpack({"$": "tuple", "v": deep})
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_frame(data: bytes) -> None:
     ours, theirs = socket.socketpair()
