@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from dataflare_plugins.isolation_process.host.broker import public
+from dataflare_plugins.isolation_process.host.view import Around, confined_policy
 from dataflare_plugins.isolation_process.sandbox import seccomp
 from dataflare_plugins.isolation_process.sandbox.confine import LAYERS
 from dataflare_plugins.isolation_process.sandbox.syscalls import NUMBERS
@@ -96,6 +97,15 @@ def test_a_granted_folder_can_be_written_and_holds_files_only(does: Callable[...
     assert does("set_id", canary.with_name("set"), grants=grants) == "[]"
     assert canary.with_name("set").stat().st_mode & 0o6000 == 0
     assert sorted(p.name for p in canary.parent.iterdir()) == ["canary.txt", "made.txt", "set"]
+
+
+def test_what_only_root_may_read_of_the_system_stays_so() -> None:
+    grants = {"net": [{"host": "a.example"}], "fs": [{"path": "/var/x", "mode": "ro"}]}
+    policy = confined_policy(Around({}, grants, Path("/")), ["/opt/plugin"], ["/opt"], None)
+    owned = [b["from"] for b in policy["binds"] if b.get("owned")]
+    assert "/opt/plugin" in owned
+    assert not [p for p in owned if p.startswith(("/usr/lib", "/lib", "/etc", "/dev"))]
+    assert not [b for b in policy["binds"] if b.get("from", "").startswith("/etc/") and Path(b["from"], "private").exists()]
 
 
 def test_a_grant_takes_its_path_from_the_workflow(build: Callable[..., Any], canary: Path) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Around", "confined_policy", "import_paths", "plugin_code"]
 _SHARED = ("dataflare", "dataflare_sdk", "pyarrow", "numpy", "duckdb", "_duckdb", "pluggy", "yaml", "_yaml")
 """What every worker has of the host's packages, read-only: the SDK and what it stands on."""
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache")
-_WITH_NETWORK = ("/etc/ssl", "/usr/share/ca-certificates", "/etc/pki")
+_WITH_NETWORK = ("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/usr/share/ca-certificates", "/etc/pki/tls/certs", "/etc/pki/ca-trust")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _HIDDEN = ("/usr/lib/python3/dist-packages",)
 _CANARIES = ("/etc/group", "/etc/os-release", "/etc/hostname")
@@ -87,7 +87,7 @@ def confined_policy(around: Around, plugin: Iterable[str], paths: Iterable[str],
         paths: folders it is imported from.
         scratch: the node's staging folder, or None.
     """
-    binds = [*_interpreter(), *_read_only(_packages()), *_read_only(plugin)]
+    binds = [*_interpreter(), *_read_only([*_packages(), *plugin], owned=True)]
     # A folder of imports is listed whole; of what lies in it in the host only what was bound is there.
     read = [*(b["to"] for b in binds if b["mode"] != "hide"), "/etc", *import_paths(), *paths]
     write = ["/dev/null"]
@@ -100,12 +100,12 @@ def confined_policy(around: Around, plugin: Iterable[str], paths: Iterable[str],
         if mode == "rw" and not Path(path).exists():
             Path(path).mkdir(parents=True)
         if Path(path).exists():
-            binds.append({"from": path, "to": path, "mode": mode})
+            binds.append({"from": path, "to": path, "mode": mode, "owned": True})
             (write if mode == "rw" else read).append(path)
     if scratch is not None:
         # The folder of all claims is there, or a claim that another run renames would still be found; only one is open.
         claims = scratch.parent.parent
-        binds.append({"from": str(claims), "to": str(claims), "mode": "rw"})
+        binds.append({"from": str(claims), "to": str(claims), "mode": "rw", "owned": True})
         write += [str(scratch)] if scratch.exists() else []
     # What may be written below a folder may be written in all that is put there: scratch lies beside, never above.
     own = _SCRATCH if any(b["to"].startswith("/tmp/") for b in binds) else "/tmp"  # noqa: S108
@@ -204,7 +204,7 @@ def _told_of(names: Iterable[str]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1)
-def _interpreter() -> Sequence[dict[str, str]]:
+def _interpreter() -> Sequence[dict[str, Any]]:
     """Return the interpreter's own library, with what is installed in it hidden."""
     library = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     home = Path(sys.base_prefix) / "lib"
@@ -212,12 +212,13 @@ def _interpreter() -> Sequence[dict[str, str]]:
     system = [p for p in _SYSTEM if Path(p).exists()]
     hidden = [*(str(Path(p) / "site-packages") for p in sorted(library)), *_HIDDEN]
     covered = [p for p in [*sorted(library), *shared] if not any(p.startswith(s + "/") for s in system)]
-    hides = [{"to": p, "mode": "hide"} for p in hidden if Path(p).is_dir()]
-    return [*_read_only([*system, *covered]), *hides]
+    hides: list[dict[str, Any]] = [{"to": p, "mode": "hide"} for p in hidden if Path(p).is_dir()]
+    return [*_read_only(system), *_read_only(covered, owned=True), *hides]
 
 
-def _read_only(paths: Iterable[str]) -> list[dict[str, str]]:
-    return [{"from": p, "to": p, "mode": "ro"} for p in dict.fromkeys(paths)]
+def _read_only(paths: Iterable[str], *, owned: bool = False) -> list[dict[str, Any]]:
+    """Return binds; only what is ours may be read as its owner: in the system's folders lie secrets of root."""
+    return [{"from": p, "to": p, "mode": "ro", "owned": owned} for p in dict.fromkeys(paths)]
 
 
 def _is_name(host: str) -> bool:

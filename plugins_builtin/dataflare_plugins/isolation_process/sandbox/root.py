@@ -42,7 +42,8 @@ def clone(bind: Mapping[str, Any], owner: int | None) -> Tree:
     """Cut out what `bind` names.
 
     Args:
-        bind: `from`, `to`, and `mode`: `ro`, `rw`, `dev` for a device, or `hide`, which has no `from`.
+        bind: `from`, `to`, and `mode`: `ro`, `rw`, `dev` for a device, or `hide`, which has no `from`. With `owned` the
+            worker may do there what the host's user may; without, what anybody may.
         owner: a user namespace by which files of the host's user belong to the worker's; None: they do already.
 
     Raises:
@@ -55,7 +56,7 @@ def clone(bind: Mapping[str, Any], owner: int | None) -> Tree:
     try:
         flags = _NOSUID | (0 if mode == "dev" else _NODEV) | (_RDONLY if mode == "ro" else 0)
         _set(handle, flags)
-        if owner is not None and mode != "dev":
+        if owner is not None and bind.get("owned"):
             with suppress(OSError):  # not every file system can: then its own permissions decide
                 _set(handle, _IDMAP, owner)
         return Tree(handle, str(bind["to"]), stat.S_ISDIR(os.fstat(handle).st_mode))

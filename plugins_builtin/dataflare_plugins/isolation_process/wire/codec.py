@@ -317,12 +317,18 @@ class Codec:
         Raises:
             Garbled: it is none.
         """
+        try:
+            return self._value(packed)
+        except RecursionError:
+            raise Garbled("a value within a value without end") from None
+
+    def _value(self, packed: Any) -> Any:
         if isinstance(packed, list):
-            return [self.unpack(v) for v in packed]
+            return [self._value(v) for v in packed]
         if not isinstance(packed, dict):
             return packed
         if _TAG not in packed:
-            return {k: self.unpack(v) for k, v in packed.items()}
+            return {k: self._value(v) for k, v in packed.items()}
         try:
             return self._unpack_tagged(packed[_TAG], packed)
         except Garbled:
@@ -346,10 +352,10 @@ class Codec:
         if tag in ("rows", "table", "schema", "array", "blob", "bytes"):
             return self._unpack_data(tag, packed)
         if tag in ("tuple", "set"):
-            found = [self.unpack(v) for v in packed["v"]]
+            found = [self._value(v) for v in packed["v"]]
             return tuple(found) if tag == "tuple" else frozenset(found)
         if tag == "map":
-            return {self.unpack(k): self.unpack(v) for k, v in packed["v"]}
+            return {self._value(k): self._value(v) for k, v in packed["v"]}
         if tag == "timedelta":
             return datetime.timedelta(*packed["v"])
         if tag == "Batch":
@@ -357,7 +363,7 @@ class Codec:
         if tag == "Changes":
             return self._unpack_changes(packed["v"])
         if tag in _RECORDS:
-            return _checked(_RECORDS[tag], {k: self.unpack(v) for k, v in packed["v"].items()})
+            return _checked(_RECORDS[tag], {k: self._value(v) for k, v in packed["v"].items()})
         raise Garbled(f"a value of the kind {str(tag)[:40]!r}")
 
     def _unpack_data(self, tag: str, packed: Mapping[str, Any]) -> Any:
@@ -366,13 +372,13 @@ class Codec:
         if tag == "blob":
             return self._read_bytes(_whole(packed["at"]), _whole(packed["n"]))
         if tag == "array":
-            return _of(self.unpack(packed["v"]), pa.RecordBatch).column(0)
+            return _of(self._value(packed["v"]), pa.RecordBatch).column(0)
         schema = self._theirs[_whole(packed["s"])]
         if tag == "schema":
             return schema
         if tag == "rows":
             return self._unpack_rows(packed, schema)
-        return pa.Table.from_batches([_of(self.unpack(b), pa.RecordBatch) for b in packed["v"]], schema)
+        return pa.Table.from_batches([_of(self._value(b), pa.RecordBatch) for b in packed["v"]], schema)
 
     def _unpack_rows(self, packed: Mapping[str, Any], schema: pa.Schema) -> pa.RecordBatch:
         where = _whole(packed["at"]), _whole(packed["n"])
@@ -390,9 +396,9 @@ class Codec:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _unpack_batch(self, packed: Mapping[str, Any]) -> Batch:
-        data = _of(self.unpack(packed["data"]), pa.RecordBatch)
-        offset, changes = self.unpack(packed["offset"]), self.unpack(packed["changes"])
-        rejected = [_of(self.unpack(r), RowRejection) for r in packed["rejected"]]
+        data = _of(self._value(packed["data"]), pa.RecordBatch)
+        offset, changes = self._value(packed["offset"]), self._value(packed["changes"])
+        rejected = [_of(self._value(r), RowRejection) for r in packed["rejected"]]
         read = packed["read"]
         if not (offset is None or isinstance(offset, dict)) or not (read is None or type(read) is int):
             raise Garbled("a batch with a strange offset")
@@ -404,10 +410,10 @@ class Codec:
     def _unpack_origin(self, packed: Mapping[str, Any], data: pa.RecordBatch) -> Origin | None:
         if "start" in packed:
             return self._followed(packed, data.num_rows)
-        source, base, first = _of(packed["source"], str), _of(self.unpack(packed["base"]), dict), _whole(packed["first"])
+        source, base, first = _of(packed["source"], str), _of(self._value(packed["base"]), dict), _whole(packed["first"])
         if self._hosting:
-            rows = self.unpack(packed["rows"])
-            behind = data if packed["data"] is None else _of(self.unpack(packed["data"]), pa.RecordBatch)
+            rows = self._value(packed["rows"])
+            behind = data if packed["data"] is None else _of(self._value(packed["data"]), pa.RecordBatch)
             _check_rows(rows, behind.num_rows, data.num_rows)
             return Origin(source, behind, base, first, rows)
         return Following(source, data, base, first, None, self.call, first)
@@ -417,7 +423,7 @@ class Codec:
         given = self.given
         if given is None or given.origin is None:
             return None
-        start, length, rows = _whole(packed["start"]), _whole(packed["length"]), self.unpack(packed["rows"])
+        start, length, rows = _whole(packed["start"]), _whole(packed["length"]), self._value(packed["rows"])
         if start + length > given.data.num_rows:
             raise Garbled("an origin outside of the batch")
         if (length if rows is None else len(_of(rows, pa.Array))) != count:
@@ -428,7 +434,7 @@ class Codec:
         return origin if rows is None else origin.take(rows)
 
     def _unpack_changes(self, packed: Mapping[str, Any]) -> Changes:
-        made = {k: self.unpack(v) for k, v in packed.items()}
+        made = {k: self._value(v) for k, v in packed.items()}
         rows = len(made["op"])
         parts = [made["op"], made["pos"], made["txid"], made["commit_ts"], *made["unchanged"].values()]
         parts += [] if made["row"] is None else [made["row"]]

@@ -51,13 +51,12 @@ def _prepared() -> tuple[Callable[[socket.socket, int | None, int], None], int |
     """
     for path in json.loads(sys.argv[1]):
         sys.path.append(path)
-    import pyarrow.compute as pc
-
     import dataflare_sdk
     from dataflare_plugins.isolation_process.sandbox.confine import USER
     from dataflare_plugins.isolation_process.sandbox.root import owner_map
     from dataflare_plugins.isolation_process.sandbox.syscalls import prctl
     from dataflare_plugins.isolation_process.worker.serve import become_worker
+    from dataflare_sdk.compute import pc
 
     pc.add(1, 1)
     for name in dataflare_sdk.__all__:
