@@ -110,13 +110,15 @@ def list_plugins(as_json: bool, quiet: bool, verbose: int, no_color: bool) -> No
         document: dict[str, Any] = {"plugins": listed}
         if known["broken"]:
             document["broken"] = [{"entry": e, "origin": o, "reason": r} for e, o, r in known["broken"]]
-        click.echo(json.dumps(document, separators=(",", ":")))
+        # Not through click, which would look for colours in all of it.
+        sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
         return
+    lines = []
     for m, told in () if quiet else zip(known["manifests"], listed, strict=True):
         stranger = "" if told["install"] == "built-in" else f"  {told['isolation']}, {told['standing']}, {told['install']}"
-        click.echo(f"{m['name']} {m['version']}  ({m['origin']}){stranger}")
-        for kind, name, _, summary, _, _ in m["provides"]:
-            click.echo(f"    {kind}/{name}" + (f"  {summary}" if summary else ""))
+        lines.append(f"{m['name']} {m['version']}  ({m['origin']}){stranger}\n")
+        lines += [f"    {kind}/{name}" + (f"  {summary}\n" if summary else "\n") for kind, name, _, summary, _, _ in m["provides"]]
+    sys.stdout.write("".join(lines))
     for entry, origin, reason in known["broken"]:
         click.echo(f"broken: {entry} ({origin}): {reason}", err=True)
 
@@ -193,10 +195,11 @@ def _listed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from dataflare.policy import READY, Policy, built_in
 
     known: list[Any] = [SimpleNamespace(**m) for m in manifests]
-    strangers = not all(map(built_in, known))
+    ours = list(map(built_in, known))
+    strangers = not all(ours)
     policy = Policy.load(".", index.user_folder("XDG_CONFIG_HOME", ".config")) if strangers else Policy()
     listed = []
-    for m in known:
+    for m, own in zip(known, ours, strict=True):
         standing = policy.standing(m)
         listed.append({
             "name": m.name,
@@ -207,6 +210,6 @@ def _listed(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "capabilities": m.capabilities,
             "granted": standing in READY,
             "standing": standing,
-            "install": "built-in" if built_in(m) else "store" if m.site else "trusted install",
+            "install": "built-in" if own else "store" if m.site else "trusted install",
         })  # fmt: skip
     return listed

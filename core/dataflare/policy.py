@@ -104,12 +104,12 @@ class Policy(NamedTuple):
         """
         if built_in(manifest):
             return "inprocess"
-        if self.decided(manifest) is not None:
-            return self.decided(manifest) or ""
-        in_lock = self.locks.get(manifest.name, _NONE).get("level") == "inprocess"
-        if manifest.isolation == "inprocess" and not in_lock and not self._trusts_by_name(manifest):
-            return "process"
-        return manifest.isolation
+        decided = self.decided(manifest) if self.isolation else None
+        if decided is not None:
+            return decided
+        if manifest.isolation != "inprocess" or self._trusts_by_name(manifest):
+            return manifest.isolation
+        return "inprocess" if self.locks.get(manifest.name, _NONE).get("level") == "inprocess" else "process"
 
     def decided(self, manifest: Manifest) -> str | None:
         """Return the level that the policy names for a plugin; one who only says who it is can be put under more, not less."""
@@ -125,8 +125,12 @@ class Policy(NamedTuple):
         """
         if built_in(manifest):
             return "denied" if self.denies(manifest) else "built-in"
+        if self.deny and self.denies(manifest):
+            return "denied"
+        if self.min_level != LEVELS[0] and LEVELS.index(self.level(manifest)) < LEVELS.index(self.min_level):
+            return "below the minimum level"
         lock = self.locks.get(manifest.name, _NONE)
-        return self._refusal(manifest, lock) or self._consent(manifest, lock)
+        return (_refusal(manifest, lock) if lock else None) or self._consent(manifest, lock)
 
     def missing(self, manifest: Manifest) -> dict[str, Any]:
         """Return what a plugin asks for beyond what somebody has decided on: what it was granted, and what it was not."""
@@ -137,31 +141,31 @@ class Policy(NamedTuple):
             found["isolation"] = [self.level(manifest)]
         return found
 
-    def _refusal(self, manifest: Manifest, lock: Mapping[str, Any]) -> str | None:
-        from dataflare.versions import older
-
-        if self.denies(manifest):
-            return "denied"
-        if lock.get("enabled") is False:
-            return "disabled"
-        if LEVELS.index(self.level(manifest)) < LEVELS.index(self.min_level):
-            return "below the minimum level"
-        if older(manifest.version, lock.get("minimum", "0")):
-            return "older than the lock allows"
-        same = lock.get("version") == manifest.version and lock.get("manifest") not in (None, manifest.hash)
-        return "changed" if same or lock.get("origin") not in (None, distribution(manifest)) else None
-
     def _consent(self, manifest: Manifest, lock: Mapping[str, Any]) -> str:
-        if self.trusts(manifest):
+        if self.trust and self.trusts(manifest):
             return "trusted"
-        if not asks(manifest) and "isolation" not in self.missing(manifest):
-            return "asks for nothing"
+        asked = bool(asks(manifest))
         if "capabilities" not in lock:
-            return "not granted"
-        return "asks for more" if self.missing(manifest) else "granted"
+            return "not granted" if asked else "asks for nothing"
+        if self.missing(manifest):
+            return "asks for more"
+        return "granted" if asked else "asks for nothing"
 
     def _trusts_by_name(self, manifest: Manifest) -> bool:
         return manifest.name in self.trust or (bool(manifest.signer) and manifest.signer in self.trust)
+
+
+def _refusal(manifest: Manifest, lock: Mapping[str, Any]) -> str | None:
+    """Return what the lock has against a plugin, whatever was granted."""
+    from dataflare.versions import older
+
+    if lock.get("enabled") is False:
+        return "disabled"
+    least = lock.get("minimum", manifest.version)
+    if least != manifest.version and older(manifest.version, least):
+        return "older than the lock allows"
+    same = lock.get("version") == manifest.version and lock.get("manifest") not in (None, manifest.hash)
+    return "changed" if same or lock.get("origin") not in (None, distribution(manifest)) else None
 
 
 def built_in(manifest: Manifest) -> bool:
@@ -187,6 +191,8 @@ def asks(manifest: Manifest) -> dict[str, Any]:
 def more(asked: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is asked for now and was not before."""
     found: dict[str, Any] = {}
+    if asked == before:
+        return found
     for kind, wanted in asked.items():
         had = before.get(kind)
         if isinstance(wanted, list):

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow
 from tests.benchmarks.binlog import per_change
 from tests.benchmarks.cases import all_cases
+from tests.benchmarks.crowd import DISTRIBUTIONS, listing
 from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.measure import Case, instructions, python, table
@@ -103,6 +104,8 @@ def _start(folder: Path) -> str:
         instructions([sys.executable, command, *args], folder)  # the first one fills the manifest cache
         count = instructions([sys.executable, command, *args], folder)
         lines.append(f"| `dataflare {name}` | {count / 1e6:.0f} | {count / bare:.1f} | ≤ 6 |")
+    for name, ratio in listing(folder).items():
+        lines.append(f"| `dataflare plugin list`, {DISTRIBUTIONS} plugins, {name} | {ratio * bare / 1e6:.0f} | {ratio:.1f} | ≤ 6 |")
     return "\n".join(lines) + "\n"
 
 

@@ -69,10 +69,15 @@ def signature_of(manifest: Manifest, policy: Policy, store: Store) -> Signature 
     return check(artifact_path(store, entry), policy.keys) if entry else None
 
 
-def tell(call: Invocation, folder: Path, name: str, **more: Any) -> None:
+def tell(call: Invocation, folder: Path, name: str) -> None:
     """Emit and say how a plugin stands now."""
+    call.emit({"dataflare": 1, "command": call.command, "plugin": told_of(call, folder, name)})
+
+
+def told_of(call: Invocation, folder: Path, name: str) -> dict[str, Any]:
+    """Say how a plugin stands now, and return it."""
     manifest, policy = current(folder, name)
     known = facts(manifest, policy, signature_of(manifest, policy, Store()))
-    call.emit({"dataflare": 1, "command": call.command, "plugin": known, **more})
     if not call.json:
         call.say(told(known))
+    return known

@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 from dataflare_plugins.plugin_store.codes import NOT_A_WHEEL, NOT_FOUND, NOT_IN_STORE, NOT_LOCKED, NOT_SIGNED
-from dataflare_plugins.plugin_store.common import current, find, folder_option, links_option, tell
+from dataflare_plugins.plugin_store.common import current, find, folder_option, links_option, tell, told_of
 from dataflare_plugins.plugin_store.consent import ask
 from dataflare_plugins.plugin_store.fetching import complete, fetch, fetch_exactly
 from dataflare_plugins.plugin_store.lockfile import changing, pinned
 from dataflare_plugins.plugin_store.preparing import Prepared, module_of, prepare
 from dataflare_plugins.plugin_store.signatures import ENDING
-from dataflare_plugins.plugin_store.store import Store, artifact_path
+from dataflare_plugins.plugin_store.store import Store
 from dataflare_plugins.plugin_store.wheels import canonical, read_wheel
 from dataflare_sdk import CODES, DataflareError
 from dataflare_sdk.commands import Invocation, Runtime, verb
@@ -41,8 +41,8 @@ def install(
         if not names:
             raise click.UsageError("name a plugin, or use --locked", click.get_current_context())
         made = [_install(runtime, one, find_links, signed=require_signature, locked=locked) for one in names]
-    for one in made:
-        _finish(call, folder, one)
+    known = [_finished(call, folder, one) for one in made]
+    call.emit({"dataflare": 1, "command": call.command, "plugins": known})
     return 0
 
 
@@ -57,7 +57,7 @@ def upgrade(call: Invocation, what: str, find_links: tuple[Path, ...], folder: P
         if not _is_file(what) and canonical(what) not in map(canonical, Store().plugins()):
             raise NOT_IN_STORE.error(f"the plugin {what!r} is not in the store")
         made = _install(runtime, what, find_links, signed=False, locked=False)
-    _finish(call, folder, made)
+    call.emit({"dataflare": 1, "command": call.command, "plugin": _finished(call, folder, made)})
     return 0
 
 
@@ -186,10 +186,9 @@ def _stored_in_lock(runtime: Runtime) -> tuple[str, ...]:
     return tuple(name for name, entry in runtime.plugins.policy.locks.items() if entry.get("files"))
 
 
-def _finish(call: Invocation, folder: Path, name: str) -> None:
-    """Ask for what the plugin wants where somebody can be asked, and tell how it stands."""
+def _finished(call: Invocation, folder: Path, name: str) -> dict[str, Any]:
+    """Ask for what the plugin wants where somebody can be asked, and return and tell how it stands."""
     manifest, policy = current(folder, name)
     if policy.standing(manifest) in ("not granted", "asks for more") and not call.json and sys.stdin.isatty() and sys.stderr.isatty():
         ask(manifest, policy.missing(manifest), policy)
-    store = Store()
-    tell(call, folder, name, artifact=str(artifact_path(store, store.plugins()[name])))
+    return told_of(call, folder, name)

@@ -26,7 +26,7 @@ def test_from_wheel_to_component_and_out_again(machine: Machine) -> None:
         {"kind": "secrets", "what": "T", "why": "log in", "granted": False, "denied": False, "private": False}
     ]  # fmt: skip
     assert not machine.store.exists()
-    made = machine.json("plugin", "install", path)["plugin"]
+    made = machine.json("plugin", "install", path)["plugins"][0]
     assert (made["origin"], made["install"], made["standing"]) == ("store:acme 1.0.0", "store", "not granted")
     entry = machine.lock()["acme"]
     assert (entry["version"], entry["minimum"], entry["artifact"]) == ("1.0.0", "1.0.0", made["hashes"]["artifact"])
@@ -107,7 +107,7 @@ def test_refusals_before_anything_is_stored(machine: Machine) -> None:
 
 def test_native_code_needs_its_line_and_consent(machine: Machine) -> None:
     path = wheel(machine.wheels, lines="native: true\n", files={"acme/x.abi3.so": b"\x7fELF"})
-    assert machine.json("plugin", "install", path)["plugin"]["standing"] == "not granted"
+    assert machine.json("plugin", "install", path)["plugins"][0]["standing"] == "not granted"
     assert machine.json("plugin", "grant", "acme")["plugin"]["standing"] == "granted"
 
 
@@ -166,7 +166,7 @@ def test_upgrade_takes_the_newest_by_name_and_only_of_the_store(machine: Machine
     wheel(machine.wheels, version="1.9.0")
     assert machine.json("plugin", "upgrade", "acme", "--find-links", machine.wheels)["plugin"]["version"] == "1.10.0"
     assert machine.json("plugin", "upgrade", "other", status=3)["error"]["code"] == "plugin.not-in-store"
-    exact = machine.json("plugin", "install", "acme==1.10.0", "--find-links", machine.wheels)["plugin"]
+    exact = machine.json("plugin", "install", "acme==1.10.0", "--find-links", machine.wheels)["plugins"][0]
     assert exact["version"] == "1.10.0"
 
 
@@ -197,7 +197,7 @@ def test_the_lock_reproduces_exactly(machine: Machine, tmp_path: Path) -> None:
     second = Machine(tmp_path / "second")
     (second.work / "dataflare.lock").write_text((machine.work / "dataflare.lock").read_text())
     assert second.said() == "plugin.unknown"
-    made = second.json("plugin", "install", "--locked", "--find-links", machine.wheels)["plugin"]
+    made = second.json("plugin", "install", "--locked", "--find-links", machine.wheels)["plugins"][0]
     assert (made["version"], made["standing"], second.said()) == ("1.0.0", "granted", 1)
     first, again = ({k: v for k, v in m.lock()["acme"].items() if k != "when"} for m in (machine, second))
     assert first == again
@@ -259,7 +259,7 @@ def test_a_wasm_module_and_its_manifest(machine: Machine) -> None:
     assert machine.json("plugin", "inspect", folder, status=3)["error"]["code"] == "plugin.no-manifest"
     (folder / "double.schema.json").write_text("{}")
     assert machine.json("plugin", "inspect", folder)["plugin"]["level"]["given"] == "wasm"
-    made = machine.json("plugin", "install", folder / "double.wasm")["plugin"]
+    made = machine.json("plugin", "install", folder / "double.wasm")["plugins"][0]
     assert (made["origin"], made["standing"]) == ("store:double 0.1.0", "asks for nothing")
     (site,) = machine.store.glob("double/*/site")
     assert sorted(p.name for p in site.iterdir()) == ["double.schema.json", "double.wasm", "plugin.yaml"]
@@ -287,7 +287,7 @@ def test_a_wheel_that_hatchling_built(machine: Machine, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", machine.wheels, project]
     subprocess.run(command, check=True, env=machine.env)
-    made = machine.json("plugin", "install", "dataflare-built", "--find-links", machine.wheels)["plugin"]
+    made = machine.json("plugin", "install", "dataflare-built", "--find-links", machine.wheels)["plugins"][0]
     assert (made["version"], made["standing"]) == ("1.2.3", "asks for nothing")
     machine.policy(isolation={"dataflare-built": "inprocess"})
     assert machine.said("built") == "built"

@@ -36,7 +36,7 @@ def status(machine: Machine, path: Path) -> dict[str, Any]:
 
 def test_a_verified_publisher_is_one_that_can_be_trusted(machine: Machine, signed: Path) -> None:
     assert status(machine, signed)["status"] == "signed"
-    made = machine.json("plugin", "install", signed, "--require-signature")["plugin"]
+    made = machine.json("plugin", "install", signed, "--require-signature")["plugins"][0]
     assert (made["signature"]["status"], made["standing"], made["level"]["given"]) == ("signed", "trusted", "inprocess")
     assert machine.lock()["acme"]["signer"] == "acme.example"
     assert machine.said() == 1
@@ -49,14 +49,14 @@ def test_who_only_says_so_is_not_trusted(machine: Machine, signed: Path) -> None
     assert status(machine, signed)["status"] == "unsigned"
     refused = machine.json("plugin", "install", signed, "--require-signature", status=6)
     assert refused["error"]["code"] == "plugin.not-signed"
-    made = machine.json("plugin", "install", signed)["plugin"]
+    made = machine.json("plugin", "install", signed)["plugins"][0]
     assert (made["publisher"], made["standing"]) == ("acme.example", "not granted")
 
 
 def test_a_key_that_nobody_vouches_for(machine: Machine, signed: Path) -> None:
     machine.policy(keys={"other.example": [status(machine, signed)["key"]]}, trust=["acme.example"])
     assert status(machine, signed)["status"] == "unknown key"
-    assert machine.json("plugin", "install", signed)["plugin"]["standing"] == "not granted"
+    assert machine.json("plugin", "install", signed)["plugins"][0]["standing"] == "not granted"
     assert machine.json("plugin", "install", signed, "--require-signature", status=6)["error"]["code"] == "plugin.not-signed"
 
 
