@@ -88,7 +88,7 @@ class Checker:
     def _declares(self, name: str, component: Any, factory: Any) -> Result:
         """Compare the manifest with the class."""
         # Of a plugin that is isolated the class is not here; its features are what the manifest says.
-        declared = sorted(factory.features if isinstance(factory, type) and self._level == "inprocess" else component.features)
+        declared = sorted(getattr(factory, "features", component.features) if self._level == "inprocess" else component.features)
         said = sorted(component.features)
         reason = "" if declared == said else f"the manifest says {said}, the code {declared}: run `dataflare plugin manifest`"
         return Result(name, self._level, "manifest-says-what-the-code-says", FAILED if reason else PASSED, reason)

@@ -32,7 +32,8 @@ LEVELS = ("inprocess", "process", "wasm")
 def certify(call: Invocation, name: str, config: Path | None, levels: tuple[str, ...], limit: float, no_crashes: bool) -> int:
     """Hold the installed plugin NAME to the contracts of its kinds, at the isolation level its manifest asks for.
 
-    The policy in force decides: in-process only what it trusts by name. `--level` asks for others. `certify.yaml` gives each component a configuration.
+    The policy in force decides: in-process only what it trusts by name. `--level` asks for others. `certify.yaml` gives each
+    component a configuration.
     """
     from dataflare_plugins.certify.asked import read
     from dataflare_plugins.certify.checking import FAILED, PASSED

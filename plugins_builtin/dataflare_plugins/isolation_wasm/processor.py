@@ -55,7 +55,8 @@ class WasmProcessor(Processor[Any]):
     @property
     def _outputs(self) -> tuple[Output, ...]:
         if self._described is None:
-            self._described = self._safely(lambda: self._instances.description.outputs)
+            described: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
+            self._described = described
         return self._described
 
     def _safely(self, ask: Callable[[], Any]) -> Any:

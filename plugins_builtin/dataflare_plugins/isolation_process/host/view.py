@@ -199,7 +199,7 @@ def _told_of(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         with suppress(PackageNotFoundError):
             files = distribution(name).files or ()
-            folders = {str(f.locate().parent) for f in files if str(f).endswith(".dist-info/METADATA")}
+            folders = {str(Path(str(f.locate())).parent) for f in files if str(f).endswith(".dist-info/METADATA")}
             yield from sorted(folders)
 
 
