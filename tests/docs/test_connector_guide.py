@@ -34,7 +34,7 @@ def shop() -> Iterator[int]:
         thread.join()
 
 
-def test_the_connector_of_the_guide(tmp_path: Path, shop: int) -> None:
+def test_the_connector_of_the_guide(tmp_path: Path, shop: int, confines: None) -> None:
     text = GUIDE.read_text(encoding="utf-8")
     files = dict(re.findall(r"`([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     assert sorted(files) == ["dataflare_shop/__init__.py", "dataflare_shop/plugin.yaml", "pyproject.toml"]
@@ -56,8 +56,12 @@ def test_the_connector_of_the_guide(tmp_path: Path, shop: int) -> None:
     assert installed.code == 0, installed.err
     [flow] = re.findall(r"```yaml\n(sources:.*?)```", text, re.DOTALL)
     (tmp_path / "dataflare.yaml").write_text(flow)
-    (tmp_path / "policy.yaml").write_text("trust: [shop.example]\n")
     env = {"PYTHONPATH": str(tmp_path / "site"), "SHOP_PORT": str(shop), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    refused = run([sys.executable, "-m", "dataflare", "run", "--json"], tmp_path, env)
+    assert refused.code == 6, refused.out + refused.err
+    [grant] = re.findall(r"`dataflare (plugin grant [^`]*)`", text)
+    granted = run([sys.executable, "-m", "dataflare", *grant.split()], tmp_path, env)
+    assert granted.code == 0, granted.out + granted.err
     said = run([sys.executable, "-m", "dataflare", "run", "--json"], tmp_path, env)
     assert said.code == 0, said.out + said.err
     assert pq.read_table(tmp_path / "large.parquet").to_pylist() == [o for o in ORDERS if o["total"] >= 100]
