@@ -108,3 +108,15 @@ def test_one_instance_serves_all_batches(tmp_path: Path) -> None:
         processed(guest, data)
     assert guest.program.started == 1
     guest.close()
+
+
+def test_a_column_changed_where_it_lies_is_another_one(tmp_path: Path) -> None:
+    """What comes back untouched is the host's own buffer again; what was changed is not."""
+    guest = component(tmp_path, built(GUESTS / "inplace.c"), features="rowwise, one_to_one")
+    data = pa.record_batch({"n": pa.array([1, None, 3, 0], pa.int64())})
+    bound(guest, data)
+    assert processed(guest, data)["n"].to_pylist() == [2, None, 6, 0]
+    assert data["n"].to_pylist() == [1, None, 3, 0]
+    zeros = pa.record_batch({"n": pa.array([0, 0], pa.int64())})
+    assert processed(guest, zeros)["n"].buffers()[1].address == zeros["n"].buffers()[1].address
+    guest.close()
