@@ -54,9 +54,10 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _outputs(self) -> tuple[Output, ...]:
-        if self._described is None:
-            self._described = self._safely(lambda: self._instances.description.outputs)
-        return self._described
+        found = self._described
+        if found is None:
+            found = self._described = self._safely(lambda: self._instances.description.outputs)
+        return found
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest before any row: a trap there is a fault of the module."""
