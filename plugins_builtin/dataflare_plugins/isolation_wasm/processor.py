@@ -54,10 +54,10 @@ class WasmProcessor(Processor[Any]):
 
     @property
     def _outputs(self) -> tuple[Output, ...]:
-        if self._described is None:
-            described: tuple[Output, ...] = self._safely(lambda: self._instances.description.outputs)
-            self._described = described
-        return self._described
+        found = self._described
+        if found is None:
+            found = self._described = self._safely(lambda: self._instances.description.outputs)
+        return found
 
     def _safely(self, ask: Callable[[], Any]) -> Any:
         """Ask something of the guest before any row: a trap there is a fault of the module."""

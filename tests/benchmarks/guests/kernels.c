@@ -25,7 +25,14 @@ static ArrowArray *total(const ArrowArray *price, const ArrowArray *qty, uint32_
     const double *p = df_values(price);
     const int64_t *q = df_values(qty);
     double *t = df_fresh(made, 1);
-    for (uint32_t i = 0; i < rows; i++) t[i] = p[i] * (double)q[i];
+    /* Two whole numbers a step, as high and low halves: both convert exactly, and their sum is rounded once, as (double) does it. */
+    v128_t scale = wasm_f64x2_splat(4294967296.0);
+    for (uint32_t i = 0; i < rows; i += 2) {
+        v128_t whole = wasm_v128_load(q + i);
+        v128_t high = wasm_f64x2_convert_low_i32x4(wasm_i32x4_shuffle(whole, whole, 1, 3, 1, 3));
+        v128_t low = wasm_f64x2_convert_low_u32x4(wasm_i32x4_shuffle(whole, whole, 0, 2, 0, 2));
+        wasm_v128_store(t + i, wasm_f64x2_mul(wasm_v128_load(p + i), wasm_f64x2_add(wasm_f64x2_mul(high, scale), low)));
+    }
     const uint64_t *left = (const uint64_t *)df_valid(price), *right = (const uint64_t *)df_valid(qty);
     if (left || right) {
         uint64_t *valid = (uint64_t *)df_bits(rows);

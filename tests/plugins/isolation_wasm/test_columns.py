@@ -13,6 +13,7 @@ from tests.plugins.isolation_wasm.arrow_types import batches
 from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import bound, component, processed
 
+from dataflare_plugins.isolation_wasm import machine
 from dataflare_sdk import Batch, DataflareError
 from dataflare_sdk.messages import Origin
 
@@ -108,3 +109,28 @@ def test_one_instance_serves_all_batches(tmp_path: Path) -> None:
         processed(guest, data)
     assert guest.program.started == 1
     guest.close()
+
+
+def test_a_column_changed_where_it_lies_is_another_one(tmp_path: Path) -> None:
+    """What comes back untouched is the host's own buffer again; what was changed is not."""
+    guest = component(tmp_path, built(GUESTS / "inplace.c"), features="rowwise, one_to_one")
+    data = pa.record_batch({"n": pa.array([1, None, 3, 0], pa.int64())})
+    bound(guest, data)
+    assert processed(guest, data)["n"].to_pylist() == [2, None, 6, 0]
+    assert data["n"].to_pylist() == [1, None, 3, 0]
+    zeros = pa.record_batch({"n": pa.array([0, 0], pa.int64())})
+    assert processed(guest, zeros)["n"].buffers()[1].address == zeros["n"].buffers()[1].address
+    guest.close()
+
+
+def test_a_closed_instance_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = machine.TICKER._open
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    bound(guest, pa.record_batch({"n": [1]}))
+    assert machine.TICKER._open == before + 1
+    instance = guest._instances.guest
+    guest.close()
+    assert machine.TICKER._open == before, "nobody open, no clock"
+    assert instance.closed
+    guest.close()
+    assert machine.TICKER._open == before, "closed twice is closed once"

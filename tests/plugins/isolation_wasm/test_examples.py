@@ -51,6 +51,13 @@ def test_initials_in_go(installed: Installed) -> None:
     assert [r["initials"] for r in written(folder)] == ["AL", None, "ZvÄ"]
 
 
+@pytest.mark.skipif(shutil.which("asc") is None, reason="there is no AssemblyScript here")
+def test_double_in_assemblyscript(installed: Installed) -> None:
+    folder = installed("wasm-as-double")
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [r["amount"] for r in written(folder)] == [3.0, None, -8.0]
+
+
 def test_numbers_in_c(installed: Installed) -> None:
     folder = installed("wasm-c-numbers")
     dataflare.run(folder / "workflow.yaml", check=True)

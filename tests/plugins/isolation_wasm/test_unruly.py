@@ -80,6 +80,15 @@ def test_a_lie_is_found_before_it_is_used(tmp_path: Path, lie: str) -> None:
     guest.close()
 
 
+@pytest.mark.parametrize("lie", ["middle", "negative"])
+def test_a_lie_about_text_beyond_ascii_is_found_too(tmp_path: Path, lie: str) -> None:
+    guest = unruly(tmp_path, lie)
+    data = rows(1, 13, 2, 4, 5)
+    data = data.set_column(1, "s", pa.array(["ä", "öö", "ü", None, "ß"]))
+    assert refusal(guest, data).code == "wasm.bad-reply"
+    guest.close()
+
+
 @pytest.mark.parametrize(
     ("deed", "code", "exit_code", "again"),
     [("refuse", "wasm.refused", 1, False), ("later", "wasm.try-later", 4, True), ("fatal", "wasm.failed", 4, False)],
