@@ -118,6 +118,15 @@ def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> 
     assert caught.value.code == "plugin.not-isolated"
 
 
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataflare_plugins.isolation_process import dataflare_load_plugin
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(DataflareError, match="needs Linux") as caught:
+        dataflare_load_plugin(manifest=discover().manifests[0], grants={}, level="process")
+    assert (caught.value.code, caught.value.exit_code) == ("plugin.not-confined", 6)
+
+
 def test_other_levels_are_not_answered() -> None:
     from dataflare_plugins.isolation_process import dataflare_load_plugin
 
