@@ -297,6 +297,15 @@ def test_text_moves_no_cursor() -> None:
     assert clean("x" * 5000).endswith("x …")
 
 
+def test_one_that_dies_while_it_is_closed_is_closed(build: Build, tmp_path: Path) -> None:
+    ctx = Listening(tmp_path / "work")
+    made = build("acts:Acts", {"act": "die_late"}, ctx=ctx)
+    process(made)
+    made.close()
+    assert not made._cell.alive
+    assert ctx.lines[-1] == ("{}", ("the worker of the plugin 'stranger' ended",))
+
+
 def test_workers_end_with_their_component(build: Build) -> None:
     made = build("connectors:Twice")
     process_handle = os.dup(made._cell._worker.connection._process)
