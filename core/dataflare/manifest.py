@@ -30,7 +30,7 @@ KINDS = (
 """Kinds of component a manifest may provide."""
 
 # What an entry of each capability may say; the first key names what is asked for.
-_ENTRIES = {"net": ("host", "port", "private"), "fs": ("path", "mode"), "env": ("name",), "secrets": ("ref",)}
+_ENTRIES = {"net": ("host", "port", "private"), "fs": ("path", "mode"), "env": ("name",), "secrets": ("ref", "hosts")}
 CAPABILITIES = (*_ENTRIES, "state", "host")
 
 BAD_MANIFEST = code(

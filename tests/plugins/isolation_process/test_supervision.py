@@ -261,6 +261,28 @@ def test_a_machine_that_cannot_confine_is_refused_and_may_be_accepted(monkeypatc
     assert failure(lambda: keeper._judge(no_broker, needs_broker=True)).code == "plugin.not-confined"
 
 
+def test_a_layer_that_fails_is_told_and_may_be_accepted_by_name(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataflare_plugins.isolation_process.host import keeper
+
+    made = keeper.confined_policy
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        policy = made(*arguments)
+        return {**policy, "read": [*policy["read"], "/not/there"]}
+
+    monkeypatch.setattr(keeper, "confined_policy", broken)
+    error = failure(lambda: build("connectors:Twice"))
+    assert (error.code, error.exit_code) == ("plugin.not-confined", 6)
+    assert "landlock ([Errno 2]" in str(error)
+    monkeypatch.setenv(WITHOUT, "landlock")
+    ctx = Listening(tmp_path / "work")
+    made_without = build("connectors:Twice", ctx=ctx)
+    assert process(made_without)[0][1].data.column(0).to_pylist() == [0, 2, 4, 6, 8]
+    assert ("isolation without landlock", True) in ctx.audited
+    assert any("without the layer" in message for message, _ in ctx.lines)
+    assert list(build.loader().report["missing"]) == ["landlock"]  # type: ignore[attr-defined]
+
+
 def test_a_metric_has_a_bounded_number_of_names(tmp_path: Path) -> None:
     ctx = FakeContext(tmp_path)
     questions = Questions(ctx, lambda: 0.0)
@@ -273,6 +295,15 @@ def test_a_metric_has_a_bounded_number_of_names(tmp_path: Path) -> None:
 def test_text_moves_no_cursor() -> None:
     assert clean("a\tb\nc\x1b[2J\x07\u202e\ud800") == "a    b\nc\\x1b[2J\\x07\\x202e\\xd800"
     assert clean("x" * 5000).endswith("x …")
+
+
+def test_one_that_dies_while_it_is_closed_is_closed(build: Build, tmp_path: Path) -> None:
+    ctx = Listening(tmp_path / "work")
+    made = build("acts:Acts", {"act": "die_late"}, ctx=ctx)
+    process(made)
+    made.close()
+    assert not made._cell.alive
+    assert ctx.lines[-1] == ("{}", ("the worker of the plugin 'stranger' ended",))
 
 
 def test_workers_end_with_their_component(build: Build) -> None:

@@ -128,6 +128,15 @@ def test_who_only_says_that_it_is_named_is_not_asked(installed: Callable[..., Pa
     assert caught.value.code == "security.denied"
 
 
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataflare_plugins.isolation_process import dataflare_load_plugin
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(DataflareError, match="needs Linux") as caught:
+        dataflare_load_plugin(manifest=discover().manifests[0], grants={}, level="process")
+    assert (caught.value.code, caught.value.exit_code) == ("plugin.not-confined", 6)
+
+
 def test_other_levels_are_not_answered() -> None:
     from dataflare_plugins.isolation_process import dataflare_load_plugin
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -88,8 +87,6 @@ class Keeper:
             DataflareError: `plugin.not-confined`, `plugin.quarantined`, `plugin.crashed`.
         """
         self.check()
-        if not sys.platform.startswith("linux"):
-            raise NOT_CONFINED.error(f"the level `process` needs Linux, this is {sys.platform}; a plugin at the level `wasm` runs here")
         offline = ctx is None or ctx.offline
         try:
             around = Around(self._limits, {**grants, "net": ()} if offline else grants, Path() if ctx is None else Path(ctx.base_dir))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataflare_plugins.isolation_process.codes import CRASHED
+from dataflare_plugins.isolation_process.codes import CRASHED, QUARANTINED
 from dataflare_plugins.isolation_process.host.connection import Lost
 from dataflare_plugins.isolation_process.host.keeper import Keeper, Worker
 from dataflare_plugins.isolation_process.host.questions import Questions
 from dataflare_plugins.isolation_process.wire.frames import Garbled
-from dataflare_sdk import Batch, ComponentContext
+from dataflare_sdk import Batch, ComponentContext, DataflareError
 from dataflare_sdk.grants import expand
 
 __all__ = ["Cell", "expected", "listed"]
@@ -129,11 +129,16 @@ class Cell:
             worker.close()
 
     def end(self) -> None:
-        """Close the component, then its worker."""
+        """Close the component, then its worker. A worker that is lost on the way is closed all the same."""
         if self._worker is None:
             return
         try:
             self.call("close")
+        except DataflareError as error:
+            if error.code not in (CRASHED.name, QUARANTINED.name):
+                raise
+            # What it held went with it: that is closed too, and what ended the run must be told instead.
+            self.ctx.log.warning("{}", error.problems[0].message)
         finally:
             self.close()
 

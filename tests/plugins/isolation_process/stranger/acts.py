@@ -53,6 +53,13 @@ class Acts(Processor[ActsConfig]):
             found = f"{type(error).__name__} {getattr(error, 'errno', None)}: {error}"
         yield "", batch.with_data(pa.RecordBatch.from_arrays([pa.array([str(found)] * batch.data.num_rows)], schema=TEXT))
 
+    def close(self):
+        if self.config.act == "die_late":
+            os._exit(7)
+
+    def die_late(self):
+        return "not yet"
+
     # -- files
 
     def read(self):
