@@ -34,7 +34,14 @@ class Machine:
     @property
     def env(self) -> dict[str, str]:
         homes = {f"XDG_{v}_HOME": str(self.root / v.lower()) for v in ("DATA", "CACHE", "CONFIG")}
-        return {**os.environ, **homes, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CACHE_DIR": str(self.root / "pip")}
+        return {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            **homes,
+            "PIP_NO_INDEX": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_CACHE_DIR": str(self.root / "pip"),
+        }
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -46,20 +47,20 @@ def test_from_wheel_to_component_and_out_again(machine: Machine) -> None:
 
 
 def test_code_that_is_not_on_the_path_of_this_python(machine: Machine) -> None:
-    path = wheel(machine.wheels, said="__import__('acme.other').other.NAME", files={"acme/other.py": "NAME = __cached__\n"})
+    path = wheel(machine.wheels, said="__import__('acme.other').other.NAME", files={"acme/other.py": "NAME = 'good'\n"})
     machine.json("plugin", "install", path)
     assert machine.python("import acme").returncode == 1
     machine.policy(trust=["acme"])
-    machine.said()
+    assert machine.said() == "good"
     assert not list(machine.store.rglob("*.pyc"))  # byte code is neither written …
     site = next(machine.store.rglob("site"))
     cached = site / "acme" / "__pycache__" / f"other.{sys.implementation.cache_tag}.pyc"
-    cached.parent.mkdir()
-    cached.write_bytes(b"not byte code")
-    machine.policy(isolation={"acme": "inprocess"})
+    evil = machine.root / "evil.py"
+    evil.write_text("NAME = 'evil'\n")
+    py_compile.compile(str(evil), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     assert machine.said() == "plugin.changed"  # … nor put there unseen
     machine.json("plugin", "grant", "acme")
-    assert machine.said() == str(cached)  # … nor read
+    assert machine.said() == "good"  # … nor read
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,8 @@ def test_the_lock_reproduces_exactly(machine: Machine, tmp_path: Path) -> None:
     third = Machine(tmp_path / "third")
     (third.work / "dataflare.lock").write_text((machine.work / "dataflare.lock").read_text())
     assert third.json("plugin", "install", "--locked", "--find-links", machine.wheels, status=4)["error"]["code"] == "plugin.not-found"
+    other = wheel(third.wheels, lines=SECRET, said="2")
+    assert third.json("plugin", "install", "--locked", other, status=6)["error"]["code"] == "plugin.changed"
     assert third.json("plugin", "install", "--locked", "other", status=3)["error"]["code"] == "plugin.not-locked"
     assert third.run("plugin", "install").returncode == 2
 
