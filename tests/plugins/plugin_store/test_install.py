@@ -131,6 +131,13 @@ def test_two_plugins_with_clashing_dependencies(machine: Machine) -> None:
         "try: host.factory('lookup', 'two')\nexcept Exception as e: print(e.code, e.exit_code)"
     )
     assert both.stdout.split() == ["1.0", "plugin.clash", "6"], both.stderr
+    # What was loaded is not taken for installed, and a library finds its own version.
+    known = machine.python(
+        "import importlib.metadata as md\nfrom dataflare.lifecycle import Runtime\nfrom dataflare.discovery import discover\n"
+        "Runtime('.').host.factory('lookup', 'one')\nprint([m.origin for m in discover().manifests if m.name == 'one'], md.version('shared'))\n"
+        "print([d.version for d in md.distributions() if d.name in ('one', 'shared')])"
+    )
+    assert known.stdout == "['store:one 1.0.0'] 1.0\n[]\n", known.stderr
     # What the host has is not brought, and a plugin that needs another one of it is not installed.
     needs = wheel(machine.wheels, "needs", requires=("dataflare>=99",))
     assert machine.json("plugin", "install", needs, status=4)["error"]["code"] == "plugin.not-found"
