@@ -33,6 +33,11 @@ KINDS = (
 _ENTRIES = {"net": ("host", "port", "private"), "fs": ("path", "mode"), "env": ("name",), "secrets": ("ref", "hosts")}
 CAPABILITIES = (*_ENTRIES, "state", "host")
 
+MAX_BYTES = 1 << 20
+MAX_VALUES = 20_000
+MAX_DEPTH = 32
+"""What a manifest may hold at most: whoever lists plugins reads everybody's."""
+
 BAD_MANIFEST = code(
     "plugin.bad-manifest",
     3,
@@ -166,7 +171,10 @@ def read(path: Path, *, package: str = "", origin: str = "", site: str = "", sig
 
     import yaml
 
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise BAD_MANIFEST.error(f"the manifest is larger than {MAX_BYTES} bytes", file=str(path))
     try:
         raw = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except yaml.YAMLError as error:
@@ -174,6 +182,8 @@ def read(path: Path, *, package: str = "", origin: str = "", site: str = "", sig
         place = {"line": mark.line + 1, "column": mark.column + 1} if mark else {}
         reason = getattr(error, "problem", None) or "it is no YAML"
         raise BAD_MANIFEST.error(f"the manifest cannot be read: {reason}", file=str(path), **place) from None
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, a number without end, nested too deep
+        raise BAD_MANIFEST.error(f"the manifest cannot be read: {type(error).__name__}", file=str(path)) from None
     problems = _Checker(str(path)).check(raw)
     if problems:
         raise DataflareError(*problems)
@@ -219,12 +229,17 @@ class _Checker:
     def __init__(self, file: str) -> None:
         self.file = file
         self.problems: list[Problem] = []
+        # Aliases of YAML make much out of little, and values that hold themselves.
+        self.left = MAX_VALUES
 
     def check(self, raw: Any) -> list[Problem]:
         if not isinstance(raw, dict):
             self.say("a manifest is a mapping", None)
             return self.problems
         self.printable(raw)
+        if self.left < 0:
+            self.problems = [BAD_MANIFEST.problem("it says too much, or refers to itself", file=self.file)]
+            return self.problems
         self.keys(raw, _KEYS, "")
         self.choice(raw, "manifest", (1,), "")
         self.choice(raw, "isolation", LEVELS, "")
@@ -238,17 +253,20 @@ class _Checker:
         self.capabilities(raw.get("capabilities"))
         return self.problems
 
-    def printable(self, value: Any, path: str = "") -> None:
-        """Refuse text that would do something to the terminal it is shown on."""
+    def printable(self, value: Any, path: str = "", depth: int = 0) -> None:
+        """Refuse text that would do something to the terminal it is shown on, and what never ends."""
+        self.left = self.left - 1 if depth < MAX_DEPTH else -1
+        if self.left < 0:
+            return
         if isinstance(value, str) and value != shown(value):
             self.say("it holds control characters", path or None)
         if isinstance(value, list):
             for i, inner in enumerate(value):
-                self.printable(inner, f"{path}[{i}]")
+                self.printable(inner, f"{path}[{i}]", depth + 1)
         if isinstance(value, dict):
             for key, inner in value.items():
                 self.printable(str(key), path)
-                self.printable(inner, f"{path}.{shown(str(key))}" if path else shown(str(key)))
+                self.printable(inner, f"{path}.{shown(str(key))}" if path else shown(str(key)), depth + 1)
 
     def component(self, raw: Any, path: str) -> None:
         if not isinstance(raw, dict):

@@ -77,7 +77,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, object], path:
     assert path in [p.path for p in caught.value.problems]
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "", "!!python/object/apply:os.getcwd []", "\x00"])
+LAUGHS = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [", "- 1", "", "!!python/object/apply:os.getcwd []", "\x00", LAUGHS, "a: &a [*a]", "&a {b: *a}", "[" * 100_000,
+        "version: 2026-99-99", f"version: {'9' * 10_000}", "x: " + "y" * (1 << 20), "? [a]\n: b", "{a: 1}: b",
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plugin.yaml"
     path.write_text(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflare.artifacts import artifact_hash, files
@@ -149,7 +149,7 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(capabilities(), policies)
 def test_nothing_is_effective_that_was_not_asked_for_and_granted(asked: dict[str, Any], policy: Policy) -> None:
     manifest = plugin(capabilities=asked)
@@ -181,7 +181,7 @@ def test_nothing_is_effective_that_was_not_asked_for_and_granted(asked: dict[str
     json.dumps(made.allowed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(capabilities(), capabilities())
 def test_everything_granted_is_effective_and_missing_is_what_is_new(asked: dict[str, Any], before: dict[str, Any]) -> None:
     manifest = plugin(capabilities=asked)

@@ -27,6 +27,9 @@ def grant(call: Invocation, name: str, only: tuple[str, ...], private: bool, ins
         _known(manifest, only)
         if private and not asks(manifest).get("net"):
             raise click.UsageError(f"{name!r} asks for no network", click.get_current_context())
+        if inside and manifest.isolation != "inprocess":
+            told = f"{name!r} asks for {manifest.isolation}; a lower level is set under isolation: in policy.yaml"
+            raise click.UsageError(told, click.get_current_context())
         runtime.authorize("plugin.grant", name)
         if manifest.built_in:
             raise click.UsageError(f"{name!r} is built in, and needs no grant", click.get_current_context())

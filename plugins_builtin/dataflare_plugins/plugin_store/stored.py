@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import sys
-from pathlib import Path
 from typing import Any
 
 from dataflare_plugins.plugin_store.codes import CLASH
@@ -17,7 +16,7 @@ _sites: list[str] = []
 class Stored(InProcess):
     """Hands out the classes of a plugin of the store, imported into this process.
 
-    Its dependencies come last on the path: where this process has a package already, in another version, the plugin is
+    Its dependencies come after everything else: where this process has a package already, in another version, the plugin is
     refused, because it would get the wrong one.
 
     Raises:
@@ -30,16 +29,31 @@ class Stored(InProcess):
         if manifest.site not in _sites:
             _sites.append(manifest.site)
             if len(_sites) == 1:
-                sys.path_hooks.insert(0, _finder)
-            sys.path.append(manifest.site)
+                sys.path_hooks.insert(0, _files)
+                sys.meta_path.append(_Sites())
+
+
+class _Sites(importlib.metadata.DistributionFinder):
+    """Finds packages of the store after everything else; `sys.path` does not have them, or they would be taken for installed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Return where a package at the top level is."""
+        return importlib.machinery.PathFinder.find_spec(fullname, _sites, target) if path is None else None
+
+    def find_distributions(self, context: Any = None) -> Any:
+        """Return the metadata of a distribution by name: libraries ask for their own version; a list has none of the store."""
+        if context is None or context.name is None:
+            return ()
+        wanted = importlib.metadata.DistributionFinder.Context(name=context.name, path=_sites)
+        return importlib.machinery.PathFinder.find_distributions(wanted)
 
 
 def _check_clashes(manifest: Manifest) -> None:
     brought = {_name(d): d.version for d in importlib.metadata.distributions(path=[manifest.site])}
-    for found in importlib.metadata.distributions():
+    others = [site for site in _sites if site != manifest.site]
+    for found in (*importlib.metadata.distributions(), *importlib.metadata.distributions(path=others)):
         version = brought.get(_name(found))
-        place = str(found.locate_file(""))
-        if version is not None and version != found.version and Path(place) != Path(manifest.site):
+        if version is not None and version != found.version:
             told = f"{manifest.name!r} brings {_name(found)} {version}, this process has {found.version}"
             raise CLASH.error(told, fix=f"set `isolation: {{{manifest.name}: process}}` in policy.yaml")
 
@@ -56,7 +70,7 @@ class _Source(importlib.machinery.SourceFileLoader):
         raise OSError("byte code is not used")
 
 
-def _finder(path: str) -> Any:
+def _files(path: str) -> Any:
     if not any(path == site or path.startswith(site + "/") for site in _sites):
         raise ImportError(path)
     extensions = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflare.errors import DataflareError
@@ -115,7 +115,7 @@ def test_a_log_written_anew_is_found_by_a_hash_kept_elsewhere(tmp_path: Path) ->
     assert AuditLog(tmp_path / "none").verify(expect=head["hash"]) != []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_changed_byte_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.getbasetemp() / "bytes"

@@ -34,7 +34,14 @@ class Machine:
     @property
     def env(self) -> dict[str, str]:
         homes = {f"XDG_{v}_HOME": str(self.root / v.lower()) for v in ("DATA", "CACHE", "CONFIG")}
-        return {**os.environ, **homes, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CACHE_DIR": str(self.root / "pip")}
+        return {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            **homes,
+            "PIP_NO_INDEX": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_CACHE_DIR": str(self.root / "pip"),
+        }
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -46,7 +53,7 @@ class Machine:
         """Call the command line: in this process, unless more is on the path there."""
         given = list(map(str, args))
         if self.path:
-            return self.python("from dataflare.cli import main; main()", *given)
+            return self.spawn(*given)
         out, err, status = io.StringIO(), io.StringIO(), 0
         with self.entered(), redirect_stdout(out), redirect_stderr(err):
             try:
@@ -68,6 +75,10 @@ class Machine:
 
     def policy(self, **said: Any) -> None:
         (self.settings / "policy.yaml").write_text(json.dumps(said))
+
+    def spawn(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Call the command line in a process of its own."""
+        return self.python("from dataflare.cli import main; main()", *args)
 
     def python(self, code: str, *args: str) -> subprocess.CompletedProcess[str]:
         """Run Python code in a process of its own."""

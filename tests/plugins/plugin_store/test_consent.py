@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.plugins.plugin_store.building import wheel
 from tests.plugins.plugin_store.conftest import Machine
@@ -197,7 +197,7 @@ states = st.builds(lambda n: {"max_bytes": n}, st.sampled_from(["1kB", "1MiB", "
 asked = st.fixed_dictionaries({}, optional={"secrets": entries, "state": states, "host": st.just(["log", "http"])})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(asked, st.sampled_from(["pin", "grant", "revoke", "part"])), min_size=1, max_size=6))
 def test_no_history_of_versions_grants_what_nobody_granted(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[dict[str, Any], str]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -46,20 +47,20 @@ def test_from_wheel_to_component_and_out_again(machine: Machine) -> None:
 
 
 def test_code_that_is_not_on_the_path_of_this_python(machine: Machine) -> None:
-    path = wheel(machine.wheels, said="__import__('acme.other').other.NAME", files={"acme/other.py": "NAME = __cached__\n"})
+    path = wheel(machine.wheels, said="__import__('acme.other').other.NAME", files={"acme/other.py": "NAME = 'good'\n"})
     machine.json("plugin", "install", path)
     assert machine.python("import acme").returncode == 1
     machine.policy(trust=["acme"])
-    machine.said()
+    assert machine.said() == "good"
     assert not list(machine.store.rglob("*.pyc"))  # byte code is neither written …
     site = next(machine.store.rglob("site"))
     cached = site / "acme" / "__pycache__" / f"other.{sys.implementation.cache_tag}.pyc"
-    cached.parent.mkdir()
-    cached.write_bytes(b"not byte code")
-    machine.policy(isolation={"acme": "inprocess"})
+    evil = machine.root / "evil.py"
+    evil.write_text("NAME = 'evil'\n")
+    py_compile.compile(str(evil), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     assert machine.said() == "plugin.changed"  # … nor put there unseen
     machine.json("plugin", "grant", "acme")
-    assert machine.said() == str(cached)  # … nor read
+    assert machine.said() == "good"  # … nor read
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,13 @@ def test_two_plugins_with_clashing_dependencies(machine: Machine) -> None:
         "try: host.factory('lookup', 'two')\nexcept Exception as e: print(e.code, e.exit_code)"
     )
     assert both.stdout.split() == ["1.0", "plugin.clash", "6"], both.stderr
+    # What was loaded is not taken for installed, and a library finds its own version.
+    known = machine.python(
+        "import importlib.metadata as md\nfrom dataflare.lifecycle import Runtime\nfrom dataflare.discovery import discover\n"
+        "Runtime('.').host.factory('lookup', 'one')\nprint([m.origin for m in discover().manifests if m.name == 'one'], md.version('shared'))\n"
+        "print([d.version for d in md.distributions() if d.name in ('one', 'shared')])"
+    )
+    assert known.stdout == "['store:one 1.0.0'] 1.0\n[]\n", known.stderr
     # What the host has is not brought, and a plugin that needs another one of it is not installed.
     needs = wheel(machine.wheels, "needs", requires=("dataflare>=99",))
     assert machine.json("plugin", "install", needs, status=4)["error"]["code"] == "plugin.not-found"
@@ -206,6 +214,8 @@ def test_the_lock_reproduces_exactly(machine: Machine, tmp_path: Path) -> None:
     third = Machine(tmp_path / "third")
     (third.work / "dataflare.lock").write_text((machine.work / "dataflare.lock").read_text())
     assert third.json("plugin", "install", "--locked", "--find-links", machine.wheels, status=4)["error"]["code"] == "plugin.not-found"
+    other = wheel(third.wheels, lines=SECRET, said="2")
+    assert third.json("plugin", "install", "--locked", other, status=6)["error"]["code"] == "plugin.changed"
     assert third.json("plugin", "install", "--locked", "other", status=3)["error"]["code"] == "plugin.not-locked"
     assert third.run("plugin", "install").returncode == 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.plugins.plugin_store.building import wheel
 from tests.plugins.plugin_store.conftest import Machine
@@ -104,7 +104,7 @@ def test_the_verb_says_what_it_needs(machine: Machine, signed: Path) -> None:
     assert bad["error"]["code"] == "plugin.bad-key"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_changed_byte_fits(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     base = tmp_path_factory.getbasetemp() / "signed"

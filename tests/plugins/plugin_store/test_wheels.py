@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.plugins.plugin_store.building import digest, packed, wheel
 
@@ -142,7 +142,7 @@ def test_damaged_wheels(tmp_path: Path) -> None:
     assert refused(wheel(tmp_path, files={f"{INFO}/METADATA": b"\xff\xfe"})) == "plugin.bad-wheel"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_wheel_with_any_byte_changed_is_refused_or_unpacks_to_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
