@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.plugins.isolation_wasm.server import serving
@@ -32,12 +33,9 @@ def test_shout_in_zig(installed: Installed) -> None:
     assert [r["name"] for r in written(folder)] == ["ALICE", None, "ZOë O'NEIL"]
 
 
-GRANT_WASI = """\
-plugins:
-  example-wasm-go-initials:
-    version: 1.0.0
-    capabilities: {host: [wasi]}
-"""
+def grant(folder: Path, name: str, **capabilities: Any) -> None:
+    entry = {"version": "1.0.0", "capabilities": capabilities}
+    (folder / "dataflare.lock").write_text(json.dumps({"plugins": {name: entry}}))
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="there is no Go here")
@@ -45,8 +43,8 @@ def test_initials_in_go(installed: Installed) -> None:
     folder = installed("wasm-go-initials")
     refused = dataflare.run(folder / "workflow.yaml")
     assert refused.error is not None
-    assert refused.error["code"] == "wasm.undeclared-import", "WASI has to be granted"
-    (folder / "dataflare.lock").write_text(GRANT_WASI)
+    assert refused.error["code"] == "plugin.not-granted", "WASI has to be granted"
+    grant(folder, "example-wasm-go-initials", host=["wasi"])
     dataflare.run(folder / "workflow.yaml", check=True)
     assert [r["initials"] for r in written(folder)] == ["AL", None, "ZvÄ"]
 
@@ -66,14 +64,9 @@ def test_numbers_in_c(installed: Installed) -> None:
     assert rows[5] == {"n": 13, "word": "three"}
 
 
-GRANT = """\
-plugins:
-  example-wasm-c-post:
-    version: 1.0.0
-    capabilities:
-      net: [{host: "${config.host}", port: "${config.port}", private: true}]
-      secrets: [{ref: post_token}]
-"""
+def grant_post(folder: Path) -> None:
+    net = [{"host": "${config.host}", "port": "${config.port}", "private": True}]
+    grant(folder, "example-wasm-c-post", net=net, secrets=[{"ref": "post_token"}])
 
 
 def test_post_in_c(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +76,9 @@ def test_post_in_c(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("POST_PORT", str(server.port))
         refused = dataflare.run(folder / "workflow.yaml")
         assert refused.error is not None
-        assert refused.error["code"] == "wasm.undeclared-import", "nothing was granted"
+        assert refused.error["code"] == "plugin.not-granted", "nothing was granted"
         assert not server.asked
-        (folder / "dataflare.lock").write_text(GRANT)
+        grant_post(folder)
         run = dataflare.run(folder / "workflow.yaml", check=True)
     assert run.rows["written"] == 3
     (asked,) = server.asked
@@ -97,7 +90,7 @@ def test_post_in_c(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_the_runtime_says_of_them(installed: Installed) -> None:
     folder = installed("wasm-c-post")
-    (folder / "dataflare.lock").write_text(GRANT)
+    grant_post(folder)
     with Runtime(folder) as runtime:
         (provided,) = [p for p in runtime.host.provided("destination") if p.name == "post"]
     assert (provided.isolation, provided.plugin) == ("wasm", "example-wasm-c-post")
