@@ -68,8 +68,9 @@ def orders(tmp_path: Path) -> Path:
 )
 def test_a_guest_gives_the_rows_python_gives(orders: Path, install: Install, name: str, folder: str, columns: Any) -> None:
     file, wasm = example(folder)
-    install(f"example-{name}", (EXAMPLES / folder / "plugin.yaml").read_text(), {file: wasm})
-    assert run(orders, [{"id": "step", "use": name}]).status == "done"
+    install(f"example-{folder}", (EXAMPLES / folder / "plugin.yaml").read_text(), {file: wasm})
+    isolated = run(orders, [{"id": "step", "use": name}])
+    assert isolated.status == "done", isolated.error
     guest = arrived(orders)
     (orders / "out.parquet").unlink()
     python = {"file": "steps.py", "function": name, "columns": columns}

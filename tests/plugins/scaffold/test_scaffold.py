@@ -40,7 +40,9 @@ def test_a_new_plugin_is_whole(kind: str, here: Path) -> None:
     files = {p.relative_to(here / "acme-orders").as_posix() for p in (here / "acme-orders").rglob("*") if p.is_file()}
     assert set(document["files"]) == files
     assert {"pyproject.toml", "README.md", ".ci/run", "example/dataflare.yaml", f"tests/test_{kind}.py"} <= files
-    found = read(here / "acme-orders" / "dataflare_acme_orders" / "plugin.yaml", package="dataflare_acme_orders", origin="dataflare-acme-orders 1")
+    found = read(
+        here / "acme-orders" / "dataflare_acme_orders" / "plugin.yaml", package="dataflare_acme_orders", origin="dataflare-acme-orders 1"
+    )
     [component] = found.provides
     assert (found.name, found.publisher, found.isolation) == ("dataflare-acme-orders", "acme.example", "process")
     assert (component.kind, component.name, component.config) == (kind, "acme-orders", "acme-orders.schema.json")
