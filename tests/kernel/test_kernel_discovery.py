@@ -104,3 +104,10 @@ def test_the_index_is_private(install: Callable[..., Path], tmp_path: Path) -> N
     (index,) = (tmp_path / "cache" / "dataflare").iterdir()
     assert index.stat().st_uid == os.getuid()
     assert index.stat().st_mode & 0o077 == 0
+
+
+def test_a_built_in_s_name_wins(install: Callable[..., Path]) -> None:
+    install("dataflare-files", BOOM)
+    found = discover()
+    assert [m.origin.partition(" ")[0] for m in found.manifests if m.name == "dataflare-files"] == ["dataflare"]
+    assert [(b.entry, b.reason) for b in found.broken] == [("dataflare_files", "it takes the name of the built-in 'dataflare-files'")]

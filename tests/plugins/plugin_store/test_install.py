@@ -135,9 +135,10 @@ def test_two_plugins_with_clashing_dependencies(machine: Machine) -> None:
     known = machine.python(
         "import importlib.metadata as md\nfrom dataflare.lifecycle import Runtime\nfrom dataflare.discovery import discover\n"
         "Runtime('.').host.factory('lookup', 'one')\nprint([m.origin for m in discover().manifests if m.name == 'one'], md.version('shared'))\n"
-        "print([d.version for d in md.distributions() if d.name in ('one', 'shared')])"
+        "print([d.version for d in md.distributions() if d.name in ('one', 'shared')])\n"
+        "try: import json.shared\nexcept ImportError: print('none')"
     )
-    assert known.stdout == "['store:one 1.0.0'] 1.0\n[]\n", known.stderr
+    assert known.stdout == "['store:one 1.0.0'] 1.0\n[]\nnone\n", known.stderr
     # What the host has is not brought, and a plugin that needs another one of it is not installed.
     needs = wheel(machine.wheels, "needs", requires=("dataflare>=99",))
     assert machine.json("plugin", "install", needs, status=4)["error"]["code"] == "plugin.not-found"
