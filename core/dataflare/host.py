@@ -158,6 +158,7 @@ class HostContext:
         manifest = entry.manifest if entry else None
         policy = runtime.plugins.policy
         self._plugin = manifest.name if manifest else name
+        self._built_in = manifest is not None and manifest.built_in
         self._capabilities = effective(manifest, policy) if manifest else Capabilities(self._plugin)
         inside = manifest is not None and policy.level(manifest) == "inprocess"
         self.host: RuntimeHost | None = runtime if inside else None
@@ -248,7 +249,8 @@ class HostContext:
         except DataflareError:
             self._runtime.audit(self._plugin, action, allowed=False)
             raise
-        self._runtime.audit(self._plugin, action, allowed=True)
+        if not self._built_in:  # what is built in is granted what its manifest names: nobody decided on it
+            self._runtime.audit(self._plugin, action, allowed=True)
 
 
 # Keys of the state store within a plugin's scope: its values, and the ledger of their sizes.
