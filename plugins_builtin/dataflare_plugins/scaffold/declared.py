@@ -139,11 +139,13 @@ def _importable(package: Path) -> Iterator[None]:
     for name in known:
         del sys.modules[name]
     sys.path.insert(0, str(top.parent.resolve()))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # looking at somebody's folder leaves nothing in it
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path.pop(0)
+        sys.dont_write_bytecode = writes
         for name in [n for n in sys.modules if n.partition(".")[0] == top.name]:
             del sys.modules[name]
         sys.modules.update(known)
