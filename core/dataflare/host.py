@@ -90,9 +90,10 @@ class RuntimeHost:
         try:
             for listener in tuple(self.listeners):
                 listener(event)
-            self.hook("run_event", event=event)
         except Exception as error:
             self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(error))
+        for failure in self.plugins.tell("run_event", event=event):
+            self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(failure))
 
     def _log(self, event: RunEvent) -> None:
         phase = event.event.startswith("phase.")
@@ -116,10 +117,8 @@ class RuntimeHost:
             "time": time.time(), "plugin": plugin, "action": action, "allowed": allowed,
             "workflow": self.workflow, "folder": str(self.base_dir),
         }  # fmt: skip
-        try:
-            self.hook("audit", record=record)
-        except Exception as error:
-            self.logs.bind(plugin=plugin).warning("an audit log failed: {}", repr(error))
+        for failure in self.plugins.tell("audit", record=record):
+            self.logs.bind(plugin=plugin).warning("an audit log failed: {}", repr(failure))
 
     def _entry(self, kind: str, use: str) -> Entry | None:
         try:

@@ -156,16 +156,37 @@ class PluginManager:
         Returns:
             A list of answers, or for a `firstresult` hook the first one or None.
         """
-        listed = [m for m in self.registry.manifests if name in m.hooks]
-        asked = [m for m in listed if self._hears(m, name, only) and (only is None or any(m.known_as(who) for who in only))]
+        asked = self._asked(name, only)
         if not asked:
             return None if name in FIRST_RESULT else []
+        return self._call(name, asked, arguments)
+
+    def tell(self, name: str, /, **arguments: Any) -> list[Exception]:
+        """Call a hook whose answers do not count, at every plugin: one that fails, or may not be loaded, silences no other.
+
+        Returns:
+            What failed.
+        """
+        failed: list[Exception] = []
+        for manifest in self._asked(name, None):
+            try:
+                self._call(name, [manifest], arguments)
+            except Exception as error:
+                failed.append(error)
+        return failed
+
+    def _asked(self, name: str, only: Collection[str] | None) -> list[Manifest]:
+        listed = [m for m in self.registry.manifests if name in m.hooks]
+        return [m for m in listed if self._hears(m, name, only) and (only is None or any(m.known_as(who) for who in only))]
+
+    def _call(self, name: str, asked: Sequence[Manifest], arguments: dict[str, Any]) -> Any:
         with self._lock:
             manager = self._manager()
             for manifest in asked:
                 self._register(manager, manifest)
-        others = [manager.get_plugin(_key(m)) for m in listed if m not in asked]
-        return manager.subset_hook_caller(f"dataflare_{name}", [p for p in others if p is not None])(**arguments)
+        keys = set(map(_key, asked))
+        others = [plugin for key, plugin in manager.list_name_plugin() if plugin is not None and key not in keys]
+        return manager.subset_hook_caller(f"dataflare_{name}", others)(**arguments)
 
     def close(self) -> None:
         """Unload every plugin, last loaded first."""

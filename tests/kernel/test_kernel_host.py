@@ -127,6 +127,41 @@ def test_code_that_is_not_there_is_explained(install: Callable[..., Path], tmp_p
     assert error.problems[0].fix == "pip install no_such_package_here"
 
 
+BAD = """
+from dataflare_sdk import hookimpl
+@hookimpl
+def dataflare_run_event(event):
+    raise ZeroDivisionError("bad monitor")
+@hookimpl
+def dataflare_audit(record):
+    raise ZeroDivisionError("bad log")
+"""
+HEARS = """
+from dataflare_sdk import hookimpl
+heard = []
+@hookimpl
+def dataflare_run_event(event):
+    heard.append(event)
+@hookimpl
+def dataflare_audit(record):
+    heard.append(record["action"])
+"""
+
+
+def test_one_that_fails_does_not_silence_the_others(install: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever the order they are called in: one stands before and one behind."""
+    for name, code in (("abel", HEARS), ("bad", BAD), ("zoe", HEARS)):
+        install(name, code, "hooks: [run_event, audit]\n")
+    runtime = Runtime(tmp_path)
+    event = RunEvent(0.0, "r", "execute", "epoch.committed", {})
+    runtime.host.emit(event)
+    runtime.host.audit("someone", "something", True)
+    for name in ("abel", "zoe"):
+        heard = sys.modules[name].heard
+        assert event in heard, name
+        assert "something" in heard, name
+
+
 def test_only_listed_hooks_are_called_and_a_bad_monitor_harms_nobody(install: Callable[..., Path], tmp_path: Path) -> None:
     install("acme", CODE, LINES)
     runtime = Runtime(tmp_path)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.arrow_in import Sender
-from dataflare_plugins.isolation_wasm.faults import BAD_REPLY, Trapped
+from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
 from dataflare_plugins.isolation_wasm.formats import format_of
-from dataflare_plugins.isolation_wasm.program import Instances, Program
+from dataflare_plugins.isolation_wasm.guarded import Guarded
+from dataflare_plugins.isolation_wasm.program import Instances
 from dataflare_sdk import Batch, DataflareError, Destination, Opened, RowRejection, Target, WriteSpec
 from dataflare_sdk.atomic import make_folder, read_record, write_record
 from dataflare_sdk.row_stage import MISSING_COLUMN
 
 
-class WasmDestination(Destination[Any]):
+class WasmDestination(Guarded, Destination[Any]):
     """Hands the guest every batch of an epoch, and has it flushed when the epoch is committed."""
 
-    program: ClassVar[Program]
     instances: ClassVar[type[Any]] = Instances
 
     def __init__(self, config: Any, ctx: Any) -> None:
@@ -34,19 +34,6 @@ class WasmDestination(Destination[Any]):
         self._run_id = ""
         self._held = Opened()
         self._staged = 0
-
-    @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
-        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
-        return cls.program.configured(raw, path)
-
-    def _safely(self, ask: Callable[[], Any]) -> Any:
-        """Ask something of the guest; a trap takes what it staged with it, and the run back to its checkpoint."""
-        try:
-            return ask()
-        except Trapped as trap:
-            self._instances.discard()
-            raise self.program.lost(trap) from trap
 
     def check(self) -> None:
         """The guest is there and takes its configuration."""

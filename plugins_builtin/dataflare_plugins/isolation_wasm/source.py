@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.arrow_out import Receiver, read_schema
 from dataflare_plugins.isolation_wasm.describe import Description
-from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, BAD_REPLY, Trapped
-from dataflare_plugins.isolation_wasm.program import Instances, Program
+from dataflare_plugins.isolation_wasm.faults import BAD_DESCRIPTION, BAD_REPLY
+from dataflare_plugins.isolation_wasm.guarded import Guarded
+from dataflare_plugins.isolation_wasm.program import Instances
 from dataflare_sdk import Batch, End, ExtractSpec, Message, Offset, Partition, Pause, Reader, Source, StreamInfo
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import cast_batch, normalise
@@ -34,29 +35,15 @@ class Piece:
     done: bool
 
 
-class WasmSource(Source[Any]):
+class WasmSource(Guarded, Source[Any]):
     """Asks the guest for rows after a state; the state it gives with them is where to go on."""
 
-    program: ClassVar[Program]
     instances: ClassVar[type[Any]] = Instances
 
     def __init__(self, config: Any, ctx: Any) -> None:
         super().__init__(config, ctx)
         self._instances: Any = self.instances(self.program, config, ctx)
         self._given: pa.Schema | None = None
-
-    @classmethod
-    def configure(cls, raw: Any, path: Sequence[str | int] = ()) -> Any:
-        """Return the block as it is, held to the schema beside the manifest; the guest judges the rest."""
-        return cls.program.configured(raw, path)
-
-    def _safely(self, ask: Callable[[], Any]) -> Any:
-        """Ask something of the guest; a trap takes the run back to its checkpoint."""
-        try:
-            return ask()
-        except Trapped as trap:
-            self._instances.discard()
-            raise self.program.lost(trap) from trap
 
     def check(self) -> None:
         """Read no rows: the guest is there and takes its configuration."""
