@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -21,6 +20,13 @@ from tests.servers.postgres import Database
 import dataflare
 
 ROWS = 6_000
+# Every batch takes a moment: a machine may read them all before an epoch is cut otherwise, and there is no second one.
+KILLED = """
+import runpy, sys
+from dataflare_sdk.failpoints import arm
+arm(sys.argv.pop(1), pace={"task.source.batch": 0.002})
+runpy.run_module("dataflare", run_name="__main__", alter_sys=True)
+"""
 REFUSALS = {"state.damaged", "state.damaged-checkpoint", "state.inconsistent", "state.fenced", "state.plan-changed"}
 
 
@@ -45,8 +51,8 @@ class Broken:
             "state": {"checkpoint": {"every": "1h", "rows": 300}},
         }
         (self.place / "w.json").write_text(json.dumps(document))
-        command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
-        done = subprocess.run(command, cwd=self.place, env={**os.environ, "DATAFLARE_FAILPOINT": point}, capture_output=True, check=False)
+        command = [sys.executable, "-c", KILLED, point, "run", "w.json", "--json"]
+        done = subprocess.run(command, cwd=self.place, capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stdout
         shutil.copytree(self.place, self.kept)
         self.server, self.template = database.server, f"{database.name}_kept"
