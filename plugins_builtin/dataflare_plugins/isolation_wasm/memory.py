@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ class Memory:
 
     Attributes:
         size: bytes of it.
-        lent: buffers that were copied in for the batch at hand, by address.
+        lent: buffers that were copied in for the batch at hand, by their address in here.
         ascii: whether the text that was read last is ASCII.
     """
 
@@ -36,6 +37,7 @@ class Memory:
         self._budget = limit
         self.size = -1
         self.lent: dict[int, pa.Buffer] = {}
+        self._cuts: set[tuple[int, int, int]] = set()
         self.ascii = False
         self.look()
 
@@ -86,9 +88,21 @@ class Memory:
         self.ascii = data.isascii()
         return pa.py_buffer(data)
 
-    def owns(self, buffer: pa.Buffer | None) -> bool:
-        """Whether a buffer is one that was lent, and so was valid before the guest saw it."""
-        return buffer is not None and any(buffer.address == b.address and buffer.size == b.size for b in self.lent.values())
+    def lend(self, copies: Sequence[tuple[int, pa.Buffer, int]]) -> None:
+        """Remember what was copied in for a batch: address in here, buffer, and its width when it is the offsets of text, else 0."""
+        self.lent = {address: buffer for address, buffer, _ in copies}
+        self._cuts = {(buffer.address, buffer.size, width) for _, buffer, width in copies if width}
+
+    def forget(self) -> None:
+        """The batch is done: nothing is lent any more."""
+        self.lent, self._cuts = {}, set()
+
+    def cuts(self, buffer: pa.Buffer | None, width: int) -> bool:
+        """Whether a buffer that `buffer` returned is the very offsets of text that were lent, which were valid before the guest saw them.
+
+        Numbers that were lent as something else are no offsets, however much they look like some.
+        """
+        return buffer is not None and (buffer.address, buffer.size, width) in self._cuts
 
     def text(self, address: int, most: int, what: str) -> bytes:
         """Return a string that ends with a zero byte."""

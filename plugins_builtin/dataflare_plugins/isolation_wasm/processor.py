@@ -178,7 +178,7 @@ class WasmProcessor(Processor[Any]):
             pairs = self._call(guest, batch.data)
             made = [(o.name, b) for i, o in enumerate(self._outputs) if (b := self._given_by(guest, i, o, pairs[i][0], batch)) is not None]
             guest.reset()
-            guest.memory.lent = {}
+            guest.memory.forget()
         except Trapped:
             self._instances.discard()
             raise
