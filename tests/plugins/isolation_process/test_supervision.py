@@ -107,6 +107,19 @@ def test_processor_time_is_bounded_over_a_workers_life(build: Build) -> None:
     assert "ended" in str(failure(lambda: process(made)))
 
 
+def test_processor_time_is_bounded_for_each_call(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "spin"}, limits="{cpu_per_batch: 300ms, deadline: 50s}")
+    assert "more than 0.3 s of processor time" in str(failure(lambda: process(made)))
+    made.close()
+
+
+def test_time_that_is_slept_is_no_processor_time(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "nap"}, limits="{cpu_per_batch: 200ms, deadline: 50s}")
+    for _ in range(2):
+        assert process(made)[0][1].data.column(0)[0].as_py() == "rested"
+    made.close()
+
+
 def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
     made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 64MiB, deadline: 1s}")
     try:
@@ -256,6 +269,11 @@ def test_a_machine_that_cannot_confine_is_refused_and_may_be_accepted(monkeypatc
     assert failure(lambda: keeper._judge(lacking, needs_broker=False)).code == "plugin.not-confined"
     singing = {"missing": {}, "canaries": {"connect": "it worked"}}
     assert "canary: connect (it worked)" in str(failure(lambda: keeper._judge(singing, needs_broker=False)))
+    # Without a layer only the canaries that it holds may sing.
+    both = {"missing": {"seccomp": "none"}, "canaries": {"udp socket": "it worked", "read a forbidden file": "it worked"}}
+    error = failure(lambda: keeper._judge(both, needs_broker=False))
+    assert "canary: read a forbidden file (it worked)" in str(error)
+    assert "udp" not in str(error)
     no_broker = {"missing": {"broker": "old kernel"}, "canaries": {}}
     keeper._judge(no_broker, needs_broker=False)
     assert failure(lambda: keeper._judge(no_broker, needs_broker=True)).code == "plugin.not-confined"

@@ -385,3 +385,12 @@ def test_memory_changes_neither_size_nor_writer() -> None:
             with pytest.raises(PermissionError):
                 os.write(area.handle, b"x")
         area.close()
+
+
+def test_a_message_that_would_fill_the_hosts_memory_is_not_read() -> None:
+    def never(*_arguments: Any) -> Any:
+        raise AssertionError("it was read")
+
+    codec = Codec(Bytes(), read=never, read_bytes=never, read_schema=never, hosting=True)
+    with pytest.raises(Garbled, match="a message of"):
+        codec.decode({"big": [0, 100 << 20]})

@@ -1,6 +1,7 @@
 """What a hostile plugin would try. It runs in sandboxes only: every act is the plugin's own, on files made for it."""
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -56,6 +57,10 @@ class Acts(Processor[ActsConfig]):
     def close(self):
         if self.config.act == "die_late":
             os._exit(7)
+
+    def nap(self):
+        time.sleep(0.5)
+        return "rested"
 
     def die_late(self):
         return "not yet"
@@ -228,6 +233,15 @@ class Acts(Processor[ActsConfig]):
             libc.connect(made.fileno(), bytes(16), 16)
             made.connect(("127.0.0.1", self.config.port + 1))
             return "connected"
+
+    def nowhere(self):
+        """Connect to what lies at an address that no memory has, then to what was granted."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+            assert libc.connect(made.fileno(), ctypes.c_void_p(2**63 + 5), 16) < 0
+            told = errno.errorcode[ctypes.get_errno()]
+        with socket.create_connection((self.config.where, self.config.port), timeout=5) as made:
+            made.sendall(b"hello")
+            return told + " " + made.recv(100).decode()
 
     def listen(self):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
