@@ -76,8 +76,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
 def new_plugin(clean: Clean, tmp_path: Path) -> Callable[..., Path]:
     """Make a plugin with the installed verb, where there is neither network nor git, and return its folder."""
 
-    def made(kind: str, name: str, *flags: str) -> Path:
-        command = [clean.bin / "dataflare", "plugin", "new", "--kind", kind, "--language", "python", "--name", name, "--yes", *flags]
+    def made(kind: str, name: str, *flags: str, language: str = "python") -> Path:
+        command = [clean.bin / "dataflare", "plugin", "new", "--kind", kind, "--language", language, "--name", name, "--yes", *flags]
         clean.good(*command, cwd=tmp_path, path="")
         assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == [name]
         return tmp_path / name
