@@ -131,7 +131,8 @@ _REFUSALS: dict[str, tuple[ErrorCode, str]] = {
 def described(asked: Any) -> str:
     """Return in words what is asked for under one capability, without the reasons."""
     if isinstance(asked, Mapping):
-        return " ".join(str(v) for k, v in asked.items() if k != "why")
+        told = {**asked, "private": "(private addresses too)" if asked.get("private") is True else None}
+        return " ".join(str(v) for k, v in told.items() if k != "why" and v is not None)
     return ", ".join(map(described, asked)) if isinstance(asked, (list, tuple)) else "yes" if asked is True else str(asked)
 
 

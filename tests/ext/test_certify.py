@@ -114,3 +114,58 @@ def test_another_level_is_run_when_it_is_asked_for(place: Place, confines: None)
     assert (said.code, said.document["levels"]) == (0, {"process": "run"}), said.out
     assert "resumes-after-any-offset" in checks(said, "passed")
     assert {c["level"] for c in said.document["checks"]} == {"process"}
+
+
+POSTER = """
+import json
+from urllib.request import Request, urlopen
+from dataflare_sdk import RowDestination, config, option
+
+@config
+class C:
+    port: int = option("Where the server is.")
+
+class Poster(RowDestination[C]):
+    Config = C
+
+    def send(self, rows):
+        rows = list(rows)
+        if rows:
+            body = "".join(json.dumps(row) + chr(10) for row in rows).encode()
+            urlopen(Request(f"http://127.0.0.1:{self.config.port}/", body)).close()
+"""
+POSTER_MANIFEST = """\
+manifest: 1
+name: poster
+version: 1.0.0
+api: ">=1,<2"
+publisher: stranger.example
+isolation: process
+provides: [{kind: destination, name: poster, entry: "poster:Poster", features: [append]}]
+capabilities: {net: [{host: 127.0.0.1, port: "${config.port}", private: true}]}
+"""
+POSTER_CERTIFICATE = """\
+components:
+  destination/poster:
+    receive: {port: port, into: received.jsonl}
+    read: {use: jsonl, with: {path: received.jsonl, columns: {id: BIGINT, name: VARCHAR}}}
+"""
+
+
+def test_a_destination_that_sends_over_http(place: Place, confines: None) -> None:
+    """A server stands for its system; what was granted and denied here holds in the workflows that are killed, too."""
+    place.write("site/poster/plugin.yaml", POSTER_MANIFEST)
+    place.write("site/poster/__init__.py", POSTER)
+    place.write("site/poster/certify.yaml", POSTER_CERTIFICATE)
+    place.write("site/poster-1.0.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: poster\nVersion: 1.0.0\n")
+    place.write("site/poster-1.0.0.dist-info/entry_points.txt", "[dataflare.plugins]\nposter = poster\n")
+    place.sites = [place.folder / "site"]
+    refused = place("plugin", "certify", "poster", "--json")
+    assert (refused.code, refused.document["error"]["code"]) == (4, "certify.nothing"), "nobody had granted it"
+    assert place("plugin", "grant", "poster", "--private").code == 0
+    said = place("plugin", "certify", "poster", "--json")
+    assert (said.code, said.document["failed"]) == (0, 0), said.out
+    assert {"shows-everything-after-commit", "runs-in-a-workflow", "survives-a-kill-at-task.sink.committed"} <= checks(said, "passed")
+    place.write("policy.yaml", "deny: ['poster:net']\n")
+    denied = place("plugin", "certify", "poster", "--json")
+    assert {"shows-everything-after-commit", "runs-in-a-workflow"} <= checks(denied, "failed"), denied.out

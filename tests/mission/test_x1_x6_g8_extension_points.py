@@ -45,7 +45,7 @@ def test_a_package_imports_the_sdk_and_nothing_else_of_ours(file: Path) -> None:
 def test_every_package_is_under_test() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     names = {p.name for p in PACKAGES.iterdir() if p.is_dir()}
-    assert names == {"connector", "processor", "state", "monitor", "security", "executor", "command", "functions"}
+    assert names == {"connector", "processor", "state", "monitor", "security", "executor", "command", "functions", "wasm"}
     assert all(f'place.install("{name}")' in text for name in names)
 
 
@@ -99,6 +99,34 @@ def test_x2_a_processor(place: Place) -> None:
     place.write("mapped.yaml", flow.replace("{use}", "map").replace("{with}", "{set: {digit: n + 1}}"))
     place.ran("mapped.yaml")
     assert [r["digit"] for r in lines(place)] == [n + 1 for n in range(20)]
+
+
+CARDS = {"4242424242424242": True, "4242424242424241": False, "79927398713": True, "": None, "18": True, "0018": True, "81": False}
+
+
+def test_a_webassembly_module(place: Place) -> None:
+    place.write("policy.yaml", "min_level: wasm\n")  # nobody is trusted, and nothing weaker is let in
+    place.write("cards.csv", "card,n\n" + "".join(f'"{card}",{n}\n' for n, card in enumerate([*CARDS, "12x4"])))
+    place.write(
+        "dataflare.yaml",
+        "sources: {cards: {use: csv, with: {path: cards.csv, columns: {card: VARCHAR, n: BIGINT}}}}\n"
+        "processors: [{id: checked, use: luhn}]\n"
+        "destinations: {out: {use: jsonl, with: {path: out.jsonl}}}\n"
+        "errors: {on_record: dead_letter}\n",
+    )
+    missing = place("validate", "--json")
+    assert (missing.code, {p["code"] for p in missing.document["problems"]}) == (3, {"plugin.unknown"})
+    place.install("wasm")
+    assert not list(place.sites[0].rglob("*.py")), "there is Python code in it"
+    document = place.ran()
+    assert document["rows"] == {"read": 8, "written": 7, "filtered": 0, "skipped": 0, "dead_lettered": 1, "late": 0}
+    assert lines(place) == [{"card": card or None, "n": n, "valid": valid} for n, (card, valid) in enumerate(CARDS.items())]
+    [letter] = place("dlq", "show", "--json").document["dead_letters"]
+    assert (letter["row"]["card"], "digits only" in str(letter)) == ("12x4", True)
+    certified = place("plugin", "certify", "ext-luhn", "--no-crashes", "--json").document
+    assert (certified["certified"], certified["levels"]["wasm"]) == (True, "run")
+    place.uninstall()
+    assert place("validate").code == 3
 
 
 CONFORMS = """
@@ -244,7 +272,7 @@ def test_g8_sql_functions(place: Place) -> None:
 
 def test_x3_the_plugin_system_itself(place: Place) -> None:
     """All of them at once are listed, and looked at for `--help`, without running a line of any."""
-    names = ["connector", "processor", "state", "monitor", "security", "executor", "command", "functions"]
+    names = ["connector", "processor", "state", "monitor", "security", "executor", "command", "functions", "wasm"]
     place.install(*names)
     strangers = {p["name"]: p for p in place("plugin", "list", "--json").document["plugins"] if p["name"].startswith("ext-")}
     assert len(strangers) == len(names)

@@ -28,21 +28,22 @@ class Clean:
         self.bin = folder / "venv" / "bin"
         self._home = folder
 
-    def __call__(self, *command: str | Path, cwd: Path, path: str = "/usr/bin:/bin") -> Said:
-        """Run a command of the environment."""
+    def __call__(self, *command: str | Path, cwd: Path, path: str = "/usr/bin:/bin", **more: str) -> Said:
+        """Run a command of the environment; `more` is put into its environment variables."""
         env = {
             "PATH": f"{self.bin}:{path}",
             "HOME": str(self._home),
             "PIP_NO_INDEX": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "LANG": os.environ.get("LANG", "C.UTF-8"),
+            **more,
         }
         done = subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False)
         return Said(done.returncode, done.stdout, done.stderr)
 
-    def good(self, *command: str | Path, cwd: Path, path: str = "/usr/bin:/bin") -> str:
+    def good(self, *command: str | Path, cwd: Path, path: str = "/usr/bin:/bin", **more: str) -> str:
         """Run a command that must succeed, and return its output."""
-        said = self(*command, cwd=cwd, path=path)
+        said = self(*command, cwd=cwd, path=path, **more)
         assert said.code == 0, f"{command}\n{said.out}\n{said.err}"
         return said.out
 
@@ -76,8 +77,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
 def new_plugin(clean: Clean, tmp_path: Path) -> Callable[..., Path]:
     """Make a plugin with the installed verb, where there is neither network nor git, and return its folder."""
 
-    def made(kind: str, name: str, *flags: str) -> Path:
-        command = [clean.bin / "dataflare", "plugin", "new", "--kind", kind, "--language", "python", "--name", name, "--yes", *flags]
+    def made(kind: str, name: str, *flags: str, language: str = "python") -> Path:
+        command = [clean.bin / "dataflare", "plugin", "new", "--kind", kind, "--language", language, "--name", name, "--yes", *flags]
         clean.good(*command, cwd=tmp_path, path="")
         assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == [name]
         return tmp_path / name

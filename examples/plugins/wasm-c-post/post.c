@@ -29,18 +29,6 @@ DF_EXPORT(df_init) uint32_t df_init(const df_bytes *config) {
     return 0;
 }
 
-/* Room for `more` bytes behind what is staged; it is moved when it has to grow. */
-static bool room(uint32_t more) {
-    if (lines.room - lines.len >= more) return true;
-    uint32_t size = 2 * (lines.len + more) + 65536;
-    uint8_t *larger = df_new(size);
-    if (!larger) return false;
-    df_copy(larger, lines.ptr, lines.len);
-    lines = (df_writer){larger, lines.len, size};
-    df_keep();
-    return true;
-}
-
 static bool value(df_writer *w, const ArrowArray *a, const ArrowSchema *s, uint32_t i) {
     if (df_is_null(a, i)) return df_say(w, "null");
     if (s->format[0] == 'l') return df_say_int(w, ((const int64_t *)df_values(a))[i]);
@@ -58,7 +46,7 @@ DF_EXPORT(df_write) uint32_t df_write(ArrowArray *in, ArrowSchema *schema) {
             const ArrowArray *a = in->children[c];
             size += 24 + 6 * df_length(schema->children[c]->name) + (a->n_buffers == 3 ? 6 * (uint32_t)(df_offsets(a)[i + 1] - df_offsets(a)[i]) : 0);
         }
-        if (!room(size)) {
+        if (!df_room(&lines, size)) {
             lines.len = before; /* all of a batch or nothing */
             return df_fail(DF_FATAL, "no memory to stage rows");
         }

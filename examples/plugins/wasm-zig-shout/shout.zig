@@ -6,21 +6,14 @@ comptime {
     df.processor(@This());
 }
 
-var column: []const u8 = "text";
 var description: []const u8 = "";
 
 pub fn init(config: []const u8) df.Error!void {
     const Config = struct { column: []const u8 = "text" };
-    var memory = std.heap.FixedBufferAllocator.init(try df.make(u8, 16 * config.len + 4096));
-    const read = std.json.parseFromSliceLeaky(Config, memory.allocator(), config, .{}) catch {
-        df.because("the keys are: column (text)");
-        return error.Config;
-    };
-    column = read.column;
-    const name = std.json.Stringify.valueAlloc(memory.allocator(), column, .{}) catch return error.OutOfMemory;
-    const form = "{{\"kind\": \"processor\", \"reads\": [{s}], \"outputs\": [{{\"rows\": \"same\", \"columns\": [{{\"name\": {s}, \"format\": \"u\"}}]}}]}}";
-    const room = try df.make(u8, form.len + 2 * name.len);
-    description = std.fmt.bufPrint(room, form, .{ name, name }) catch return error.Fatal;
+    const read = std.json.parseFromSliceLeaky(Config, df.allocator, config, .{}) catch return df.fail(error.Config, "the keys are: column (text)");
+    const columns = [_]struct { name: []const u8, format: []const u8 }{.{ .name = read.column, .format = "u" }};
+    const outputs = [_]struct { rows: []const u8, columns: []const @TypeOf(columns[0]) }{.{ .rows = "same", .columns = &columns }};
+    description = std.json.Stringify.valueAlloc(df.allocator, .{ .reads = .{read.column}, .outputs = outputs }, .{}) catch return error.OutOfMemory;
     df.keep();
 }
 
@@ -30,10 +23,7 @@ pub fn describe() []const u8 {
 
 pub fn process(in: *const df.Array, schema: *const df.Schema, out: *df.Out) df.Error!void {
     const text = in.child(0);
-    if (!std.mem.eql(u8, std.mem.span(schema.children.?[0].format), "u")) {
-        df.because("only VARCHAR can be shouted");
-        return error.Config;
-    }
+    if (!std.mem.eql(u8, std.mem.span(schema.children.?[0].format), "u")) return df.fail(error.Config, "only VARCHAR can be shouted");
     const ends = text.offsets();
     const size: usize = @intCast(ends[ends.len - 1]);
     const loud = try df.make(u8, size);
@@ -45,7 +35,5 @@ pub fn process(in: *const df.Array, schema: *const df.Schema, out: *df.Out) df.E
     made.buffers.?[0] = text.buffers.?[0]; // NULL where it was, and texts as long as they were
     made.buffers.?[1] = text.buffers.?[1];
     made.buffers.?[2] = loud.ptr;
-    const table = try df.array(in.rows(), 1, 1);
-    table.children.?[0] = made;
-    out.array = table;
+    out.array = try df.table(in.rows(), &.{made});
 }

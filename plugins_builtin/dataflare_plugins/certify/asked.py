@@ -22,6 +22,14 @@ class Back:
 
 
 @config
+class Receive:
+    """A server on this machine for a destination that sends over HTTP; what it is sent is appended to a file."""
+
+    port: str = option("The key of `with` that is given the server's port.", example="port")
+    into: str = option("The file, in the folder of the test.", example="received.jsonl")
+
+
+@config
 class Asked:
     """One component."""
 
@@ -29,6 +37,7 @@ class Asked:
     extract: dict[str, Any] = option("Of a source: the extraction to test.", default_factory=dict)
     inputs: dict[str, dict[str, list[Any]]] = option("Of a processor: input to its columns.", default_factory=dict)
     read: Back | None = option("Of a destination: how its rows are read back.", default=None)
+    receive: Receive | None = option("Of a destination that sends over HTTP: what it sends to.", default=None)
 
 
 @config

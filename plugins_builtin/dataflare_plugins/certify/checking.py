@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.certify.asked import Asked, Certificate, put_files
+from dataflare_plugins.certify.receiving import Receiver
 from dataflare_sdk import DataflareError, ExtractSpec
 from dataflare_sdk.commands import Runtime
 from dataflare_sdk.plans import extract_from
@@ -62,6 +63,7 @@ class Checker:
         self._level = level
         self._certificate = certificate
         self._limit = limit
+        self._receivers: dict[Path, Receiver] = {}
 
     def check(self, component: Any) -> Iterator[Result]:
         """Run the suite of a component of the manifest; yield a result per check."""
@@ -83,7 +85,9 @@ class Checker:
                 yield Result(name, self._level, check.name, FAILED if reason else PASSED, reason)
                 if reason == self._hangs():
                     yield Result(name, self._level, "suite", NOT_RUN, "the checks after one that hangs")
-                    return
+                    break
+            while self._receivers:
+                self._receivers.popitem()[1].close()
 
     def _declares(self, name: str, component: Any, factory: Any) -> Result:
         """Compare the manifest with the class."""
@@ -128,10 +132,19 @@ class Checker:
     def _maker(self, factory: Any, asked: Asked) -> Callable[[Any], Any]:
         def make(ctx: Any) -> Any:
             put_files(self._certificate, Path(ctx.base_dir))
-            parsed = factory.configure(dict(asked.with_)) if hasattr(factory, "Config") else dict(asked.with_)
+            with_ = {**asked.with_, **self._received(asked, Path(ctx.base_dir))}
+            parsed = factory.configure(with_) if hasattr(factory, "Config") else with_
             return factory(parsed, ctx)
 
         return make
+
+    def _received(self, asked: Asked, place: Path) -> dict[str, int]:
+        """Return what `with` is given for a destination that sends over HTTP: the port of the place's own server."""
+        if asked.receive is None:
+            return {}
+        if place not in self._receivers:
+            self._receivers[place] = Receiver(place / asked.receive.into)
+        return {asked.receive.port: self._receivers[place].port}
 
     def _component(self, kind: str, name: str, config: Mapping[str, Any]) -> Any:
         return self._runtime.host.build(kind, name, config)

@@ -12,6 +12,7 @@ import click
 
 from dataflare_sdk import CODES, DataflareError, code
 from dataflare_sdk.commands import Invocation, Runtime, verb
+from dataflare_sdk.plugins import LOCK, Policy
 
 if TYPE_CHECKING:
     from dataflare_plugins.certify.asked import Certificate
@@ -87,14 +88,23 @@ def _at(
         if loader is None:
             return
         checker = Checker(runtime, loader.factory, level, certificate, limit)
-        policy = {"trust": [manifest.name], "isolation": {manifest.name: level}} if runtime.plugins.policy.trusts(manifest) else {}
+        allowed = _allowed(runtime.plugins.policy, manifest, level)
         # A workflow runs a plugin at the level the policy gives it, so the kills belong to that one.
         own = runtime.plugins.load(manifest).level == level
         for component in manifest.provides:
             if component.kind in KINDS:
                 yield from checker.check(component)
                 if crashes and own:
-                    yield from crash(component, certificate, level, policy, checker.read_back)
+                    yield from crash(component, certificate, level, allowed, checker.read_back)
+
+
+def _allowed(policy: Policy, manifest: Any, level: str) -> dict[str, dict[str, Any]]:
+    """Return the files that let a plugin do elsewhere what it may do here, and no more."""
+    said: dict[str, Any] = {"deny": [*policy.deny], "min_level": policy.min_level}
+    if policy.trusts(manifest):
+        said |= {"trust": [manifest.name], "isolation": {manifest.name: level}}
+    entry = policy.locks.get(manifest.name)
+    return {"policy.yaml": said, **({LOCK: {"lock": 1, "plugins": {manifest.name: dict(entry)}}} if entry else {})}
 
 
 def _loaded(runtime: Runtime, manifest: Any, level: str, seen: dict[str, str]) -> Any:

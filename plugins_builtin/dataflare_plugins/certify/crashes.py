@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dataflare_plugins.certify.asked import Asked, Certificate, put_files
 from dataflare_plugins.certify.checking import FAILED, NOT_RUN, PASSED, Result
+from dataflare_plugins.certify.receiving import Receiver
 
 FAILPOINTS = ("task.source.batch:1", "state.log.after:1", "task.sink.committed:1")
 ROWS = 40
@@ -30,14 +31,16 @@ runpy.run_module("dataflare", run_name="__main__")
 """
 
 
-def crash(component: Any, certificate: Certificate, level: str, policy: Mapping[str, Any], read_back: Any) -> Iterator[Result]:
+def crash(
+    component: Any, certificate: Certificate, level: str, allowed: Mapping[str, Mapping[str, Any]], read_back: Any
+) -> Iterator[Result]:
     """Kill a workflow with the component in it at each failpoint.
 
     Args:
         component: of the manifest.
         certificate: what the author says.
         level: for the results.
-        policy: what stands in the `policy.yaml` of the workflow.
+        allowed: what lies beside the workflow and says what the plugin may do: file name to content.
         read_back: returns the rows of a destination, by its `Asked` and folder.
     """
     name = f"{component.kind}/{component.name}"
@@ -48,13 +51,15 @@ def crash(component: Any, certificate: Certificate, level: str, policy: Mapping[
     for failpoint in (None, *FAILPOINTS):
         check = f"survives-a-kill-at-{(failpoint or '').partition(':')[0]}"
         with tempfile.TemporaryDirectory(prefix="dataflare-certify-") as place:
-            world = _World(Path(place), component, asked, certificate, policy)
+            world = _World(Path(place), component, asked, certificate, allowed)
             try:
                 killed, document = world.run(failpoint)
                 found = Counter(read_back(asked, world.folder) or () if component.kind == "destination" else world.arrived())
             except Exception as error:
                 yield Result(name, level, check if failpoint else "runs-in-a-workflow", FAILED, f"{type(error).__name__}: {error}"[:500])
                 return
+            finally:
+                world.close()
         if failpoint is None:
             wanted = found
             yield Result(name, level, "runs-in-a-workflow", PASSED if found else FAILED, "" if found else "no row arrived")
@@ -78,14 +83,19 @@ def _compared(wanted: Counter[Any], found: Counter[Any], guarantee: str) -> str:
 class _World:
     """A folder with a workflow around the component: rows from `generate` or Arrow, to a SQLite table."""
 
-    def __init__(self, folder: Path, component: Any, asked: Asked, certificate: Certificate, policy: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, component: Any, asked: Asked, certificate: Certificate, allowed: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self.folder = folder
         put_files(certificate, folder)
-        (folder / "policy.yaml").write_text(json.dumps(dict(policy)))
+        for name, content in allowed.items():
+            (folder / name).write_text(json.dumps(dict(content)))
+        self._receiver = Receiver(folder / asked.receive.into) if asked.receive else None
         (folder / "dataflare.json").write_text(json.dumps(self._workflow(component, asked)))
 
     def _workflow(self, component: Any, asked: Asked) -> dict[str, Any]:
-        use = {"use": component.name, "with": dict(asked.with_)}
+        port = {asked.receive.port: self._receiver.port} if asked.receive and self._receiver else {}
+        use = {"use": component.name, "with": {**asked.with_, **port}}
         rows = {"use": "generate", "with": {"rows": ROWS, "columns": {"id": "i", "name": "'n' || i"}}}
         kept = {"use": "sqlite", "with": {"path": ".arrived.db", "table": "t"}, "write": {"mode": "append"}}
         flow: dict[str, Any] = {"sources": {"in": rows}, "destinations": {"out": kept}, "name": "certified"}
@@ -100,6 +110,11 @@ class _World:
         flow["runtime"] = {"lane": "streaming", "batch": {"rows": 5}}
         flow["state"] = {"checkpoint": {"rows": 10}}
         return flow
+
+    def close(self) -> None:
+        """Stop what ran beside the workflow."""
+        if self._receiver is not None:
+            self._receiver.close()
 
     def _arrow(self, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         table = pa.table(dict(columns))

@@ -1,6 +1,7 @@
 """What a plugin's classes declare, brought into its manifest: features and the schema of their configuration.
 
-The author's code is imported for it, in this process: these verbs are for authors, on their own plugins.
+The author's code is imported for it, in this process: these verbs are for authors, on their own plugins. Modules of WebAssembly have
+no classes: they are held to their manifest, which their author writes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dataflare_sdk import NoConfig, code
 from dataflare_sdk.fields import json_schema
+from dataflare_sdk.plugins import read_manifest
 
 NO_MANIFEST = code("scaffold.no-manifest", 4, "There is no plugin.yaml, or there are several.", "Name the folder of one plugin.")
 NOT_LOADED = code("scaffold.not-loaded", 1, "A plugin's code cannot be imported.", "Mend it, or correct `entry` in plugin.yaml.")
@@ -34,6 +36,45 @@ def find(folder: Path) -> Path:
         names = ", ".join(str(p) for p in found)
         raise NO_MANIFEST.error(f"'{folder}' holds {f'several manifests: {names}' if found else 'no plugin.yaml'}", file=str(folder))
     return found[0]
+
+
+def is_wasm(folder: Path) -> bool:
+    """Return whether the plugin in a project's folder asks for the level `wasm`.
+
+    Raises:
+        DataflareError: `scaffold.no-manifest`.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(find(folder).read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return False
+    return isinstance(raw, dict) and raw.get("isolation") == "wasm"
+
+
+def verify_modules(folder: Path, load: Callable[..., Any]) -> None:
+    """Hold each module of a WebAssembly plugin to its manifest, without running anything of it.
+
+    It has to be there, export what its kind needs, and import nothing that the manifest does not ask for; a schema that is named
+    has to be one. What a module describes when it runs depends on its configuration, so `plugin certify` looks at that.
+
+    Args:
+        folder: of the project.
+        load: the hook `load_plugin`.
+
+    Raises:
+        DataflareError: `plugin.bad-manifest`, `wasm.*`, `scaffold.not-loaded`.
+    """
+    manifest = read_manifest(find(folder))
+    loader = load(manifest=manifest, grants=manifest.capabilities, level="wasm")
+    if loader is None:
+        raise NOT_LOADED.error("nothing that is installed here loads WebAssembly")
+    try:
+        for component in manifest.provides:
+            loader.factory(component.entry)
+    finally:
+        loader.close()
 
 
 def wanted(folder: Path) -> dict[Path, str]:

@@ -15,7 +15,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 @click.command("new")
 @click.option("--kind", help="source, destination or processor.")
-@click.option("--language", help="What it is written in; python.")
+@click.option("--language", help="What it is written in: python, wasm-c or wasm-zig.")
 @click.option("--name", help="What workflows call it; also the folder's name.")
 @click.option("--publisher", help="Who publishes it, like acme.example.")
 @click.option("--minimal", is_flag=True, help="Three files, without tests and example.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tests.plugins.isolation_wasm.building import GUESTS, built, example
-from tests.plugins.isolation_wasm.loading import component, factory
+from tests.plugins.isolation_wasm.loading import bound, component, factory, processed
 from tests.plugins.isolation_wasm.server import Server, serving
 
-from dataflare_sdk import Batch, DataflareError
-from dataflare_sdk.testing import DestinationSuite, ProcessorSuite, SourceSuite
+from dataflare_sdk import Batch, DataflareError, Target, WriteSpec
+from dataflare_sdk.testing import DestinationSuite, FakeContext, ProcessorSuite, SourceSuite
 
 ORDERS = pa.table(
     {"id": pa.array(range(9)), "price": [1.5, None, 2.0, 0.0, -1.0, 3.25, None, 8.0, 1e9], "quantity": [2, 3, None, 0, 7, 1, None, 10, 2]}
@@ -35,6 +36,16 @@ def test_a_processor_in_zig(tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2, 3, 4], "text": ["a", None, "Ünder", ""]})
     make = made(tmp_path, example("wasm-zig-shout")[1], features="rowwise, one_to_one")
     ProcessorSuite(make, inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
+
+
+def test_the_memory_of_zig(tmp_path: Path) -> None:
+    """What is kept can be forgotten, and a list of Zig's library grows in the arena without losing what it holds."""
+    guest = component(tmp_path, built(GUESTS / "arena.zig"), lines="limits: {memory: 8MiB}\n")
+    data = pa.record_batch({"n": [1, 2, 3]})
+    assert bound(guest, data).names == ["n", "held"]
+    for _ in range(20):
+        assert processed(guest, data)["held"].to_pylist() == [50_000] * 3
+    guest.close()
 
 
 def test_a_processor_with_state(tmp_path: Path) -> None:
@@ -69,6 +80,29 @@ def test_a_source_in_c(tmp_path: Path) -> None:
     SourceSuite(make, folder=tmp_path).assert_conforms()
 
 
+def test_a_source_in_zig(tmp_path: Path) -> None:
+    make = made(tmp_path, built(GUESTS / "count.zig"), {"first": -3, "last": 20}, kind="source", features="full, replayable")
+    SourceSuite(make, folder=tmp_path).assert_conforms()
+
+
+def test_what_a_source_in_zig_gives(tmp_path: Path) -> None:
+    wasm = built(GUESTS / "count.zig")
+    source = component(tmp_path, wasm, {"first": 1, "last": 70_000}, kind="source", features="full, replayable")
+    first = source.read(b"", 69_990, None)
+    rest = source.read(first.state, 100, None)
+    rows = [*first.data.to_pylist(), *rest.data.to_pylist()]
+    assert rows == [{"n": n, "word": None if n % 2 else "even"} for n in range(1, 70_001)]
+    assert (first.done, rest.done, source.read(rest.state, 10, None).data.num_rows) == (False, True, 0)
+    with pytest.raises(DataflareError, match="none of mine"):
+        source.read(b"odd", 10, None)
+    source.close()
+    wrong = component(tmp_path, wasm, {"frist": 1}, kind="source", features="full, replayable")
+    with pytest.raises(DataflareError, match="the keys are") as caught:
+        wrong.read(b"", 1, None)
+    assert caught.value.code == "wasm.bad-config"
+    wrong.close()
+
+
 def test_a_source_asked_for_nothing_and_one_without_rows(tmp_path: Path) -> None:
     wasm = example("wasm-c-numbers")[1]
     source = component(tmp_path, wasm, {"first": 5, "last": 5}, kind="source", features="full, replayable")
@@ -93,27 +127,56 @@ capabilities:
 """
 
 
-def test_a_destination_in_c(tmp_path: Path, server: Server) -> None:
-    wasm = example("wasm-c-post")[1]
-    kind = factory(tmp_path / "plugins", wasm, kind="destination", features="append", lines=NET)
+def poster(folder: Path, wasm: bytes, server: Server, **config: Any) -> Callable[[Any], Any]:
+    """Return what makes a destination that posts to a path of its own for each folder."""
+    kind = factory(folder / "plugins", wasm, kind="destination", features="append", lines=NET)
 
     def make(ctx: Any) -> Any:
         ctx._secrets["post_token"] = "t"
-        place = ctx.base_dir.name
-        return kind({"scheme": "http", "host": "127.0.0.1", "port": server.port, "path": f"/{place}"}, ctx)
+        return kind({"host": "127.0.0.1", "port": server.port, "path": f"/{ctx.base_dir.name}", **config}, ctx)
 
-    def read(place: Path) -> list[tuple[Any, ...]]:
-        bodies = b"".join(a.body for a in server.asked if a.path == f"/{place.name}")
-        return sorted((r["id"], r["name"]) for r in map(json.loads, bodies.splitlines()))
+    return make
 
-    suite_folder = tmp_path / "suite"
-    suite_folder.mkdir()
-    DestinationSuite(make, read=read, folder=suite_folder).assert_conforms()
+
+def posted(server: Server, place: Path) -> list[tuple[Any, ...]]:
+    bodies = b"".join(a.body for a in server.asked if a.path == f"/{place.name}")
+    return sorted((r["id"], r["name"]) for r in map(json.loads, bodies.splitlines()))
+
+
+def conforms(make: Callable[[Any], Any], server: Server, folder: Path) -> None:
+    folder.mkdir()
+    DestinationSuite(make, read=lambda place: posted(server, place), folder=folder).assert_conforms()
+
+
+def test_a_destination_in_c(tmp_path: Path, server: Server) -> None:
+    conforms(poster(tmp_path, example("wasm-c-post")[1], server, scheme="http"), server, tmp_path / "suite")
+
+
+def test_a_destination_in_zig(tmp_path: Path, server: Server) -> None:
+    conforms(poster(tmp_path, built(GUESTS / "post.zig"), server), server, tmp_path / "suite")
+
+
+def test_what_a_destination_in_zig_stages(tmp_path: Path, server: Server) -> None:
+    """Rows of many batches outlive the arena; a batch that is refused leaves nothing of itself."""
+    target = poster(tmp_path, built(GUESTS / "post.zig"), server)(FakeContext(tmp_path))
+    schema = pa.schema([("id", pa.int64()), ("name", pa.string())])
+    target.open(Target("workflow", "target", "run", 1, schema, WriteSpec("append"), "hash"))
+    wanted: list[tuple[Any, ...]] = []
+    for epoch, first in enumerate((1_000, 90_000), 1):
+        for start, stop in itertools.pairwise((first, first + 1_000, first + 9_000, first + 40_000)):
+            rows = [(i, None if i % 3 == 0 else f'"é{i}\n') for i in range(start, stop)]
+            batch = pa.record_batch(list(zip(*rows, strict=True)), schema=schema)
+            target.write(Batch("in", batch))
+            wanted += rows
+        with pytest.raises(DataflareError, match="99 is taken"):
+            target.write(Batch("in", pa.record_batch([[98, 99], ["a", "b"]], schema=schema)))
+        assert len(posted(server, tmp_path)) == len(wanted) - 40_000, "it was sent before it was flushed"
+        target.commit(epoch, {}, epoch == 2)
+        assert posted(server, tmp_path) == wanted
+    target.close()
 
 
 def test_a_destination_takes_its_modes_and_types_only(tmp_path: Path) -> None:
-    from dataflare_sdk import WriteSpec
-
     wasm = example("wasm-c-post")[1]
     target = component(tmp_path, wasm, {"host": "h", "port": 1}, kind="destination", features="append", lines=NET)
     schema = pa.schema([("id", pa.int64()), ("d", pa.dictionary(pa.int8(), pa.string()))])

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.plugins.isolation_wasm.building import GUESTS, built
 
 from dataflare.manifest import read
 from dataflare_plugins.scaffold import declared, making
@@ -20,6 +21,7 @@ from dataflare_plugins.scaffold.manifest import manifest
 from dataflare_plugins.scaffold.new import new
 
 KINDS = ("source", "destination", "processor")
+LANGUAGES = ("python", "wasm-c", "wasm-zig")
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,9 @@ def call(verb: Any, *arguments: str, answers: str = "") -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_plugin_is_whole(kind: str, here: Path) -> None:
-    said = call(new, "--kind", kind, "--name", "acme-orders", "--publisher", "acme.example", "--json")
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_new_plugin_is_whole(language: str, kind: str, here: Path) -> None:
+    said = call(new, "--kind", kind, "--language", language, "--name", "acme-orders", "--publisher", "acme.example", "--json")
     assert said.exit_code == 0, said.output
     document = json.loads(said.stdout)
     files = {p.relative_to(here / "acme-orders").as_posix() for p in (here / "acme-orders").rglob("*") if p.is_file()}
@@ -44,9 +47,15 @@ def test_a_new_plugin_is_whole(kind: str, here: Path) -> None:
         here / "acme-orders" / "dataflare_acme_orders" / "plugin.yaml", package="dataflare_acme_orders", origin="dataflare-acme-orders 1"
     )
     [component] = found.provides
-    assert (found.name, found.publisher, found.isolation) == ("dataflare-acme-orders", "acme.example", "process")
+    level = "process" if language == "python" else "wasm"
+    assert (found.name, found.publisher, found.isolation) == ("dataflare-acme-orders", "acme.example", level)
     assert (component.kind, component.name, component.config) == (kind, "acme-orders", "acme-orders.schema.json")
     assert component.features
+    if language != "python":
+        assert component.entry == "acme-orders.wasm"
+        assert {f"acme-orders.{language.removeprefix('wasm-')}", "hatch_build.py", "dataflare_acme_orders/acme-orders.schema.json"} <= files
+        assert not [f for f in files if f.startswith("dataflare_acme_orders/") and f.endswith(".py")]
+        assert call(manifest, "acme-orders", "--check").exit_code != 0, "there is no module before it is built"
     assert not [p for p in (here / "acme-orders").rglob("*") if "{" in p.name or p.name.endswith(".jinja")]
     for path in (here / "acme-orders").rglob("*.*"):
         text = path.read_text() if path.is_file() else ""
@@ -83,7 +92,7 @@ def test_on_a_terminal_it_asks(here: Path) -> None:
     [
         ("--name", "Acme"), ("--name", "../up"), ("--name", "a--b"), ("--name", "dataflare-x"), ("--name", "1a"), ("--name", ""),
         ("--name", "a", "--kind", "monitor"), ("--name", "a", "--language", "cobol"), ("--name", "a", "--publisher", "dataflare"),
-        ("--name", "a", "--publisher", "a: b"), ("--name", "a", "--language", "parts"), ("--name", "a", "--language", "python-minimal"),
+        ("--name", "a", "--publisher", "a: b"), ("--name", "a", "--language", "wasm"), ("--name", "a", "--language", "wasm-c", "--minimal"), ("--name", "a", "--language", "parts"), ("--name", "a", "--language", "python-minimal"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_refused(flags: tuple[str, ...], here: Path) -> None:
@@ -150,6 +159,44 @@ def test_what_cannot_be_read_is_told(here: Path) -> None:
     assert json.loads(call(manifest, "--json").stdout)["error"]["code"] == "scaffold.no-manifest"
 
 
+WASM = """\
+manifest: 1
+name: acme
+version: 1.0.0
+api: '>=1,<2'
+publisher: acme.example
+isolation: wasm
+provides:
+  - {kind: KIND, name: p, entry: p.wasm, features: [append], config: p.schema.json}   # kept as it is
+"""
+
+
+def test_a_module_is_held_to_its_manifest(here: Path) -> None:
+    package = here / "acme_p"
+    package.mkdir()
+
+    def said(kind: str, more: str = "", *flags: str) -> Any:
+        (package / "plugin.yaml").write_text(WASM.replace("KIND", kind) + more)
+        result = call(manifest, "--json", *flags)
+        assert (package / "plugin.yaml").read_text() == WASM.replace("KIND", kind) + more, "it was written anew"
+        return json.loads(result.stdout)
+
+    (package / "p.schema.json").write_text("{}")
+    assert said("destination")["error"]["code"] == "wasm.invalid-module"
+    (package / "p.wasm").write_bytes(built(GUESTS / "post.zig"))
+    refused = said("destination")["error"]
+    assert (refused["code"], "net" in refused["message"]) == ("wasm.undeclared-import", True)
+    net = "capabilities: {net: [{host: a.example, port: 443}]}\n"
+    for flags in ((), ("--check",)):
+        document = said("destination", net, *flags)
+        assert (document.get("error"), document["written"]) == (None, [])
+    assert "df_read" in said("source", net, "--check")["error"]["message"]
+    (package / "p.schema.json").write_text("{")
+    assert said("destination", net, "--check")["error"]["code"] == "wasm.invalid-module"
+    assert said("destination", "limits: 3\n", "--check")["error"]["code"] == "plugin.bad-manifest"
+    assert not [p for p in here.rglob("*") if p.is_file() and p.parent != package], "it left something"
+
+
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 
 
@@ -173,9 +220,9 @@ def test_a_folder_of_the_template_is_a_language(here: Path, monkeypatch: pytest.
     (copied / "lua").mkdir()
     (copied / "lua" / "{{ kind }}.lua.jinja").write_text("-- {{ name }} of {{ publisher }}\n")
     questions = copied / "copier.yml"
-    questions.write_text(questions.read_text().replace("choices: [python]", "choices: [python, lua]"))
+    questions.write_text(questions.read_text().replace("choices: [python", "choices: [lua, python"))
     monkeypatch.setattr(making, "template", lambda: copied)
-    assert making.languages() == ("lua", "python")
+    assert making.languages() == ("lua", *LANGUAGES)
     assert call(new, "--name", "moon", "--language", "lua", "--minimal", "--yes").exit_code == 2
     assert call(new, "--name", "moon", "--language", "lua", "--kind", "source", "--yes").exit_code == 0
     assert (here / "moon" / "source.lua").read_text() == "-- moon of moon.example\n"

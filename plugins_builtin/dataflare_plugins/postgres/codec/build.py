@@ -1,4 +1,4 @@
-"""Builds guest.wasm from guest/*: `python -m dataflare_plugins.postgres.codec.build`, with `ziglang` from the test extra.
+"""Builds guest.wasm from guest/*: `python -m dataflare_plugins.postgres.codec.build`, with `ziglang` from the extra `wasm`.
 
 The file is committed beside its source, so that nobody who installs DataFlare needs a compiler; a test builds it again
 and compares.

@@ -213,6 +213,19 @@ static inline bool df_put(df_writer *w, const void *data, uint32_t size) {
     w->len += size;
     return true;
 }
+/* Room for `more` bytes, for what is kept from call to call, such as rows that a destination stages. What is there is moved when it
+   has to grow; everything that was allocated before is kept then. False when there is no memory. */
+static inline bool df_room(df_writer *w, uint32_t more) {
+    if (w->room - w->len >= more) return true;
+    if (more > 0x7fff0000u - w->len) return false;
+    uint32_t size = 2 * (w->len + more) + 65536;
+    uint8_t *larger = df_new(size);
+    if (!larger) return false;
+    if (w->len) df_copy(larger, w->ptr, w->len);
+    w->ptr = larger, w->room = size;
+    df_keep();
+    return true;
+}
 static inline bool df_say(df_writer *w, const char *text) { return df_put(w, text, df_length(text)); }
 static inline bool df_say_int(df_writer *w, int64_t value) {
     uint8_t digits[20];

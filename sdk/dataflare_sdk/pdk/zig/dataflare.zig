@@ -1,13 +1,18 @@
 //! DataFlare's columnar lane, ABI 1, for Zig. The README beside this folder is the whole ABI.
 //!
 //!     const df = @import("dataflare");
-//!     comptime { df.processor(@This()); }
+//!     comptime { df.processor(@This()); }                                    or df.source, df.destination
 //!
 //!     pub fn describe() []const u8 {...}                                     JSON
 //!     pub fn init(config: []const u8) df.Error!void {...}                    JSON of the `with:` block
-//!     pub fn process(in: *const df.Array, schema: *const df.Schema, out: *df.Out) df.Error!void {...}
 //!
-//! Memory comes from `df.allocator`: an arena that the host empties after every call; `df.keep()` spares what was allocated so far.
+//!     processor    pub fn process(in: *const df.Array, schema: *const df.Schema, out: *df.Out) df.Error!void {...}
+//!     source       pub fn read(state: []const u8, max_rows: usize, out: *df.Read) df.Error!void {...}
+//!     destination  pub fn write(in: *const df.Array, schema: *const df.Schema) df.Error!void {...}
+//!                  pub fn flush() df.Error!u64 {...}                         how many rows are durable now
+//!
+//! Memory comes from `df.allocator`: an arena that the host empties after every call. `df.keep()` spares what was allocated so
+//! far, `df.forget()` gives that back. It is the only allocator: `std.heap.wasm_allocator` would take pages out of its middle.
 const std = @import("std");
 
 pub const Schema = extern struct {
@@ -45,8 +50,8 @@ pub const Array = extern struct {
         return @ptrCast(a.buffers.?[0]);
     }
     pub fn isNull(a: *const Array, i: usize) bool {
-        const bits = a.valid() orelse return false;
-        return bits[i >> 3] >> @intCast(i & 7) & 1 == 0;
+        const there = a.valid() orelse return false;
+        return there[i >> 3] >> @intCast(i & 7) & 1 == 0;
     }
     /// The values of a column of fixed width.
     pub fn values(a: *const Array, comptime T: type) []const T {
@@ -67,7 +72,23 @@ pub const Array = extern struct {
 };
 
 pub const Out = extern struct { array: ?*Array = null, schema: ?*Schema = null };
-const Bytes = extern struct { ptr: [*]const u8, len: u32 };
+pub const Bytes = extern struct {
+    ptr: [*]const u8 = "",
+    len: u32 = 0,
+
+    pub fn of(data: []const u8) Bytes {
+        return .{ .ptr = data.ptr, .len = @intCast(data.len) };
+    }
+};
+/// What a source gives: rows, the state behind them, and 1 in `done` when nothing follows.
+pub const Read = extern struct { array: ?*Array = null, schema: ?*Schema = null, state: Bytes = .{}, done: u32 = 0 };
+const Ack = extern struct { rows: u64 };
+
+comptime {
+    if (@sizeOf(usize) != 4) @compileError("build for wasm32");
+    if (@sizeOf(Schema) != 48 or @sizeOf(Array) != 64) @compileError("the layout of wasm32");
+    if (@sizeOf(Out) != 8 or @sizeOf(Read) != 20 or @sizeOf(Ack) != 8) @compileError("the layout of ABI 1");
+}
 const Failure = extern struct { ptr: [*]const u8, len: u32, code: i32 };
 
 /// What went wrong: with these rows, for the moment, with the configuration, or for good.
@@ -112,6 +133,31 @@ pub fn keep() void {
     bottom = top;
 }
 
+/// Everything that was kept may be forgotten with the next df_reset, what `init` kept included.
+pub fn forget() void {
+    bottom = first();
+}
+
+/// The arena as Zig's library wants it. Nothing is freed one by one; what was allocated last can grow where it is.
+pub const allocator: std.mem.Allocator = .{ .ptr = undefined, .vtable = &.{ .alloc = arenaAlloc, .resize = arenaResize, .remap = arenaRemap, .free = arenaFree } };
+
+fn arenaAlloc(_: *anyopaque, size: usize, alignment: std.mem.Alignment, _: usize) ?[*]u8 {
+    return if (alignment.toByteUnits() > 64) null else take(size);
+}
+fn arenaResize(_: *anyopaque, memory: []u8, _: std.mem.Alignment, size: usize, _: usize) bool {
+    const begin = @intFromPtr(memory.ptr);
+    // Kept memory ends where the arena begins anew, so it does not grow: a reset would cut what was added.
+    if (begin < bottom or std.mem.alignForward(usize, begin + memory.len, 64) != top) return size <= memory.len;
+    top = begin;
+    if (take(size) != null) return true;
+    top = std.mem.alignForward(usize, begin + memory.len, 64);
+    return false;
+}
+fn arenaRemap(context: *anyopaque, memory: []u8, alignment: std.mem.Alignment, size: usize, caller: usize) ?[*]u8 {
+    return if (arenaResize(context, memory, alignment, size, caller)) memory.ptr else null;
+}
+fn arenaFree(_: *anyopaque, _: []u8, _: std.mem.Alignment, _: usize) void {}
+
 /// `n` values in the arena, aligned to 64 bytes.
 pub fn make(comptime T: type, n: usize) Error![]T {
     const p: [*]T = @ptrCast(@alignCast(take(std.math.mul(usize, n, @sizeOf(T)) catch return error.OutOfMemory) orelse return error.OutOfMemory));
@@ -129,11 +175,99 @@ pub fn array(rows: usize, buffers: usize, children: usize) Error!*Array {
     return a;
 }
 
+/// Bytes that are kept from call to call: what a destination stages.
+pub const Stage = struct {
+    room: []u8 = &.{},
+    len: usize = 0,
+
+    pub fn bytes(s: *const Stage) []const u8 {
+        return s.room[0..s.len];
+    }
+    /// Append all of `data`, or nothing. What is there is moved when it has to grow; only then is anything kept of the arena.
+    pub fn append(s: *Stage, data: []const u8) Error!void {
+        if (s.room.len - s.len < data.len) {
+            const larger = try make(u8, 2 * (s.len + data.len) + 65536);
+            @memcpy(larger[0..s.len], s.bytes());
+            s.room = larger;
+            keep();
+        }
+        @memcpy(s.room[s.len..][0..data.len], data);
+        s.len += data.len;
+    }
+    pub fn clear(s: *Stage) void {
+        s.len = 0;
+    }
+};
+
+/// A column of values: the array, and its rows to be written.
+pub fn Column(comptime T: type) type {
+    return struct { array: *Array, values: []T };
+}
+
+/// A column of `n` values of fixed width, none of them NULL until `buffers[0]` is set to a bitmap.
+pub fn column(comptime T: type, n: usize) Error!Column(T) {
+    const a = try array(n, 2, 0);
+    const to = try make(T, n);
+    a.buffers.?[1] = to.ptr;
+    return .{ .array = a, .values = to };
+}
+
+/// A column of texts; where one is null, the row is NULL.
+pub fn texts(rows: []const ?[]const u8) Error!*Array {
+    const a = try array(rows.len, 3, 0);
+    const ends = try make(i32, rows.len + 1);
+    const valid = try bitmap(rows.len);
+    var size: usize = 0;
+    for (rows) |row| size += if (row) |t| t.len else 0;
+    if (size > std.math.maxInt(i32)) return error.OutOfMemory;
+    const data = try make(u8, size);
+    var end: usize = 0;
+    ends[0] = 0;
+    for (rows, 0..) |row, i| {
+        if (row) |t| {
+            @memcpy(data[end..][0..t.len], t);
+            end += t.len;
+        }
+        set(valid, i, row != null);
+        ends[i + 1] = @intCast(end);
+    }
+    a.buffers.?[0] = valid.ptr;
+    a.buffers.?[1] = ends.ptr;
+    a.buffers.?[2] = data.ptr;
+    return a;
+}
+
+/// A bitmap for `n` rows, all zero, rounded up to whole 64-bit words.
+pub fn bitmap(n: usize) Error![]u8 {
+    const made = try make(u8, (n + 63) / 64 * 8);
+    @memset(made, 0);
+    return made;
+}
+
+/// Set the bit of a row.
+pub fn set(bits: []u8, i: usize, on: bool) void {
+    const bit = @as(u8, 1) << @intCast(i & 7);
+    if (on) bits[i >> 3] |= bit else bits[i >> 3] &= ~bit;
+}
+
+/// The table of what is given.
+pub fn table(rows: usize, columns: []const *Array) Error!*Array {
+    const a = try array(rows, 1, columns.len);
+    for (columns, 0..) |c, i| a.children.?[i] = c;
+    return a;
+}
+
 var reason: []const u8 = "";
 
 /// Say why, then return one of `Error`.
 pub fn because(text: []const u8) void {
     reason = text;
+}
+
+/// Say why, and give the error to return: `return df.fail(error.Config, "…")`.
+pub fn fail(e: Error, text: []const u8) Error {
+    reason = text;
+    return e;
 }
 
 var failure: Failure = .{ .ptr = "", .len = 0, .code = 0 };
@@ -198,4 +332,33 @@ pub fn processor(comptime G: type) void {
         }
     };
     @export(&P.process, .{ .name = "df_process" });
+}
+
+/// Export a source: `describe`, `init`, `read`.
+pub fn source(comptime G: type) void {
+    common(G);
+    const S = struct {
+        fn read(state: ?[*]const u8, len: u32, max_rows: u32, out: *Read) callconv(.c) u32 {
+            return answer(G.read(if (state) |s| s[0..len] else "", max_rows, out));
+        }
+    };
+    @export(&S.read, .{ .name = "df_read" });
+}
+
+/// Export a destination: `describe`, `init`, `write`, `flush`.
+pub fn destination(comptime G: type) void {
+    common(G);
+    const D = struct {
+        fn write(in: *const Array, schema: *const Schema) callconv(.c) u32 {
+            return answer(G.write(in, schema));
+        }
+        fn flush(ack: *Ack) callconv(.c) u32 {
+            return answer(if (G.flush()) |rows| acknowledge(ack, rows) else |e| e);
+        }
+        fn acknowledge(ack: *Ack, rows: u64) void {
+            ack.rows = rows;
+        }
+    };
+    @export(&D.write, .{ .name = "df_write" });
+    @export(&D.flush, .{ .name = "df_flush" });
 }
