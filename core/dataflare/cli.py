@@ -28,7 +28,10 @@ def _provided_commands() -> dict[str, str]:
 
     from dataflare.policy import built_in
 
-    manifests = sorted(index.current()["manifests"], key=lambda m: built_in(SimpleNamespace(**m)))
+    def ours(manifest: Any) -> bool:
+        return built_in(manifest)
+
+    manifests = sorted(index.current()["manifests"], key=lambda m: ours(SimpleNamespace(**m)))
     provided = [c for m in manifests for c in m["provides"] if c[0] == "command"]
     return {name: summary for _, name, _, summary, _, _ in provided}
 

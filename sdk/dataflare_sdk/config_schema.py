@@ -13,7 +13,8 @@ from dataflare.workflow import dotted
 LONGEST = 256 << 10
 """Bytes of a schema that are read."""
 _NEVER = frozenset((
-    "pattern", "patternProperties", "format", "$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$schema", "unevaluatedProperties", "unevaluatedItems",
+    "pattern", "patternProperties", "format", "$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$schema",
+    "unevaluatedProperties", "unevaluatedItems",
 ))  # fmt: skip
 """What would run a regular expression of the plugin's, make names mean something else, or follow references uncounted."""
 
@@ -61,9 +62,9 @@ def check(schema: Any, raw: Any, path: Sequence[str | int] = ()) -> None:
 
 def _validator() -> Any:
     """Return a class of validators that give up on a schema whose references do not end."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import extend
+    from jsonschema import Draft202012Validator, validators
 
+    extend: Any = validators.extend
     follow, left = Draft202012Validator.VALIDATORS["$ref"], [MOST_REFERENCES]
 
     def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Any:
