@@ -76,7 +76,7 @@ class ProcessorProxy(ComponentProxy):
 
         def act() -> Outputs:
             found = list(self._cell.pieces("process", batch, input, given=batch))
-            return self._checked(lambda: [self._pair(p) for p in found])
+            return self._checked(lambda: self._outputs(found, batch.data.num_rows))
 
         return self._cell.again(act) if self._stateless else act()
 
@@ -113,6 +113,14 @@ class ProcessorProxy(ComponentProxy):
         finally:
             self._cell.questions.get = None
 
+    def _outputs(self, found: list[Any], rows: int, given_up: int = 0) -> Outputs:
+        """Return what came of a batch; who says that every row gives one row is held to it, or rows would be lost without a word."""
+        made = [self._pair(p) for p in found]
+        came = given_up + sum(b.data.num_rows + len(b.rejected) for _, b in made)
+        if "one_to_one" in self.features and came != rows:
+            raise Garbled(f"{came} rows for {rows}, though it says one_to_one")
+        return made
+
     def _pair(self, found: Any) -> tuple[str, Batch]:
         """Return an output and its rows, which have the columns that were announced: further on they are taken by position."""
         if not isinstance(found, (tuple, list)) or len(found) != 2:
@@ -131,7 +139,7 @@ class ProcessorProxy(ComponentProxy):
         made = listed(rejections, RowRejection)
         if any(r.index is not None and not 0 <= r.index < rows for r in made):
             raise Garbled("a rejection of a row that was not given")
-        return [self._pair(p) for p in outputs], made
+        return self._outputs(outputs, rows, len(made)), made
 
 
 def _inputs(found: Any) -> tuple[int, int | None]:
