@@ -138,6 +138,7 @@ def _array(memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: 
     if rows == 0:
         return pa.array([], kind)
     if form.shape == "none":
+        memory.spend(4 * rows, "nulls")  # they take none of the guest's memory, but whoever makes another type of them needs some
         return pa.nulls(rows)
     places = _words(memory, head[5], buffers)
     valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None

@@ -62,7 +62,7 @@ class Memory:
         """Return a copy of bytes."""
         if size == 0:
             return b""
-        self._spend(size, what)
+        self.spend(size, what)
         self.check(address, size, what)
         return ctypes.string_at(self._base + address, size)
 
@@ -70,7 +70,7 @@ class Memory:
         """Return a copy of bytes as an Arrow buffer of its own, or the very buffer that was lent, where it came back untouched."""
         if size == 0:
             return pa.py_buffer(b"")
-        self._spend(size, what)
+        self.spend(size, what)
         self.check(address, size, what)
         lent = self.lent.get(address)
         if lent is not None and lent.size == size and _same(self._base + address, lent.address, size) == 0:
@@ -117,7 +117,12 @@ class Memory:
         source = (ctypes.c_char * size).from_buffer(data) if isinstance(data, bytearray) else data
         ctypes.memmove(self._base + address, source, size)
 
-    def _spend(self, size: int, what: str) -> None:
+    def spend(self, size: int, what: str) -> None:
+        """Count what one reply takes of the host's memory.
+
+        Raises:
+            DataflareError: `wasm.bad-reply`: more than the guest's own memory may hold.
+        """
         self._budget -= size
         if self._budget < 0:
             raise BAD_REPLY.error(f"its {what} makes one reply longer than {self._limit} bytes")

@@ -149,6 +149,23 @@ def test_an_answer_of_the_wrong_type(build: Build) -> None:
     assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code == "plugin.crashed"
 
 
+@pytest.mark.parametrize("act", ["columns", "output"])
+def test_rows_that_were_not_announced_are_no_answer(build: Build, act: str) -> None:
+    """Further on they would be taken by their place."""
+    made = build("acts:Lying", {"act": act})
+    made.output_schemas({"x": ROWS.schema})
+    assert failure(lambda: process(made)).code in ("plugin.crashed", "plugin.quarantined")
+
+
+def test_who_says_one_to_one_is_held_to_it(build: Build) -> None:
+    made = build("acts:Losing", {"act": "x"})
+    made.output_schemas({"x": ROWS.schema})
+    error = failure(lambda: process(made))
+    assert error.code == "plugin.crashed"
+    assert "4 rows for 5" in str(error)
+    assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code in ("plugin.crashed", "plugin.quarantined")
+
+
 def test_a_state_and_a_long_answer_cross(build: Build) -> None:
     made, kept = build("acts:Remembering", {"act": "identity"}), dict[str, bytes]()
 

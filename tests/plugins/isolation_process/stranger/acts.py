@@ -305,6 +305,10 @@ class Lying(Acts):
             return [("", batch.with_data(pa.record_batch({"x": pa.NullArray.from_buffers(pa.null(), (1 << 31) - 1, [None])})))]
         if self.config.act == "dictionary":
             return [("", batch.with_data(pa.record_batch({"x": pa.array(["a", "b", "a"]).dictionary_encode()})))]
+        if self.config.act == "columns":
+            return [("", batch.with_data(pa.record_batch({"y": ["a"], "did": ["b"]})))]
+        if self.config.act == "output":
+            return [("else", batch.with_data(pa.record_batch({"did": ["b"]})))]
         if self.config.act == "endless":
             return (("", batch) for _ in iter(int, 1))
         raise AssertionError(self.config.act)
@@ -313,6 +317,18 @@ class Lying(Acts):
         from dataflare_sdk import RowRejection
 
         return [], [RowRejection("data.x", "y", index=batch.data.num_rows)]
+
+
+class Losing(Lying):
+    """Says that every row gives one row, and leaves one out."""
+
+    features = frozenset({"rowwise", "one_to_one"})
+
+    def process(self, batch, input):
+        return [("", batch.with_data(pa.record_batch({"did": ["x"] * (batch.data.num_rows - 1)})))]
+
+    def attempt(self, batch, input):
+        return [("", batch.with_data(pa.record_batch({"did": ["x"]})))], []
 
 
 def _refused(act):
