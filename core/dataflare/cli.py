@@ -24,14 +24,9 @@ _OF_PLUGIN = "plugin-"
 
 def _provided_commands() -> dict[str, str]:
     """Return name and summary of every command that some plugin provides; what is built in is described by itself."""
-    from types import SimpleNamespace
+    from dataflare.policy import ours
 
-    from dataflare.policy import built_in
-
-    def ours(manifest: Any) -> bool:
-        return built_in(manifest)
-
-    manifests = sorted(index.current()["manifests"], key=lambda m: ours(SimpleNamespace(**m)))
+    manifests = sorted(index.current()["manifests"], key=lambda m: ours(m["origin"]))
     provided = [c for m in manifests for c in m["provides"] if c[0] == "command"]
     return {name: summary for _, name, _, summary, _, _ in provided}
 

@@ -170,7 +170,12 @@ def _refusal(manifest: Manifest, lock: Mapping[str, Any]) -> str | None:
 
 def built_in(manifest: Manifest) -> bool:
     """Return whether a plugin came with DataFlare itself; told by its distribution, never by its own word."""
-    return manifest.origin.partition(" ")[0] == "dataflare"
+    return ours(manifest.origin)
+
+
+def ours(origin: str) -> bool:
+    """Return whether an origin is DataFlare's own distribution."""
+    return origin.partition(" ")[0] == "dataflare"
 
 
 def distribution(manifest: Manifest) -> str:
