@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
 from dataflare_plugins.isolation_process.host.questions import Questions
 from dataflare_plugins.isolation_process.host.told import clean
 from dataflare_plugins.isolation_process.host.view import Around
-from dataflare_sdk import Batch, Origin
+from dataflare_sdk import Batch, End, ExtractSpec, Origin, Partition
 from dataflare_sdk.testing import FakeContext
 
 ROWS = pa.record_batch({"n": pa.array(range(5), pa.int64())})
@@ -72,6 +73,50 @@ def test_one_that_always_fails_is_given_up_and_then_quarantined(build: Build, ac
     assert (error.code, error.exit_code, type(error)) == ("plugin.quarantined", 6, DataflareError)
     assert failure(lambda: build("acts:Acts", {"act": act}, limits=limits)).code == "plugin.quarantined"
     made.close()
+
+
+def numbers(build: Build, folder: Path, **settings: Any) -> tuple[Any, Any]:
+    """Return a source in a worker, and a reader of it."""
+    grants = {"fs": [{"path": str(folder), "mode": "rw"}]}
+    source = build("connectors:Numbers", {"marks": str(folder), **settings}, grants=grants)
+    [stream] = source.discover(ExtractSpec(), None)
+    [part] = source.partitions(stream, ExtractSpec())
+    return source, source.open(part, ExtractSpec(), None)
+
+
+def test_a_source_reads_one_batch_ahead(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "marks"
+    source, reader = numbers(build, folder, rows=10)
+    first = reader.read(4, 1 << 20, time.monotonic() + 5)
+    until = time.monotonic() + 20
+    while not (folder / "4").exists():  # nobody has asked for it yet
+        assert time.monotonic() < until, list(folder.iterdir())
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert not (folder / "8").exists(), "it reads further than one batch"
+    source.ack(Partition("numbers", "numbers"), {"v": 1, "row": 4})  # a call between
+    found = [first, *(reader.read(4, 1 << 20, time.monotonic() + 5) for _ in range(3))]
+    assert [b.data.column(0).to_pylist() for b in found[:3]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert isinstance(found[3], End)
+    reader.close()
+
+
+def test_what_fails_ahead_is_told_when_it_is_asked_for(build: Build, tmp_path: Path) -> None:
+    source, reader = numbers(build, tmp_path / "marks", fails=4)
+    assert reader.read(4, 1 << 20, time.monotonic() + 5).data.num_rows == 4
+    source.idle()
+    with pytest.raises(ValueError, match="row 4 cannot be read"):
+        reader.read(4, 1 << 20, time.monotonic() + 5)
+    reader.close()
+
+
+def test_a_worker_that_dies_ahead_is_told_when_it_is_asked_for(build: Build, tmp_path: Path) -> None:
+    source, reader = numbers(build, tmp_path / "marks")
+    assert reader.read(4, 1 << 20, time.monotonic() + 5).data.num_rows == 4
+    signal.pidfd_send_signal(source._cell._worker.connection._process, signal.SIGKILL)
+    error = failure(lambda: [reader.read(4, 1 << 20, time.monotonic() + 5) for _ in range(2)])
+    assert (error.code, type(error)) == ("plugin.crashed", RetriableError)
+    reader.close()
 
 
 def test_a_step_with_a_state_is_not_asked_again(build: Build) -> None:

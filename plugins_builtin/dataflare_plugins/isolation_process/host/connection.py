@@ -120,6 +120,15 @@ class Connection:
         found = list(self._made(target, method, arguments, given, seconds, pieces=False))
         return found[0]
 
+    def ask(self, target: str, method: str, *arguments: Any) -> None:
+        """Make a call whose answer `answer` will fetch: the worker works meanwhile, and no other call may be made."""
+        self._begin(target, method, arguments, None)
+
+    def answer(self, seconds: float | None = None) -> Any:
+        """Return the answer to what was asked; raises as `call`. The time counts from now: whoever asks ahead comes back when they can."""
+        self._until = time.monotonic() + (seconds or self._deadline)
+        return next(self._answers(None, pieces=False))
+
     def pieces(self, target: str, method: str, *arguments: Any, given: Batch | None = None) -> Iterator[Any]:
         """Make a call that is answered piece by piece; raises as `call`."""
         return self._made(target, method, arguments, given, None, pieces=True)
@@ -128,12 +137,18 @@ class Connection:
         self, target: str, method: str, arguments: Sequence[Any], given: Batch | None, seconds: float | None, *, pieces: bool
     ) -> Iterator[Any]:
         self._until = time.monotonic() + (seconds or self._deadline)
+        self._begin(target, method, arguments, given)
+        yield from self._answers(given, pieces=pieces)
+
+    def _begin(self, target: str, method: str, arguments: Sequence[Any], given: Batch | None) -> None:
         if self._processor is not None:
             self._processor.begin()
         self._codec.given = given
         self._in.reset()
         self._allow(given)
         self._send({"call": [target, method], "args": list(arguments)}, plain=("call",))
+
+    def _answers(self, given: Batch | None, *, pieces: bool) -> Iterator[Any]:
         while True:
             message = self._next()
             if "items" in message:

@@ -54,6 +54,7 @@ class Cell:
         self._worker: Worker | None = None
         self._setup: list[tuple[str, tuple[Any, ...]]] = []
         self._pieces: Iterator[Any] | None = None
+        self._ahead: Callable[[], None] | None = None
         self._begin()
 
     @property
@@ -105,6 +106,38 @@ class Cell:
         self._pieces = self._guarded(connection.pieces("component", method, *arguments, given=given))
         return self._pieces
 
+    def ask_ahead(self, target: str, method: str, *arguments: Any, seconds: float, keep: Callable[[Any], None]) -> None:
+        """Make a call whose answer is fetched before the next one, by whoever makes it; the worker works meanwhile.
+
+        Args:
+            target: as `Connection.call` takes it.
+            method: what is called.
+            arguments: with what.
+            seconds: how long it may take once somebody waits for it.
+            keep: is given the answer, or the error it ended with.
+        """
+        connection = self._alive().connection
+        try:
+            connection.ask(target, method, *arguments)
+        except _LOSSES as error:
+            raise self.lost(error) from error
+
+        def fetch() -> None:
+            try:
+                keep(connection.answer(seconds))
+            except _LOSSES as error:
+                keep(self.lost(error))
+            except Exception as error:
+                keep(error)
+
+        self._ahead = fetch
+
+    def fetch(self) -> None:
+        """Wait for what was asked ahead, if anything was."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and self._worker is not None:
+            ahead()
+
     def again(self, act: Callable[[], T]) -> T:
         """Do something that may be done again after a worker was lost, in a fresh one."""
         for attempt in range(_AGAIN + 1):
@@ -124,7 +157,7 @@ class Cell:
 
     def close(self) -> None:
         """Let go of the worker, if there still is one."""
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._ahead = self._worker, None, None
         if worker is not None:
             worker.close()
 
@@ -146,6 +179,7 @@ class Cell:
         pieces, self._pieces = self._pieces, None
         if pieces is not None:
             pieces.close()  # type: ignore[attr-defined]
+        self.fetch()
         self._keeper.check()
         if self._worker is None:
             raise CRASHED.retriable(f"the worker of the plugin {self._keeper.name!r} is gone")

@@ -93,13 +93,27 @@ class ReaderProxy:
     def __init__(self, cell: Cell, name: str) -> None:
         self._cell = cell
         self._name = name
+        self._read: list[Any] = []
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Any:
-        """Return the next message, or None when the deadline passed."""
-        seconds = max(0.0, deadline - time.monotonic()) + _BEYOND
-        found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=seconds)
+        """Return the next message, or None when the deadline passed.
+
+        While rows flow the worker is asked for the next batch before this one is gone on with. One ahead, and none after a
+        read that brought no batch: whoever waits for rows must not keep acknowledgements waiting.
+        """
+        patience = max(0.0, deadline - time.monotonic())
+        self._cell.fetch()
+        if self._read:
+            found = self._read.pop()
+        else:
+            found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=patience + _BEYOND)
+        if isinstance(found, Exception):
+            raise found
         if found is not None and not isinstance(found, _MESSAGES):
             raise self._cell.lost(Garbled(f"{type(found).__name__} in place of a message"))
+        if isinstance(found, Batch):
+            until = time.monotonic() + patience
+            self._cell.ask_ahead(self._name, "read", max_rows, max_bytes, until, seconds=patience + _BEYOND, keep=self._read.append)
         return found
 
     def close(self) -> None:

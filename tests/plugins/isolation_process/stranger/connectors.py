@@ -13,6 +13,8 @@ class NumbersConfig:
     """How many."""
 
     rows: int = option("How many rows.", default=10)
+    marks: str = option("A folder in which every read leaves a file.", default="")
+    fails: int = option("The row before which a read fails.", default=-1)
 
 
 class Numbers(Source[NumbersConfig]):
@@ -26,7 +28,9 @@ class Numbers(Source[NumbersConfig]):
 
     def open(self, partition, extract, offset, until=None):
         begin = offset["row"] if offset else 0
-        return Counting(begin, until["row"] if until else self.config.rows, self.ctx, partition.stream, extract.columns)
+        made = Counting(begin, until["row"] if until else self.config.rows, self.ctx, partition.stream, extract.columns)
+        made.marks, made.fails = self.config.marks, self.config.fails
+        return made
 
 
 class Counting:
@@ -36,7 +40,11 @@ class Counting:
         self.place, self.stop, self.ctx, self.stream, self.columns = place, stop, ctx, stream, columns
 
     def read(self, max_rows, max_bytes, deadline):
+        if self.marks:
+            open(f"{self.marks}/{self.place}", "w").close()
         self.ctx.failpoint("stranger.read")
+        if self.place == self.fails:
+            raise ValueError(f"row {self.place} cannot be read")
         end = min(self.place + max_rows, self.stop)
         if self.place == end:
             return End()
