@@ -23,21 +23,29 @@ _OF_PLUGIN = "plugin-"
 
 
 def _provided_commands() -> dict[str, str]:
-    """Return name and summary of every command that some plugin provides."""
-    provided = [c for m in index.current()["manifests"] for c in m["provides"] if c[0] == "command"]
+    """Return name and summary of every command that some plugin provides; what is built in is described by itself."""
+    from types import SimpleNamespace
+
+    from dataflare.policy import built_in
+
+    def ours(manifest: Any) -> bool:
+        return built_in(manifest)
+
+    manifests = sorted(index.current()["manifests"], key=lambda m: ours(SimpleNamespace(**m)))
+    provided = [c for m in manifests for c in m["provides"] if c[0] == "command"]
     return {name: summary for _, name, _, summary, _, _ in provided}
 
 
 def _commands() -> dict[str, str]:
     """Return name and summary of every verb, the kernel's own included."""
     found = {name: summary for name, summary in _provided_commands().items() if not name.startswith(_OF_PLUGIN)}
-    return {"plugin": "List plugins and manage them", **found}
+    return {**found, "plugin": "List plugins and manage them"}
 
 
 def _subcommands() -> dict[str, str]:
     """Return name and summary of every subcommand of `plugin`, the kernel's own included."""
     found = {n.removeprefix(_OF_PLUGIN): s for n, s in _provided_commands().items() if n.startswith(_OF_PLUGIN)}
-    return {"list": "List the plugins that are installed", **found}
+    return {**found, "list": "List the plugins that are installed"}
 
 
 class _Root(click.Group):

@@ -78,12 +78,17 @@ def _installed() -> Iterator[_Place | Broken]:
     import importlib_metadata
 
     for entry in importlib_metadata.entry_points(group=GROUP):
-        origin = shown(f"{entry.dist.name} {entry.dist.version}") if entry.dist else ""
+        origin = _origin(entry.dist.name, entry.dist.version) if entry.dist else ""
         folder = _folder(entry.value)
         if folder is None:
             yield Broken(entry.value, origin, "its package cannot be found")
         else:
             yield _Place(os.path.join(folder, "plugin.yaml"), entry.value, origin)  # noqa: PTH118 - as in the index
+
+
+def _origin(name: str, version: str) -> str:
+    """Return a distribution's name and version; a name that holds a space would pass for the name before it."""
+    return shown(f"{'-'.join(str(name).split())} {'-'.join(str(version).split())}")
 
 
 def _stored() -> Iterator[_Place | Broken]:

@@ -17,12 +17,14 @@ from dataflare.logs import Logger, Logs
 from dataflare.manifest import BUILT_IN
 from dataflare.plugins import PluginManager
 from dataflare.registry import Entry
+from dataflare.renewal import Renewal
 from dataflare.secrets import Secrets
 from dataflare.workflow import dotted
 
 __all__ = ["HostContext", "RuntimeHost"]
 
-_LOGGED_AS = {"run.retried": "warning", "lane.streaming": "info", "schema.changed": "info", "epoch.committed": "info"}
+_LOGGED_AS = {"run.retried": "warning", "lane.streaming": "info", "schema.changed": "info", "epoch.committed": "info",
+              "plugin.swapped": "info", "plugin.swap-refused": "warning"}  # fmt: skip
 """Events of a run to the level they are logged at; its phases are for developers, its progress is for monitors."""
 
 
@@ -49,6 +51,7 @@ class RuntimeHost:
         self.failpoint: Callable[[str], None] = lambda _name: None
         self.listeners: list[Callable[[RunEvent], None]] = []
         self.workflow = ""
+        self.renewal = Renewal(base_dir, plugins)
         self._audited: set[tuple[str, str]] = set()
         plugins.audit = self.audit
         if any("redact" in m.hooks for m in plugins.registry.manifests):
@@ -103,6 +106,14 @@ class RuntimeHost:
             # Each phase is a message of its own, or the log would take them for repeats.
             message = f"{event.event} {event.phase}" if phase else event.event
             getattr(log, level)(message, **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")})
+
+    def newer_plugins(self) -> Mapping[str, str]:
+        """Return name and version of plugins that were put in use since this runtime began."""
+        return self.renewal.newer()
+
+    def take_over(self) -> Callable[[], None]:
+        """Use those versions for whatever is built next; what is returned takes that back."""
+        return self.renewal.take_over()
 
     def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""

@@ -36,6 +36,8 @@ CAPABILITIES = (*_ENTRIES, "state", "host")
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000
 MAX_DEPTH = 32
+MAX_TEXT = 2_000
+MAX_NAME = 120
 """What a manifest may hold at most: whoever lists plugins reads everybody's."""
 
 BAD_MANIFEST = code(
@@ -255,16 +257,22 @@ class _Checker:
 
     def printable(self, value: Any, path: str = "", depth: int = 0) -> None:
         """Refuse text that would do something to the terminal it is shown on, and what never ends."""
-        self.left = self.left - 1 if depth < MAX_DEPTH else -1
+        self.left = self.left - 1 if depth < MAX_DEPTH and not _endless(value) else -1
         if self.left < 0:
             return
         if isinstance(value, str) and value != shown(value):
             self.say("it holds control characters", path or None)
+        elif isinstance(value, str) and ("\n" in value or len(value) > MAX_TEXT):
+            # A second line could look like one that is not the plugin's own: of the question whether it may do something.
+            self.say(f"expected one line of at most {MAX_TEXT} characters", path or None)
         if isinstance(value, list):
             for i, inner in enumerate(value):
                 self.printable(inner, f"{path}[{i}]", depth + 1)
         if isinstance(value, dict):
             for key, inner in value.items():
+                if _endless(key):
+                    self.left = -1
+                    return
                 self.printable(str(key), path)
                 self.printable(inner, f"{path}.{shown(str(key))}" if path else shown(str(key)), depth + 1)
 
@@ -323,7 +331,9 @@ class _Checker:
             self.say(f"expected one of {', '.join(map(str, allowed))}, found {raw[key]!r}", under + key)
 
     def text(self, value: Any, pattern: str, path: str) -> None:
-        if isinstance(value, str) and not re.fullmatch(pattern, value):
+        if isinstance(value, str) and len(value) > MAX_NAME:  # the longer it is, the longer the pattern takes
+            self.say(f"expected at most {MAX_NAME} characters", path)
+        elif isinstance(value, str) and not re.fullmatch(pattern, value):
             self.say(f"{value!r} is not of the form {pattern}", path)
         elif value is not None and not isinstance(value, str) and "[" in path:
             self.say("expected text", path)
@@ -334,6 +344,11 @@ class _Checker:
 
     def say(self, message: str, path: str | None) -> None:
         self.problems.append(BAD_MANIFEST.problem(message, file=self.file, path=path))
+
+
+def _endless(value: Any) -> bool:
+    """Return whether a number is larger than anything a manifest counts; Python refuses to write the largest down."""
+    return isinstance(value, int) and value.bit_length() > 64
 
 
 _TYPE_SCALARS = (str, int)

@@ -258,7 +258,7 @@ class PluginManager:
 
 
 def _key(manifest: Manifest) -> str:
-    return f"{manifest.name} {manifest.origin}"
+    return f"{manifest.name} {manifest.origin} {manifest.site}"
 
 
 class _Listed:

@@ -12,8 +12,14 @@ from dataflare.workflow import dotted
 
 LONGEST = 256 << 10
 """Bytes of a schema that are read."""
-_NEVER = frozenset(("pattern", "patternProperties", "format", "$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$schema"))
-"""What would run a regular expression of the plugin's, or make names mean something else."""
+_NEVER = frozenset((
+    "pattern", "patternProperties", "format", "$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$schema",
+    "unevaluatedProperties", "unevaluatedItems",
+))  # fmt: skip
+"""What would run a regular expression of the plugin's, make names mean something else, or follow references uncounted."""
+
+MOST_REFERENCES = 10_000
+"""References that one check follows: a few that double each other would never end."""
 
 
 def load(path: Path) -> Any:
@@ -45,15 +51,29 @@ def check(schema: Any, raw: Any, path: Sequence[str | int] = ()) -> None:
     Raises:
         DataflareError: `config.invalid`, every problem at once.
     """
-    import jsonschema
-
     try:
-        found = sorted(jsonschema.Draft202012Validator(schema).iter_errors(raw), key=lambda e: [str(p) for p in e.absolute_path])
+        found = sorted(_validator()(schema).iter_errors(raw), key=lambda e: [str(p) for p in e.absolute_path])
         problems = [CONFIG_INVALID.problem(_told(e.message), path=dotted((*path, *e.absolute_path))) for e in found]
     except Exception as error:  # a schema that is none fails in as many ways as there are mistakes
         raise CONFIG_INVALID.error(f"the plugin's schema cannot be used: {type(error).__name__}", path=dotted(tuple(path))) from None
     if problems:
         raise DataflareError(*problems)
+
+
+def _validator() -> Any:
+    """Return a class of validators that give up on a schema whose references do not end."""
+    from jsonschema import Draft202012Validator, validators
+
+    extend: Any = validators.extend
+    follow, left = Draft202012Validator.VALIDATORS["$ref"], [MOST_REFERENCES]
+
+    def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError("it refers to itself without an end")
+        return follow(validator, reference, instance, schema)
+
+    return extend(Draft202012Validator, {"$ref": counted})
 
 
 def _tame(part: Any) -> Any:

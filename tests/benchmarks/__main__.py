@@ -20,6 +20,7 @@ from tests.benchmarks.databases import LOADING, bench, capturing, copying, loadi
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.wasm import wasm
+from tests.benchmarks.workers import workers
 
 HEAD = """# Benchmarks
 
@@ -32,6 +33,10 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
+STRANGERS = {"wasm": wasm, "workers": workers}
+"""What plugins cost at the levels of isolation; each can be chosen by `--only`."""
+
+
 def main() -> int:
     """Run the chosen cases; exit 1 when one is over its limit."""
     parser = argparse.ArgumentParser()
@@ -40,9 +45,9 @@ def main() -> int:
     parser.add_argument("--database-rows", type=int, default=ROWS)
     parser.add_argument("--only", default="")
     chosen = parser.parse_args()
-    if chosen.only == "wasm":
+    if chosen.only in STRANGERS:
         with tempfile.TemporaryDirectory(prefix="dataflare-bench-") as place:
-            text, good = wasm(Path(place))
+            text, good = STRANGERS[chosen.only](Path(place))
         print(text)
         return 0 if good else 1
     data = Path(tempfile.gettempdir()) / f"dataflare-bench-{chosen.rows}"
@@ -62,8 +67,10 @@ def main() -> int:
         over: list[object] = [c for c in cases if c.ratio() > c.limit]
         guests = ""
         if not chosen.only:
-            guests, good = wasm(folder)
-            over += [] if good else [guests]
+            for kind in STRANGERS.values():
+                text, good = kind(folder)
+                guests += text
+                over += [] if good else [text]
         if chosen.only:
             print(table(cases) + "\n" + guests)
             if "changes" in chosen.only:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,12 @@ from unittest.mock import patch
 from tests.benchmarks.measure import instructions, python
 
 DISTRIBUTIONS = 300
+STANDINGS = {
+    "nothing decided": {"not granted": DISTRIBUTIONS},
+    "all in the lock": {"granted": DISTRIBUTIONS},
+    "and a policy": {"granted": DISTRIBUTIONS - 1, "trusted": 1},
+}
+"""How the plugins must be told to stand, by what was decided."""
 MANIFEST = """\
 manifest: 1
 name: crowd-{n}
@@ -42,6 +50,9 @@ def listing(folder: Path) -> dict[str, float]:
             for file, text in files.items():
                 (work / file).write_text(text)
             instructions(command, work)  # the first one fills the index
+            told = subprocess.run([*command, "--json"], cwd=work, capture_output=True, check=True).stdout
+            seen = Counter(p["standing"] for p in json.loads(told)["plugins"] if p["name"].startswith("crowd-"))
+            assert seen == STANDINGS[name], seen
             made[name] = instructions(command, work) / bare
     return made
 
@@ -67,9 +78,14 @@ def _crowd(folder: Path) -> Iterator[Path]:
 
 
 def _decisions() -> Mapping[str, Mapping[str, str]]:
-    entry = {"version": "1.0.0", "minimum": "1.0.0", "origin": "crowd", "level": "process", "artifact": "sha256:" + "0" * 64}
-    granted = {"secrets": [{"ref": "token", "why": "log in"}], "net": [{"host": "${config.host}", "port": "${config.port}"}]}
-    plugins = {f"crowd-{n}": {**entry, "origin": f"crowd-{n}", "asked": granted, "capabilities": granted} for n in range(DISTRIBUTIONS)}
+    entry = {"version": "1.0.0", "minimum": "1.0.0", "level": "process", "artifact": "sha256:" + "0" * 64}
+    plugins = {}
+    for n in range(DISTRIBUTIONS):
+        asked = {
+            "net": [{"host": "${config.host}", "port": "${config.port}", "why": "reach it"}],
+            "secrets": [{"ref": f"token_{n}", "why": "log in"}],
+        }
+        plugins[f"crowd-{n}"] = {**entry, "origin": f"crowd-{n}", "asked": asked, "capabilities": asked}
     return {
         "nothing decided": {},
         "all in the lock": {"dataflare.lock": json.dumps({"lock": 1, "plugins": plugins}, indent=2)},

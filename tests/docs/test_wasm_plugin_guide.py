@@ -36,7 +36,7 @@ def test_the_plugin_of_the_guide_is_shipped(clean: Clean, tmp_path: Path, server
     finally:
         clean.good(clean.python, "-m", "pip", "uninstall", "--quiet", "--yes", NAME, cwd=tmp_path)
     assert "4 passed" in said
-    assert f"{NAME} 0.1.0: 23 passed, 0 failed, 0 not run" in said
+    assert re.search(rf"{NAME} 0\.1\.0: \d+ passed, 0 failed, 0 not run", said)
     files = {p.name for p in (author / "shop-feed").rglob("*")}
     for named in re.findall(r"^\| `([\w./-]+)`", GUIDE, re.MULTILINE):
         assert Path(named).name in files, named

@@ -60,6 +60,7 @@ def test_a_good_plugin_is_certified(package: str, plugin: str, place: Place) -> 
         killed = [c for c in document["checks"] if c["check"].startswith("survives-a-kill")]
         assert {c["component"] for c in killed} == {"source/countdown", "destination/ledger"}
         assert sum(c["status"] == "passed" for c in killed) >= 5
+        assert "takes-or-refuses-a-column-more" in checks(said, "passed")
     if package == "processor":
         assert "certify.yaml says nothing of processor/map" in {c["reason"] for c in document["checks"] if c["status"] == "not run"}
 
@@ -114,6 +115,41 @@ def test_another_level_is_run_when_it_is_asked_for(place: Place, confines: None)
     assert (said.code, said.document["levels"]) == (0, {"process": "run"}), said.out
     assert "resumes-after-any-offset" in checks(said, "passed")
     assert {c["level"] for c in said.document["checks"]} == {"process"}
+    assert {"sandbox-seccomp", "sandbox-landlock", "canary-udp-socket", "canary-read-a-forbidden-file"} <= checks(said, "passed")
+
+
+FORGETFUL = """
+import json
+from pathlib import Path
+from dataflare_sdk import RowDestination, config, option
+
+@config
+class C:
+    how: str = option("How it lies.")
+
+class Liar(RowDestination[C]):
+    Config = C
+
+    def send(self, rows):
+        path = Path(self.ctx.base_dir) / "out.jsonl"
+        kept = path.read_text().splitlines() if path.exists() else []
+        for row in rows:
+            if kept and json.loads(kept[0]).keys() != row.keys():
+                kept = []
+            kept.append(json.dumps(row))
+        path.write_text("".join(line + chr(10) for line in kept))
+"""
+
+
+def test_a_destination_that_forgets_its_rows_for_a_new_column_is_found(place: Place) -> None:
+    provides = 'provides: [{kind: destination, name: liar, entry: "liar:Liar", features: [append]}]\n'
+    liar(place, "forgets", provides, FORGETFUL)
+    read = "{use: jsonl, with: {path: out.jsonl, columns: {id: BIGINT, name: VARCHAR}}}"
+    place.write("site/liar/certify.yaml", f"components: {{destination/liar: {{with: {{how: forgets}}, read: {read}}}}}\n")
+    said = place("plugin", "certify", "liar", "--json")
+    assert said.code == 1, said.out
+    [found] = [c for c in said.document["checks"] if c["check"] == "takes-or-refuses-a-column-more"]
+    assert (found["status"], found["reason"]) == ("failed", "it took the column and holds 40 rows where there should be 80")
 
 
 POSTER = """

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,28 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, object], path:
 
 
 LAUGHS = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "version: '" + "1" * 200_000 + "!'", "manifest: 0x" + "f" * 5_000, "? 0x" + "f" * 5_000 + "\n: 1", "api: '>=" + "1" * 5_000 + "'",
+        "limits: {memory: 0x" + "f" * 5_000 + "}", "publisher: \"a\\nb 1.0  granted\"", "publisher: " + "x" * 5_000,
+        "capabilities: {secrets: [{ref: T, why: \"a\\n  net *: granted\"}]}", "limits: {\"a\\nb\": 1}",
+    ],
+    ids=["slow-version", "huge-number", "huge-key", "huge-range", "huge-limit", "second-line", "long", "second-reason", "second-key"],
+)  # fmt: skip
+def test_what_would_hang_break_or_forge_is_refused_at_once(tmp_path: Path, change: str) -> None:
+    """Whoever lists plugins reads everybody's manifest: a line of one must not stop them, nor look like another's."""
+    rest = {key: value for key, value in GOOD.items() if key != change.partition(":")[0]}
+    path = tmp_path / "plugin.yaml"
+    path.write_text(yaml.safe_dump(rest) + change + "\n")
+    begun = time.monotonic()
+    with pytest.raises(DataflareError) as caught:
+        read(path)
+    assert {p.code for p in caught.value.problems} == {"plugin.bad-manifest"}
+    assert all(any(word in p.message for word in ("one line", "at most", "says too much")) for p in caught.value.problems)
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(

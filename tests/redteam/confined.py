@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,24 +176,36 @@ def _content(path: Path) -> str | None:
         return None
 
 
+def _chosen(order: dict[str, Any]) -> tuple[Callable[[Target], str], bool]:
+    """Return what is to be run, and whether it works by ending its own process without a word."""
+    if "given" in order:
+        import controls
+
+        control = controls.load()[order["name"]]
+        return lambda target: control(target, order["given"]), False
+    import attacks
+
+    attack = attacks.load()[order["name"]]
+    return attack.run, "dies" in attack.needs
+
+
 def main() -> None:
     """Run the attack that standard input names and print what came of it."""
     order = json.load(sys.stdin)
     enter(order["outside"])
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (order.get("memory", 2 << 30), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["SECRET"] = order["secret"]
     world = World(order["secret"], order["mark"])
-    sys.path.insert(0, order["attacks"])
-    import attacks
-
-    chosen = attacks.load()[order["name"]]
+    sys.path[:0] = [order["attacks"], order["attacks"] + "/packages"]
+    run, dies = _chosen(order)
     parent = os.getpid()
     reader, writer = os.pipe()
     attacker = os.fork()
     if not attacker:
         os.close(reader)
         try:
-            said = chosen.run(Target(world.values))
+            said = run(Target(world.values))
         except BaseException as error:
             said = f"stopped: {type(error).__name__}: {error}"
         os.write(writer, said.encode()[:60_000])
@@ -203,7 +216,7 @@ def main() -> None:
     _, status = os.waitpid(attacker, 0)
     assert parent == os.getpid()
     noticed = world.noticed()
-    worked = order["secret"] in said or "OVER" in said or bool(noticed) or ("dies" in chosen.needs and not said)
+    worked = order["secret"] in said or "OVER" in said or bool(noticed) or (dies and not said)
     ended = os.waitstatus_to_exitcode(status)
     print(json.dumps({"worked": worked, "said": said[:300], "noticed": noticed, "ended": ended}))
     sys.stdout.flush()

@@ -60,3 +60,12 @@ def test_schemas_that_are_not_taken(tmp_path: Path, made: Any) -> None:
 )
 def test_schemas_that_are_none_are_told(made: Any, tmp_path: Path) -> None:
     assert problems(schema(tmp_path, made), {"a": 1}) == [("config.invalid", "sources.a.with")]
+
+
+def test_references_that_double_each_other_end(tmp_path: Path) -> None:
+    parts = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(60)}
+    made = schema(tmp_path, {"$ref": "#/$defs/a0", "$defs": {**parts, "a60": {"type": "object"}}})
+    assert problems(made, {"n": 1}) == [("config.invalid", "sources.a.with")]
+    check({**made, "$ref": "#/$defs/a52"}, {"n": 1})
+    made = schema(tmp_path, {"unevaluatedProperties": False, "$ref": "#/$defs/a0", "$defs": {**parts, "a60": True}})
+    assert "unevaluatedProperties" not in made, "it follows references by itself"

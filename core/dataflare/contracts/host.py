@@ -111,6 +111,17 @@ class Host(Protocol):
         """Tell all monitors. A failing monitor is logged and never fails the run."""
         ...
 
+    def newer_plugins(self) -> Mapping[str, str]:
+        """Return name and version of the plugins of the store that were put in use since the runtime began.
+
+        Only those that do not run in this process, and that the operator granted. Cheap: it may be asked every second.
+        """
+        ...
+
+    def take_over(self) -> Callable[[], None]:
+        """Use what `newer_plugins` told for whatever is built next; what is returned takes that back."""
+        ...
+
     def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""
         ...

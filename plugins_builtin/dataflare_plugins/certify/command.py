@@ -28,7 +28,7 @@ LEVELS = ("inprocess", "process", "wasm")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="The certify.yaml; by default beside plugin.yaml.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), help="Only at this isolation level; may be repeated.")
 @click.option("--limit", type=float, default=60.0, help="Seconds a check may take.", show_default=True)
-@click.option("--no-crashes", is_flag=True, help="Leave out the workflows that are killed.")
+@click.option("--no-crashes", is_flag=True, help="Leave out the workflows: those that are killed, and drift.")
 @verb
 def certify(call: Invocation, name: str, config: Path | None, levels: tuple[str, ...], limit: float, no_crashes: bool) -> int:
     """Hold the installed plugin NAME to the contracts of its kinds, at the isolation level its manifest asks for.
@@ -82,6 +82,7 @@ def _at(
     """Check every component of a plugin at one level; say in `seen` how the level went."""
     from dataflare_plugins.certify.checking import KINDS, Checker
     from dataflare_plugins.certify.crashes import crash
+    from dataflare_plugins.certify.strain import drift, sandbox
 
     with call.runtime() as runtime:
         loader = _loaded(runtime, replace(manifest, isolation=level), level, seen)
@@ -96,6 +97,8 @@ def _at(
                 yield from checker.check(component)
                 if crashes and own:
                     yield from crash(component, certificate, level, allowed, checker.read_back)
+                    yield from drift(component, certificate, level, allowed, checker.read_back)
+        yield from sandbox(manifest.name, level, getattr(loader, "report", None))
 
 
 def _allowed(policy: Policy, manifest: Any, level: str) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,8 @@ OWNED = 1
 """`release` of what the host lays out: not null, which would mean it has been released, and never to be called."""
 NULLABLE = 2
 ALIGNED = 64
+Copy = tuple[int, pa.Buffer, int]
+"""A buffer that is copied in: to which address, what, and the width in bits when it is the offsets of text, else 0."""
 
 
 def aligned(size: int) -> int:
@@ -56,7 +58,7 @@ class Sender:
             Trapped: the guest has no memory for them.
             DataflareError: `wasm.bad-reply`: it gave an address that is none.
         """
-        copies: list[tuple[int, pa.Buffer]] = []
+        copies: list[Copy] = []
         top = self._size + self._room
         tree = _Tree(rows, [_node(column, rows, form) for column, form in zip(columns, self._forms, strict=True)])
         head_size = aligned(tree.size)
@@ -72,33 +74,34 @@ class Sender:
             self._block, self._at = _schema_block(self._kind, begin).ljust(top, b"\0"), begin
         memory.write(begin, self._block, top)
         memory.write(begin + top, head, len(head))
-        for address, source in copies:
+        for address, source, _ in copies:
             memory.write(address, source.address, source.size)
-        memory.lent = dict(copies)
+        memory.lend(copies)
         return begin + top, begin, begin + self._size
 
 
 class _Node:
     """One array to be laid out: what of its buffers is copied, and its children."""
 
-    __slots__ = ("buffers", "children", "data", "head", "held", "nulls", "rows")
+    __slots__ = ("buffers", "children", "cuts", "data", "head", "held", "nulls", "rows")
 
-    def __init__(self, held: Any, rows: int, nulls: int, buffers: list[pa.Buffer | None], inner: list[_Node]) -> None:
+    def __init__(self, held: Any, rows: int, nulls: int, buffers: list[pa.Buffer | None], inner: list[_Node], cuts: int = 0) -> None:
         self.held = held  # what the addresses below belong to
         self.head: int
         self.data: int
+        self.cuts = cuts  # width of the offsets of text, which are the second buffer
         self.rows, self.nulls, self.buffers, self.children = rows, nulls, buffers, inner
         self.head = ARRAY.size + 4 * (len(buffers) + len(inner)) + sum(c.head for c in inner)
         self.head = (self.head + 7) & ~7
         self.data = sum(aligned(b.size) for b in buffers if b is not None) + sum(c.data for c in inner)
 
-    def lay(self, head: bytearray, at: int, start: int, data: int, copies: list[tuple[int, pa.Buffer]]) -> int:
+    def lay(self, head: bytearray, at: int, start: int, data: int, copies: list[Copy]) -> int:
         """Write the node's header at `at` (the block of headers begins at `start`); returns where data goes on."""
         pointers, place = [], at + ARRAY.size
-        for source in self.buffers:
+        for i, source in enumerate(self.buffers):
             pointers.append(0 if source is None else data)
             if source is not None:
-                copies.append((data, source))
+                copies.append((data, source, self.cuts if i == 1 else 0))
                 data += aligned(source.size)
         inner, below = [], (place + 4 * (len(self.buffers) + len(self.children)) + 7) & ~7
         for child in self.children:
@@ -118,7 +121,7 @@ class _Tree(_Node):
         super().__init__(None, rows, 0, [None], columns)
         self.size = self.head
 
-    def lay(self, head: bytearray, start: int, data: int, copies: list[tuple[int, pa.Buffer]]) -> int:  # type: ignore[override]
+    def lay(self, head: bytearray, start: int, data: int, copies: list[Copy]) -> int:  # type: ignore[override]
         return super().lay(head, start, start, data, copies)
 
 
@@ -143,7 +146,7 @@ def _node(column: pa.Array, rows: int, form: Layout) -> _Node:
         return _node(_whole(column), rows, form)
     offsets = _region(found[1], (rows + 1) * form.width // 8)
     if form.shape == "offsets":
-        return _Node(column, rows, nulls, [valid, offsets, _region(found[2], last)], [])
+        return _Node(column, rows, nulls, [valid, offsets, _region(found[2], last)], [], form.width)
     inner = _entries(column) if pa.types.is_map(column.type) else column.values
     return _Node(column, rows, nulls, [valid, offsets], [_node(inner, last, layout(inner.type))])
 

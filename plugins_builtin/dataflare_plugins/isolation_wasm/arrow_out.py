@@ -104,17 +104,17 @@ def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, plain:
     """Return a column, validated in full."""
     try:
         made = _array(memory, address, field.type, form, rows, 0)
-        _validate(memory, made, plain)
+        _validate(memory, made, form, plain)
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, ValueError, OverflowError) as error:
         raise BAD_REPLY.error(f"its column '{field.name}' is no {field.type}: {error}") from None
     return made
 
 
-def _validate(memory: Memory, made: pa.Array, plain: pa.DataType | None) -> None:
+def _validate(memory: Memory, made: pa.Array, form: Layout, plain: pa.DataType | None) -> None:
     """Validate in full. What ASCII text is cut into is UTF-8 wherever it is cut, so that only the cuts are left to be looked at."""
     if plain is None or not len(made) or not memory.ascii:
         made.validate(full=True)
-    elif not memory.owns(made.buffers()[1]):
+    elif not memory.cuts(made.buffers()[1], form.width):
         pa.Array.from_buffers(plain, len(made), made.buffers()).validate(full=True)
 
 
@@ -138,6 +138,7 @@ def _array(memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: 
     if rows == 0:
         return pa.array([], kind)
     if form.shape == "none":
+        memory.spend(4 * rows, "nulls")  # they take none of the guest's memory, but whoever makes another type of them needs some
         return pa.nulls(rows)
     places = _words(memory, head[5], buffers)
     valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None

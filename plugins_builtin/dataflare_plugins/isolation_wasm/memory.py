@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ class Memory:
 
     Attributes:
         size: bytes of it.
-        lent: buffers that were copied in for the batch at hand, by address.
+        lent: buffers that were copied in for the batch at hand, by their address in here.
         ascii: whether the text that was read last is ASCII.
     """
 
@@ -36,6 +37,7 @@ class Memory:
         self._budget = limit
         self.size = -1
         self.lent: dict[int, pa.Buffer] = {}
+        self._cuts: set[tuple[int, int, int]] = set()
         self.ascii = False
         self.look()
 
@@ -60,7 +62,7 @@ class Memory:
         """Return a copy of bytes."""
         if size == 0:
             return b""
-        self._spend(size, what)
+        self.spend(size, what)
         self.check(address, size, what)
         return ctypes.string_at(self._base + address, size)
 
@@ -68,7 +70,7 @@ class Memory:
         """Return a copy of bytes as an Arrow buffer of its own, or the very buffer that was lent, where it came back untouched."""
         if size == 0:
             return pa.py_buffer(b"")
-        self._spend(size, what)
+        self.spend(size, what)
         self.check(address, size, what)
         lent = self.lent.get(address)
         if lent is not None and lent.size == size and _same(self._base + address, lent.address, size) == 0:
@@ -86,9 +88,21 @@ class Memory:
         self.ascii = data.isascii()
         return pa.py_buffer(data)
 
-    def owns(self, buffer: pa.Buffer | None) -> bool:
-        """Whether a buffer is one that was lent, and so was valid before the guest saw it."""
-        return buffer is not None and any(buffer.address == b.address and buffer.size == b.size for b in self.lent.values())
+    def lend(self, copies: Sequence[tuple[int, pa.Buffer, int]]) -> None:
+        """Remember what was copied in for a batch: address in here, buffer, and its width when it is the offsets of text, else 0."""
+        self.lent = {address: buffer for address, buffer, _ in copies}
+        self._cuts = {(buffer.address, buffer.size, width) for _, buffer, width in copies if width}
+
+    def forget(self) -> None:
+        """The batch is done: nothing is lent any more."""
+        self.lent, self._cuts = {}, set()
+
+    def cuts(self, buffer: pa.Buffer | None, width: int) -> bool:
+        """Whether a buffer that `buffer` returned is the very offsets of text that were lent, which were valid before the guest saw them.
+
+        Numbers that were lent as something else are no offsets, however much they look like some.
+        """
+        return buffer is not None and (buffer.address, buffer.size, width) in self._cuts
 
     def text(self, address: int, most: int, what: str) -> bytes:
         """Return a string that ends with a zero byte."""
@@ -103,7 +117,12 @@ class Memory:
         source = (ctypes.c_char * size).from_buffer(data) if isinstance(data, bytearray) else data
         ctypes.memmove(self._base + address, source, size)
 
-    def _spend(self, size: int, what: str) -> None:
+    def spend(self, size: int, what: str) -> None:
+        """Count what one reply takes of the host's memory.
+
+        Raises:
+            DataflareError: `wasm.bad-reply`: more than the guest's own memory may hold.
+        """
         self._budget -= size
         if self._budget < 0:
             raise BAD_REPLY.error(f"its {what} makes one reply longer than {self._limit} bytes")

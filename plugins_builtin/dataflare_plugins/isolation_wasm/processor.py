@@ -20,6 +20,8 @@ from dataflare_sdk.schema import cast_batch, normalise
 
 PAIR = 8
 """Bytes of {array*, schema*}, one for each output."""
+FLOOR, TIMES = 256 << 20, 64
+"""What rows taken again and again may come to: so many bytes, or so many times what went in."""
 
 
 class WasmProcessor(Processor[Any]):
@@ -178,7 +180,7 @@ class WasmProcessor(Processor[Any]):
             pairs = self._call(guest, batch.data)
             made = [(o.name, b) for i, o in enumerate(self._outputs) if (b := self._given_by(guest, i, o, pairs[i][0], batch)) is not None]
             guest.reset()
-            guest.memory.lent = {}
+            guest.memory.forget()
         except Trapped:
             self._instances.discard()
             raise
@@ -218,7 +220,7 @@ class WasmProcessor(Processor[Any]):
             return Batch(batch.stream, cast_batch(data, bound), batch.offset)
         base = batch
         if output.rows == "take":
-            base = batch.take(_indices(leading, batch.data.num_rows))
+            base = batch.take(_indices(leading, batch.data))
         old = {n: base.data.column(i) for i, n in enumerate(base.data.schema.names) if n not in fresh}
         data = pa.RecordBatch.from_arrays([fresh[n] if n in fresh else old[n] for n in bound.names], names=bound.names)
         made = base.with_data(cast_batch(data, bound))
@@ -255,14 +257,18 @@ class WasmProcessor(Processor[Any]):
         self._instances.close()
 
 
-def _indices(found: Any, rows: int) -> pa.Array:
-    """Return indices of rows that are there, each of them.
+def _indices(found: Any, data: pa.RecordBatch) -> pa.Array:
+    """Return indices of rows that are there, none of them so often that a small batch fills the host's memory.
 
     Raises:
         DataflareError: `wasm.bad-reply`.
     """
     from dataflare_sdk.compute import pc
 
+    rows = data.num_rows
     if found.null_count or (len(found) and not (pc.min(found).as_py() >= 0 and pc.max(found).as_py() < rows)):
         raise BAD_REPLY.error(f"it names rows that are not among the {rows} it was given")
+    most = max(TIMES, FLOOR // max(data.nbytes, 1))
+    if len(found) > most and pc.max(pc.value_counts(found).field("counts")).as_py() > most:
+        raise BAD_REPLY.error(f"it names one row more than {most} times")
     return found

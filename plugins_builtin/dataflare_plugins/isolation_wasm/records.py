@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm import json_lines
-from dataflare_plugins.isolation_wasm.arrow_out import MOST_ROWS
 from dataflare_plugins.isolation_wasm.describe import Output
 from dataflare_plugins.isolation_wasm.destination import WasmDestination
 from dataflare_plugins.isolation_wasm.extism_guest import ExtismInstances
@@ -19,6 +18,9 @@ from dataflare_plugins.isolation_wasm.processor import WasmProcessor
 from dataflare_plugins.isolation_wasm.source import Piece, WasmSource
 from dataflare_sdk import Batch, DataflareError
 from dataflare_sdk.schema import cast_batch, normalise
+
+MOST_LINES = 1 << 20
+"""Records that one reply may have: each becomes objects of the host's, however short its line."""
 
 
 class RecordProcessor(WasmProcessor):
@@ -46,7 +48,7 @@ class RecordProcessor(WasmProcessor):
             self._instances.discard()
             raise
         output = self._outputs[0]
-        found = json_lines.read(lines, self._given[0], MOST_ROWS)
+        found = json_lines.read(lines, self._given[0], MOST_LINES)
         if output.rows == "same" and found.num_rows != data.num_rows:
             raise BAD_REPLY.error(f"it gave {found.num_rows} rows where there must be {data.num_rows}")
         return [(output.name, self._output(0, output, batch, found.columns))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dataflare_sdk import code
+from dataflare_sdk.addresses import public
 from dataflare_sdk.records import record
 
 DENIED = code(
@@ -38,7 +38,6 @@ _PORTS = {"http": 80, "https": 443}
 _SECRET = re.compile(r"\$\{secret:([^}]{1,128})\}")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _OURS = frozenset(("host", "connection", "content-length", "transfer-encoding", "proxy-authorization", "upgrade", "te", "trailer"))
-_EMBEDDED = ipaddress.ip_network("64:ff9b::/96")
 
 
 @record
@@ -149,7 +148,7 @@ class Web:
             raise DENIED.error(f"'{host}:{port}' was not granted")
         addresses = self._addresses(host, port)
         private = any(g.get("private") is True for g in found)
-        refused = [a for _, a in addresses if not private and not _public(a[0])]
+        refused = [a for _, a in addresses if not private and not public(str(a[0]))]
         if refused:
             self._ctx.audit(action, False)
             raise DENIED.error(f"'{host}' is at {refused[0][0]}, which is no public address")
@@ -272,21 +271,6 @@ def _matches(pattern: str, host: str) -> bool:
     """Whether a host is meant: itself, any (`*`), or one below a domain (`*.acme.example`)."""
     wanted, name = pattern.lower().rstrip("."), host.lower().rstrip(".")
     return wanted in ("*", name) or (wanted.startswith("*.") and name.endswith(wanted[1:]))
-
-
-def _public(address: str) -> bool:
-    """Whether an address is one of the open internet, also behind the ways an IPv4 address hides in IPv6."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if found in _EMBEDDED:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inner is not None and not inner.is_global:
-            return False
-    return found.is_global and not found.is_multicast
 
 
 def _without(text: str, values: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """Fetching wheels: pip resolves and downloads, into a folder of its own, wheels only; nothing of them is run.
 
+Wheels only is not enough to ask of pip: what a requirement names by its address (`evil @ https://…/evil.tar.gz`) it builds all the same.
+So pip is run where no program can be started, which every build needs.
+
 What a plugin sees through the host (`dataflare`, `pyarrow`) is not fetched: pip is shown empty wheels of the host's versions
 instead, so that what the plugin requires of them is still checked.
 """
@@ -27,6 +30,20 @@ _STUB = "+host"
 _PLAIN = re.compile(
     r"(?P<name>[\w.-]+)(\[[^]]*\])?\s*\(?(?P<range>[\d.,<>=!~ *]*)\)?\s*(;(?P<optional>.*\bextra\s*==.*)|(?P<marker>;.*))?", re.ASCII
 )
+
+_WITHOUT_PROGRAMS = """
+import os, runpy, sys
+
+def hook(event, arguments):
+    starts = event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty")
+    # The one program pip may start asks for the password of an index.
+    if starts and not (event == "subprocess.Popen" and os.path.basename(str(arguments[0])) == "keyring"):
+        raise PermissionError("only wheels are taken: nothing is built")
+
+sys.addaudithook(hook)
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""pip, in a process that starts no other program."""
 
 
 def fetch(what: str | Path, folder: Path, find_links: Sequence[Path] = ()) -> list[Path]:
@@ -88,7 +105,7 @@ def fetch_exactly(name: str, files: Iterable[Mapping[str, str]], folder: Path, f
 
 
 def _pip(what: str, arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [sys.executable, "-I", "-c", _WITHOUT_PROGRAMS, "download", "--disable-pip-version-check", "--no-input", "--quiet"]
     done = subprocess.run([*command, "--only-binary", ":all:", *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return

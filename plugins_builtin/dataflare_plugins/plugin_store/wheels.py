@@ -35,6 +35,12 @@ MAX_RATIO = 200
 """How many times its packed size a file above `FREE_BYTES` may take."""
 
 FREE_BYTES = 1 << 20
+MAX_METADATA = 16 << 20
+"""What one file of metadata may take: it is read into memory."""
+
+MAX_LINE = 500
+"""Characters of one requirement."""
+
 HOST = frozenset(("dataflare", "dataflare_sdk", "dataflare_plugins", "pyarrow"))
 """Packages that a plugin sees through the host, and may not bring."""
 
@@ -102,10 +108,9 @@ def read_wheel(path: Path) -> Wheel:
         places = {n: place for n in names if (place := _place(path, n)) is not None}
         _check_packages(path, places)
         plugins = _entry_points(path, archive, info)
-    requires = tuple(map(str, metadata.get_all("Requires-Dist", [])))
-    return Wheel(
-        path, parts["name"], parts["version"], file_hash(path), info, places, plugins, requires, str(metadata.get("Requires-Python", ""))
-    )  # fmt: skip
+    requires, python = tuple(map(str, metadata.get_all("Requires-Dist", []))), str(metadata.get("Requires-Python", ""))
+    _check_requirements(path, requires, python)
+    return Wheel(path, parts["name"], parts["version"], file_hash(path), info, places, plugins, requires, python)
 
 
 def unpack(wheel: Wheel, site: Path) -> None:
@@ -185,7 +190,10 @@ def _check_record(path: Path, archive: zipfile.ZipFile, info: str, names: list[s
     """Compare every file with RECORD: one that is not listed, or another one than is listed, was put there later."""
     own = {f"{info}/RECORD", f"{info}/RECORD.jws", f"{info}/RECORD.p7s"}
     text = _text(path, archive, f"{info}/RECORD")
-    listed = {row[0]: row[1] for row in csv.reader(text.splitlines()) if len(row) >= 2}
+    try:
+        listed = {row[0]: row[1] for row in csv.reader(text.splitlines()) if len(row) >= 2}
+    except csv.Error as error:
+        raise BAD_WHEEL.error(f"its RECORD cannot be read: {error}", file=str(path)) from None
     for name in names:
         if name in own:
             continue
@@ -205,6 +213,15 @@ def _metadata(path: Path, archive: zipfile.ZipFile, info: str, name: str, versio
     if canonical(str(found["Name"])) != canonical(name) or canonical(str(found["Version"])) != canonical(version):
         raise BAD_WHEEL.error("its metadata names another distribution than its file name", file=str(path))
     return found
+
+
+def _check_requirements(path: Path, requires: tuple[str, ...], python: str) -> None:
+    """Refuse a dependency at an address: pip would fetch whatever lies there, and build it, which runs its code."""
+    if any(len(line) > MAX_LINE for line in (*requires, python)):
+        raise BAD_WHEEL.error(f"one of its requirements is longer than {MAX_LINE} characters", file=str(path))
+    for line in requires:
+        if "@" in line.partition(";")[0]:
+            raise UNSAFE.error(f"it depends on a file at an address: {shown(line)!r}", file=str(path))
 
 
 def _place(path: Path, name: str) -> str | None:
@@ -247,6 +264,8 @@ def _entry_points(path: Path, archive: zipfile.ZipFile, info: str) -> tuple[str,
 
 def _text(path: Path, archive: zipfile.ZipFile, name: str, *, optional: bool = False) -> str:
     try:
+        if archive.getinfo(name).file_size > MAX_METADATA:
+            raise TOO_LARGE.error(f"its {name!r} is larger than {MAX_METADATA >> 20} MiB", file=str(path))
         return archive.read(name).decode("utf-8")
     except KeyError:
         if optional:

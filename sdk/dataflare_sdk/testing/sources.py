@@ -35,6 +35,10 @@ FEATURES = frozenset(
 )
 
 
+PAUSE = 0.3
+"""Seconds for which nobody reads, in the check of that."""
+
+
 class SourceSuite(Suite):
     """Holds a source to its contract. It should offer at least 10 rows and 2 columns.
 
@@ -59,7 +63,7 @@ class SourceSuite(Suite):
         return self._make(FakeContext(self._folder, "source"))
 
     def _read(
-        self, extract: ExtractSpec, offset: Offset | None = None, until: Offset | None = None, rows: int = 3
+        self, extract: ExtractSpec, offset: Offset | None = None, until: Offset | None = None, rows: int = 3, pause: float = 0.0
     ) -> tuple[list[Batch], Any]:
         """Read the first partition and return its batches and its last message."""
         source = self._source()
@@ -68,7 +72,7 @@ class SourceSuite(Suite):
             part = _through_json(source.partitions(stream, extract)[0])
             reader = source.open(part, extract, offset, until)
             try:
-                return _drain(reader, rows)
+                return _drain(reader, rows, pause)
             finally:
                 reader.close()
         finally:
@@ -204,6 +208,15 @@ class SourceSuite(Suite):
         assert values == [v for b in whole for v in b.data.column(chosen[0]).to_pylist()], "other values came"
 
     @check
+    def goes_on_after_a_pause(self) -> None:
+        """Whoever reads may be slow: after a pause a replayable source gives the rows it would have given without one."""
+        if "replayable" not in self._source().features:
+            return
+        wanted, _ = self._read(self._extract)
+        batches, _ = self._read(self._extract, pause=PAUSE)
+        assert _rows(batches) == _rows(wanted), "after the pause other rows came"
+
+    @check
     def may_be_closed_at_any_time(self) -> None:
         """A reader may be closed before it has ended, and the source after it."""
         source = self._source()
@@ -214,7 +227,8 @@ class SourceSuite(Suite):
         source.close()
 
 
-def _drain(reader: Any, rows: int) -> tuple[list[Batch], Any]:
+def _drain(reader: Any, rows: int, pause: float) -> tuple[list[Batch], Any]:
+    """Read to the end, with a pause after the first batch."""
     batches: list[Batch] = []
     for _ in range(100_000):
         message = reader.read(rows, 1 << 20, time.monotonic() + 5)
@@ -222,6 +236,7 @@ def _drain(reader: Any, rows: int) -> tuple[list[Batch], Any]:
             return batches, message
         if message is not None:
             batches.append(message)
+            time.sleep(pause if len(batches) == 1 else 0)
     raise AssertionError("it never ended")
 
 

@@ -34,6 +34,7 @@ provides:
   - {kind: processor, name: collects, entry: "stranger.connectors:Collects"}
   - {kind: processor, name: remembering, entry: "stranger.acts:Remembering"}
   - {kind: processor, name: lying, entry: "stranger.acts:Lying"}
+  - {kind: processor, name: losing, entry: "stranger.acts:Losing", features: [rowwise, one_to_one]}
   - {kind: lookup, name: other, entry: "stranger.acts:Other"}
 """
 

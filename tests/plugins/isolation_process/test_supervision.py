@@ -107,6 +107,19 @@ def test_processor_time_is_bounded_over_a_workers_life(build: Build) -> None:
     assert "ended" in str(failure(lambda: process(made)))
 
 
+def test_processor_time_is_bounded_for_each_call(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "spin"}, limits="{cpu_per_batch: 300ms, deadline: 50s}")
+    assert "more than 0.3 s of processor time" in str(failure(lambda: process(made)))
+    made.close()
+
+
+def test_time_that_is_slept_is_no_processor_time(build: Build) -> None:
+    made = build("acts:Remembering", {"act": "nap"}, limits="{cpu_per_batch: 200ms, deadline: 50s}")
+    for _ in range(2):
+        assert process(made)[0][1].data.column(0)[0].as_py() == "rested"
+    made.close()
+
+
 def test_recursion_and_memory_are_the_workers_own(build: Build) -> None:
     made = build("acts:Acts", {"act": "recurse"}, limits="{memory: 64MiB, deadline: 1s}")
     try:
@@ -134,6 +147,23 @@ def test_an_answer_of_the_wrong_type(build: Build) -> None:
     assert failure(lambda: made.output_schemas({"x": ROWS.schema})).code == "plugin.crashed"
     made = build("acts:Lying", {"act": "x"})
     assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code == "plugin.crashed"
+
+
+@pytest.mark.parametrize("act", ["columns", "output"])
+def test_rows_that_were_not_announced_are_no_answer(build: Build, act: str) -> None:
+    """Further on they would be taken by their place."""
+    made = build("acts:Lying", {"act": act})
+    made.output_schemas({"x": ROWS.schema})
+    assert failure(lambda: process(made)).code in ("plugin.crashed", "plugin.quarantined")
+
+
+def test_who_says_one_to_one_is_held_to_it(build: Build) -> None:
+    made = build("acts:Losing", {"act": "x"})
+    made.output_schemas({"x": ROWS.schema})
+    error = failure(lambda: process(made))
+    assert error.code == "plugin.crashed"
+    assert "4 rows for 5" in str(error)
+    assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code in ("plugin.crashed", "plugin.quarantined")
 
 
 def test_a_state_and_a_long_answer_cross(build: Build) -> None:
@@ -256,6 +286,11 @@ def test_a_machine_that_cannot_confine_is_refused_and_may_be_accepted(monkeypatc
     assert failure(lambda: keeper._judge(lacking, needs_broker=False)).code == "plugin.not-confined"
     singing = {"missing": {}, "canaries": {"connect": "it worked"}}
     assert "canary: connect (it worked)" in str(failure(lambda: keeper._judge(singing, needs_broker=False)))
+    # Without a layer only the canaries that it holds may sing.
+    both = {"missing": {"seccomp": "none"}, "canaries": {"udp socket": "it worked", "read a forbidden file": "it worked"}}
+    error = failure(lambda: keeper._judge(both, needs_broker=False))
+    assert "canary: read a forbidden file (it worked)" in str(error)
+    assert "udp" not in str(error)
     no_broker = {"missing": {"broker": "old kernel"}, "canaries": {}}
     keeper._judge(no_broker, needs_broker=False)
     assert failure(lambda: keeper._judge(no_broker, needs_broker=True)).code == "plugin.not-confined"

@@ -233,13 +233,30 @@ def test_mutated_data_is_refused_or_harmless(times: int) -> None:
         taken(bytes(data[: chance.choice((len(data), len(data), chance.randrange(len(data))))]))
 
 
-def test_a_wrong_offset_is_seen() -> None:
-    batch = pa.record_batch({"s": pa.array(["abc", "def", "ghi"])})
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+@pytest.mark.parametrize("first", ["abc", "xä"])
+def test_a_wrong_offset_is_seen(first: str, kind: pa.DataType) -> None:
+    batch = pa.record_batch({"s": pa.array([first, "def", "ghi"]).cast(kind)})
     data = bytearray(written(batch))
-    place = data.index(struct.pack("<4i", 0, 3, 6, 9))
-    data[place + 4 : place + 8] = struct.pack("<i", 1 << 30)
+    form = "<4q" if kind == pa.large_string() else "<4i"
+    place = data.index(struct.pack(form, 0, 3, 6, 9))
+    width = struct.calcsize(form) // 4
+    for wrong in (1 << 30, -1, 7, 2):
+        lie = bytearray(data)
+        lie[place + width : place + 2 * width] = struct.pack(form[0] + form[2], wrong)
+        if wrong == 2 and (kind == pa.binary() or first == "abc"):
+            assert read(pa.py_buffer(bytes(lie)), batch.schema, 100).num_rows == 3  # another text, and a right one
+            continue
+        with pytest.raises(Garbled):
+            read(pa.py_buffer(bytes(lie)), batch.schema, 100)
+
+
+def test_text_that_is_none_is_seen() -> None:
+    batch = pa.record_batch({"s": pa.array(["abc", None, "äöü"])})
+    data = written(batch)
+    assert read(pa.py_buffer(data), batch.schema, 100).equals(batch)
     with pytest.raises(Garbled):
-        read(pa.py_buffer(bytes(data)), batch.schema, 100)
+        read(pa.py_buffer(data.replace("ä".encode(), b"\xff\xfe")), batch.schema, 100)
 
 
 def test_compression_is_not_taken() -> None:
@@ -385,3 +402,12 @@ def test_memory_changes_neither_size_nor_writer() -> None:
             with pytest.raises(PermissionError):
                 os.write(area.handle, b"x")
         area.close()
+
+
+def test_a_message_that_would_fill_the_hosts_memory_is_not_read() -> None:
+    def never(*_arguments: Any) -> Any:
+        raise AssertionError("it was read")
+
+    codec = Codec(Bytes(), read=never, read_bytes=never, read_schema=never, hosting=True)
+    with pytest.raises(Garbled, match="a message of"):
+        codec.decode({"big": [0, 100 << 20]})

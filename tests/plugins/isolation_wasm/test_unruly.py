@@ -10,6 +10,7 @@ import pytest
 from tests.plugins.isolation_wasm.building import GUESTS, built
 from tests.plugins.isolation_wasm.loading import component, processed
 
+from dataflare_plugins.isolation_wasm.memory import Memory
 from dataflare_sdk import DataflareError, RetriableError
 
 LIMITS = "limits: {memory: 16MiB, deadline: 200ms}\n"
@@ -109,4 +110,33 @@ def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
         guest.output_schemas({"in": rows(1).schema})
     assert (caught.value.code, caught.value.exit_code) == ("wasm.bad-config", 3)
     assert "deeds" in str(caught.value)
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, -7, 1 << 30, 3], pa.int32()),
+        pa.array([0, 2 << 32 | 9, 1 << 32], pa.int64()),
+        pa.array(["a", "bcd", "ef"], pa.large_string()),
+    ],
+    ids=["int32", "int64", "large_string"],
+)
+def test_numbers_are_no_offsets_because_the_host_gave_them(tmp_path: Path, column: pa.Array) -> None:
+    guest = component(tmp_path, built(GUESTS / "borrowed.c"), lines=LIMITS)
+    data = pa.record_batch({"n": column})
+    guest.output_schemas({"in": data.schema})
+    assert refusal(guest, data).code == "wasm.bad-reply"
+    guest.close()
+
+
+def test_offsets_of_text_may_be_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = component(tmp_path, built(GUESTS / "borrowed.c"), lines=LIMITS)
+    known: list[bool] = []
+    real = Memory.cuts
+    monkeypatch.setattr(Memory, "cuts", lambda *given: known.append(real(*given)) or known[-1])
+    data = pa.record_batch({"n": pa.array(["b", None, "cde", ""])})
+    guest.output_schemas({"in": data.schema})
+    assert processed(guest, data).column("t").to_pylist() == ["a", "", "aaa", ""]
+    assert known == [True], "they are looked at once more"
     guest.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.plugins.plugin_store.building import digest, packed, wheel
 
 from dataflare.errors import DataflareError
-from dataflare_plugins.plugin_store import wheels
+from dataflare_plugins.plugin_store import fetching, wheels
 from dataflare_plugins.plugin_store.wheels import read_wheel, unpack
 
 INFO = "acme-1.0.0.dist-info"
@@ -170,3 +170,37 @@ def test_packed_as_wheels_never_are(tmp_path: Path) -> None:
 
     listed = digest(b"x")
     assert refused(wheel(tmp_path, change=change, record=lambda text: f"{text}acme/x.py,sha256={listed},1\n")) == "plugin.unsafe-wheel"
+
+
+def test_metadata_that_would_hang_or_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(wheel(tmp_path, record=lambda text: text + "x" * 200_000 + ",,\n")) == "plugin.bad-wheel"
+    assert refused(wheel(tmp_path, requires=("a" + " " * 5_000 + "!",))) == "plugin.bad-wheel"
+    monkeypatch.setattr(wheels, "MAX_METADATA", 1_000)
+    assert refused(wheel(tmp_path, requires=("a>=1",) * 200)) == "plugin.too-large"
+
+
+@pytest.mark.parametrize(
+    "line", ["evil @ file:///tmp/evil.tar.gz", "evil@https://x.example/e.zip", "evil[a] @ git+https://x.example/e ; python_version > '3'"]
+)
+def test_a_dependency_at_an_address_is_refused(tmp_path: Path, line: str) -> None:
+    assert refused(wheel(tmp_path, requires=(line,))) == "plugin.unsafe-wheel"
+    assert read_wheel(wheel(tmp_path, requires=("good>=1; extra == 'a@b'",))).requires
+
+
+def test_pip_starts_no_program(tmp_path: Path) -> None:
+    """What pip is asked for may name an address of a source distribution, whose own backend would build it: it is not run."""
+    import tarfile
+
+    source = tmp_path / "evil-1.0"
+    source.mkdir()
+    (source / "pyproject.toml").write_text('[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+    (source / "backend.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with tarfile.open(tmp_path / "evil-1.0.tar.gz", "w:gz") as archive:
+        archive.add(source, "evil-1.0")
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    with pytest.raises(DataflareError, match="only wheels are taken") as caught:
+        fetching._pip("evil", ["--dest", str(dest), f"evil @ {(tmp_path / 'evil-1.0.tar.gz').as_uri()}"])
+    assert caught.value.code == "plugin.not-found"
+    assert not (tmp_path / "ran").exists()
+    assert not list(dest.iterdir())

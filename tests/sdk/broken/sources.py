@@ -5,6 +5,7 @@ A twin says in `fails` which check refuses it; `extract` is the extraction it is
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -246,6 +247,21 @@ class CannotBeClosedEarly(ListSource):
         def close(self) -> None:
             if self.place < self.stop:
                 raise RuntimeError("it is still reading")
+
+
+class DropsWhatIsNotFetched(ListSource):
+    """What comes while nobody reads is gone: a buffer that does not wait for whoever is slow."""
+
+    fails = "goes-on-after-a-pause"
+
+    class reader(ListReader):
+        asked = 0.0
+
+        def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
+            before, self.asked = self.asked, time.monotonic()
+            if before and self.asked - before > 0.2 and self.place + 1 < self.stop:
+                self.place += 1
+            return super().read(max_rows, max_bytes, deadline)
 
 
 class NewNamesEveryTime(ListSource):

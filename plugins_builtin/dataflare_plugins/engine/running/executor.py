@@ -20,7 +20,7 @@ from dataflare_plugins.engine.planning.schema_cache import keep_streams
 from dataflare_plugins.engine.running.bulk import StatementFailed
 from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.error_handler import ErrorHandler, restart_policy
-from dataflare_plugins.engine.running.job import Job, StreamsReshaped
+from dataflare_plugins.engine.running.job import Job, PluginsRenewed, StreamsReshaped
 from dataflare_plugins.engine.running.monitor import WorkflowMonitor
 from dataflare_plugins.engine.running.recovery import RecoveryManager, Start
 from dataflare_plugins.engine.running.rehearsal import RehearsedState
@@ -38,12 +38,20 @@ from dataflare_sdk import (
     RunInfo,
     RunOptions,
     Workflow,
+    code,
     platform,
 )
 from dataflare_sdk.claim import claim, held
 from dataflare_sdk.plans import input_schemas, output_schemas
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
+
+NOT_THE_SAME = code(
+    "plugin.not-the-same",
+    3,
+    "A newer version of a plugin cannot go on with a run that is under way.",
+    "Let the run end, or stop it; the next one uses the new version.",
+)
 
 
 class LocalRun:
@@ -139,7 +147,7 @@ class LocalRun:
         """Run the job; again after a failure of the moment, in the streaming lane after a failed statement."""
         policy = restart_policy(self.plan)
         failures, reached, again = 0, 0, False
-        turn: StreamsReshaped | None = None
+        turn: StreamsReshaped | PluginsRenewed | None = None
         while True:
             try:
                 if turn is not None:
@@ -155,8 +163,8 @@ class LocalRun:
                 self._emit(start, "lane.streaming", {"why": str(error).splitlines()[0][:200]})
                 self.plan = as_streaming(self.plan, "a statement of the bulk lane failed on a row")
                 start, again = replace(start, plan=self.plan), False
-            except StreamsReshaped as reshaped:
-                turn = reshaped
+            except (StreamsReshaped, PluginsRenewed) as asked:
+                turn = asked
             except RetriableError as error:
                 if self._monitor.epoch > reached:
                     failures, reached = 0, self._monitor.epoch  # it got on since: this is another failure
@@ -165,26 +173,54 @@ class LocalRun:
                     raise
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
 
-    def _turned(self, store: Any, start: Start, turn: StreamsReshaped) -> Start:
-        """Go on with the plan that streams with other columns ask for."""
-        self.plan = self._planned_anew(turn)
+    def _turned(self, store: Any, start: Start, turn: StreamsReshaped | PluginsRenewed) -> Start:
+        """Go on with the plan that streams with other columns ask for, or with newer plugins."""
+        if isinstance(turn, PluginsRenewed):
+            self._take_over(start)
+        else:
+            self.plan = self._planned_anew(turn.changes)
+            self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
         self._record(store, start)
-        self._emit(start, "schema.changed", {s: sorted(c) for s, c in turn.changes.items()})
         return replace(start, plan=self.plan)
+
+    def _newer(self) -> bool:
+        """Whether a newer version of a plugin of this plan waits to be used, where it can be swapped: between two batches of a real run."""
+        bulk = any(t.lane == "bulk" for t in self.plan.tasks)
+        if bulk or self._options.inputs or self._options.rehearse is not None or self._options.limit is not None:
+            return False
+        try:
+            return not self._host.newer_plugins().keys().isdisjoint(n.plugin for n in self.plan.nodes)
+        except DataflareError:
+            return False  # the lock is being written, or is broken: what runs goes on
+
+    def _take_over(self, start: Start) -> None:
+        """Plan with the newer plugins; a version that this run cannot go on with is left, and said so."""
+        newer = self._host.newer_plugins()
+        undo = self._host.take_over()
+        try:
+            plan = as_streaming(self._planned_anew({}), "it goes on with a run")
+            if plan.hash != self.plan.hash:
+                raise NOT_THE_SAME.error("with it the workflow has other columns or partitions than the run that is under way")
+        except DataflareError as error:
+            undo()
+            self._emit(start, "plugin.swap-refused", {**newer, "code": error.code, "why": error.problems[0].message})
+        else:
+            self.plan = plan
+            self._emit(start, "plugin.swapped", dict(newer))
 
     def _record(self, store: Any, start: Start) -> None:
         window = {"window": dict(self._options.window)} if self._options.window else {}
         store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
 
-    def _planned_anew(self, turn: StreamsReshaped) -> Plan:
-        """Bind everything to the new columns.
+    def _planned_anew(self, changes: Mapping[str, Mapping[str, Any]]) -> Plan:
+        """Bind everything anew, to the new columns of streams.
 
         Raises:
             DataflareError: a step or destination cannot go on with them.
         """
         validator = self._host.build("validator", "workflow", {})
         try:
-            problems, plan = validator.validate(self._workflow, offline=False, changed=turn.changes, collect=self._options.collect)
+            problems, plan = validator.validate(self._workflow, offline=False, changed=changes, collect=self._options.collect)
         finally:
             validator.close()
         if plan is None:
@@ -230,6 +266,7 @@ class LocalRun:
             emit=lambda event, data: self._emit(start, event, data),
             events=events,
             draining=self._drain.is_set,
+            newer=self._newer,
         )
         try:
             status = job.run()

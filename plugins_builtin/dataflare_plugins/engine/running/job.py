@@ -45,6 +45,8 @@ declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoc
 
 PUBLISH_EVERY = 2.0
 """Seconds between two notes of the sources' gauges in the state store."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks for newer plugins."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,10 @@ class StreamsReshaped(Exception):  # noqa: N818 - a turn for the executor to tak
         self.changes = changes
 
 
+class PluginsRenewed(Exception):  # noqa: N818 - a turn for the executor to take, not an error for a person
+    """The sources have stopped and all they gave is committed: newer versions of plugins can go on from here."""
+
+
 class Job:
     """Runs the tasks of a plan once, from a start to its end or to the first failure.
 
@@ -91,6 +97,7 @@ class Job:
         emit: Callable[[str, Mapping[str, Any]], None],
         events: queue.SimpleQueue[Any],
         draining: Callable[[], bool],
+        newer: Callable[[], bool] = bool,
     ) -> None:
         self._env = env
         self._actors = actors
@@ -100,6 +107,9 @@ class Job:
         self._emit = emit
         self._events = events
         self._draining = draining
+        self._newer = newer
+        self._renewing = False
+        self._looked_at = time.monotonic()
         self._plan: Plan = env.plan
         self._refs: dict[str, ActorRef] = {}
         self._sources = {t.id for t in self._plan.tasks if self._env.plan.node(t.nodes[0]).kind == "source"}
@@ -228,6 +238,7 @@ class Job:
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
             elif isinstance(event, Abandoned):
+                self._turn_to_newer()
                 return "interrupted"
             elif isinstance(event, Reshaped):
                 self._reshaped.setdefault(event.source, {})[event.output] = event.change
@@ -277,9 +288,29 @@ class Job:
 
     def _drain_if_asked(self) -> None:
         """Have the sources stop, also while an epoch is under way: it may wait for one of them to come to a place to stop at."""
-        if self._draining() and not self._drained and self._replaying is None:
+        if self._drained or self._replaying is not None:
+            return
+        self._renewing = not self._draining() and self._told_of_newer() and not self._exhausted >= self._sources
+        if self._renewing or self._draining():
             self._drained = True
             self._tell(self._sources - self._exhausted, Drain())
+
+    def _told_of_newer(self) -> bool:
+        """Whether newer plugins wait to be used; asked now and then."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY:
+            return False
+        self._looked_at = now
+        return self._newer()
+
+    def _turn_to_newer(self) -> None:
+        """End this attempt for newer plugins, if that is what the sources stopped for.
+
+        Raises:
+            PluginsRenewed: it is.
+        """
+        if self._renewing and not self._draining():
+            raise PluginsRenewed
 
     def _due(self) -> bool:
         if time.monotonic() - self._cut_at >= self._every:
@@ -362,6 +393,7 @@ class Job:
             self._exhausted.clear()
             self._tell(self._sources, Continue())
         elif epoch.last:
+            self._turn_to_newer()
             self._finished = True
 
     def _acknowledge(self) -> None:

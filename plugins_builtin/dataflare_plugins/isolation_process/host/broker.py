@@ -21,16 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Broker", "public"]
+from dataflare_sdk.addresses import public
+
+__all__ = ["Broker"]
 
 _RECEIVE, _SEND, _PUT, _STILL = 0xC0502100, 0xC0182101, 0x40182103, 0x40082102
 _REQUEST = struct.Struct("=QIIiIQ6Q")
 _PATIENCE = 10.0
-_OTHER_METADATA = (ipaddress.ip_address("168.63.129.16"),)
-"""Addresses of clouds' metadata services that look public."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Broker:
@@ -93,6 +90,8 @@ class Broker:
             error = errno.EHOSTUNREACH
         except OSError as failed:
             error = failed.errno or errno.EACCES
+        except (ValueError, OverflowError):
+            error = errno.EFAULT  # what it gave for an address of its memory, or in it, is none
         with suppress(OSError):
             fcntl.ioctl(self._listener, _SEND, struct.pack("=QqiI", number, 0, -error, 0))
 
@@ -131,18 +130,6 @@ class Broker:
     def _record(self, action: str, *, allowed: bool) -> None:
         if not self.quiet:
             self._audit(action, allowed)
-
-
-def public(address: str) -> bool:
-    """Return whether an address is one of the public network, also when it is written inside another one."""
-    found: Address = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is None and found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inner is not None:
-            return public(str(inner))
-    return found.is_global and not found.is_multicast and found not in _OTHER_METADATA
 
 
 def _address(raw: bytes) -> tuple[str, int]:

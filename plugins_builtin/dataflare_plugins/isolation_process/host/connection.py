@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,12 +26,48 @@ __all__ = ["Connection", "Lost"]
 _FLOOR_BYTES, _FLOOR_ROWS, _TIMES = 256 << 20, 4 << 20, 64
 """What may come out of one call: so much, or so many times what went in."""
 _BURIAL = 5.0
+_LOOK = 0.01
 
 Answers = Mapping[str, Callable[..., Any]]
 
 
 class Lost(Exception):  # noqa: N818 - what happened to the worker, not what is raised to anybody
     """The worker is no more: it ended, hung or lied."""
+
+
+class Processor:
+    """The processor time of a process, by the kernel's own account.
+
+    Args:
+        process: descriptor of the process.
+        most: seconds it may take from one `begin` to the next.
+
+    Raises:
+        OSError: the process is gone.
+    """
+
+    def __init__(self, process: int, most: float) -> None:
+        told = Path(f"/proc/self/fdinfo/{process}").read_text(encoding="ascii")
+        pid = next(int(line.split()[1]) for line in told.splitlines() if line.startswith("Pid:"))
+        if pid <= 0:
+            raise OSError(errno.ESRCH, "the process has ended")
+        self.most = most
+        self._clock = ~pid << 3 | 2  # how Linux names the processor clock of another process
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A call begins."""
+        self._began = self._now()
+
+    def left(self) -> float:
+        """Return how many seconds are left of this call."""
+        return self.most - (self._now() - self._began)
+
+    def _now(self) -> float:
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:
+            return self._began  # it has ended, which its channel tells
 
 
 class Connection:
@@ -39,13 +77,15 @@ class Connection:
         frames: the control channel.
         process: descriptor of the process.
         deadline: seconds a call may take, without what the host does for it meanwhile.
+        processor: seconds of processor time a call may take in all its threads; None: as much as the deadline lets it.
         shared: data goes through shared memory; else behind the frames.
     """
 
-    def __init__(self, frames: Frames, process: int, deadline: float, *, shared: bool = True) -> None:
+    def __init__(self, frames: Frames, process: int, deadline: float, *, processor: float | None = None, shared: bool = True) -> None:
         self._frames = frames
         self._process = process
         self._deadline = deadline
+        self._processor = None if processor is None else Processor(process, processor)
         self._shared = shared
         self._in: Written = Bytes()
         self._out: Owned | None = None
@@ -88,6 +128,8 @@ class Connection:
         self, target: str, method: str, arguments: Sequence[Any], given: Batch | None, seconds: float | None, *, pieces: bool
     ) -> Iterator[Any]:
         self._until = time.monotonic() + (seconds or self._deadline)
+        if self._processor is not None:
+            self._processor.begin()
         self._codec.given = given
         self._in.reset()
         self._allow(given)
@@ -171,7 +213,7 @@ class Connection:
     def _next(self) -> Mapping[str, Any]:
         """Return the next message that is no question; questions are answered."""
         while True:
-            message, self._behind = self._frames.receive(self._until)
+            message, self._behind = self._received()
             self._frames.drop_descriptors()
             message = self._codec.decode(message)
             if isinstance(message.get("told"), list):
@@ -181,6 +223,19 @@ class Connection:
             began = time.monotonic()
             self._answer(message)
             self._until += time.monotonic() - began
+
+    def _received(self) -> tuple[Any, bytes]:
+        """Return what comes next, and look now and then how much the worker has worked for it."""
+        if self._processor is None:
+            return self._frames.receive(self._until)
+        while True:
+            try:
+                return self._frames.receive(min(self._until, time.monotonic() + max(_LOOK, self._processor.left())))
+            except TimeoutError:
+                if self._processor.left() <= 0:
+                    raise Lost(f"it took more than {self._processor.most:g} s of processor time for one call") from None
+                if time.monotonic() >= self._until:
+                    raise
 
     def _answer(self, message: Mapping[str, Any]) -> None:
         name, arguments = message["ask"], self._codec.unpack(message.get("args"))

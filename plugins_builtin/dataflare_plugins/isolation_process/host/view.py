@@ -56,6 +56,8 @@ class Around:
         self.threads = min(max(1, int(told["threads"])), _MOST_THREADS)
         # Of a worker's whole life, in whole seconds; without it only the deadline of each call holds.
         self.cpu = None if told.get("cpu") is None else max(1, round(_seconds(told["cpu"])))
+        # Of one call, in all threads.
+        self.cpu_per_batch = None if told.get("cpu_per_batch") is None else _seconds(told["cpu_per_batch"])
         self.net: list[Mapping[str, Any]] = [g for g in grants.get("net", ()) if isinstance(g, Mapping) and "host" in g]
         self.env = {
             e["name"]: os.environ[e["name"]] for e in grants.get("env", ()) if isinstance(e, Mapping) and e.get("name") in os.environ

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from dataflare_sdk.grants import expand
 __all__ = ["Hooks"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Hooks:
@@ -54,12 +55,12 @@ class Hooks:
     @hookimpl
     def dataflare_run_event(self, event: RunEvent) -> None:
         """Pass on what happened in a run."""
-        self._call("run_event", event=event)
+        self._call("run_event", _nothing, event=event)
 
     @hookimpl
     def dataflare_audit(self, record: Mapping[str, Any]) -> None:
         """Pass on a use or denial of a capability."""
-        self._call("audit", record=dict(record))
+        self._call("audit", _nothing, record=dict(record))
 
     @hookimpl
     def dataflare_check_workflow(self, workflow: Workflow, plan: Plan | None) -> Sequence[Problem]:
@@ -92,21 +93,24 @@ class Hooks:
         return self._list(str, "redact", text=text)
 
     def _maybe(self, kind: type[T], hook: str, /, **arguments: Any) -> T | None:
-        answer = self._call(hook, **arguments)
-        return None if answer is None else expected(answer, kind)
+        return self._call(hook, lambda answer: None if answer is None else expected(answer, kind), **arguments)
 
     def _list(self, kind: type[T], hook: str, /, **arguments: Any) -> list[T]:
-        answer = self._call(hook, **arguments)
-        return [] if answer is None else listed(answer, kind)
+        return self._call(hook, lambda answer: [] if answer is None else listed(answer, kind), **arguments)
 
-    def _call(self, hook: str, /, **arguments: Any) -> Any:
+    def _call(self, hook: str, check: Callable[[Any], R], /, **arguments: Any) -> R:
         with self._lock:
             self._keeper.check()
             if self._worker is None:
                 self._worker = self._keeper.start(self._grants, None)
             try:
-                return self._worker.connection.call("worker", "hook", self._package, hook, arguments)
+                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments))
             except (Lost, EOFError, TimeoutError, Garbled) as error:
                 self._worker.close()
                 self._worker = None
                 raise self._keeper.failed(error) from error
+
+
+def _nothing(answer: Any) -> None:
+    """Take no answer, whatever it is."""
+    del answer

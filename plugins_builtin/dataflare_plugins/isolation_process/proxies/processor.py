@@ -30,6 +30,7 @@ class ProcessorProxy(ComponentProxy):
         self.inputs: tuple[int, int | None] = self._checked(lambda: _inputs(cell.facts.get("inputs", (1, 1))))
         self.changes = "rowwise" if cell.facts.get("changes") == "rowwise" else "refuse"
         self._stateless = "rowwise" in self.features
+        self._announced: Mapping[str, pa.Schema] = {}
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the outputs."""
@@ -38,7 +39,8 @@ class ProcessorProxy(ComponentProxy):
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
         """Bind to the inputs' schemas and return the schema of each output."""
         found = self._cell.prepare("output_schemas", dict(inputs))
-        return self._checked(lambda: {expected(k, str): expected(v, pa.Schema) for k, v in expected(found, dict).items()})
+        self._announced = self._checked(lambda: {expected(k, str): expected(v, pa.Schema) for k, v in expected(found, dict).items()})
+        return self._announced
 
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]] | None:
         """Drop what nobody uses and say what is read."""
@@ -74,7 +76,7 @@ class ProcessorProxy(ComponentProxy):
 
         def act() -> Outputs:
             found = list(self._cell.pieces("process", batch, input, given=batch))
-            return self._checked(lambda: [_pair(p) for p in found])
+            return self._checked(lambda: self._outputs(found, batch.data.num_rows))
 
         return self._cell.again(act) if self._stateless else act()
 
@@ -85,14 +87,14 @@ class ProcessorProxy(ComponentProxy):
             found = self._cell.call("attempt", batch, input, given=batch)
             if found is None:
                 return None
-            return self._checked(lambda: _attempted(found, batch.data.num_rows))
+            return self._checked(lambda: self._attempted(found, batch.data.num_rows))
 
         return self._cell.again(act) if self._stateless else act()
 
     def flush(self) -> Iterator[tuple[str, Batch]]:
         """Return what is left once every input has ended."""
         for piece in self._cell.pieces("flush"):
-            yield self._checked(lambda piece=piece: _pair(piece))  # type: ignore[misc]
+            yield self._checked(lambda piece=piece: self._pair(piece))  # type: ignore[misc]
 
     def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:
         """Return the state as JSON, or None when there is none."""
@@ -111,24 +113,38 @@ class ProcessorProxy(ComponentProxy):
         finally:
             self._cell.questions.get = None
 
+    def _outputs(self, found: list[Any], rows: int, given_up: int = 0) -> Outputs:
+        """Return what came of a batch; who says that every row gives one row is held to it, or rows would be lost without a word."""
+        made = [self._pair(p) for p in found]
+        came = given_up + sum(b.data.num_rows + len(b.rejected) for _, b in made)
+        if "one_to_one" in self.features and came != rows:
+            raise Garbled(f"{came} rows for {rows}, though it says one_to_one")
+        return made
+
+    def _pair(self, found: Any) -> tuple[str, Batch]:
+        """Return an output and its rows, which have the columns that were announced: further on they are taken by position."""
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise Garbled("an output that is no pair")
+        output, batch = expected(found[0], str), expected(found[1], Batch)
+        announced = self._announced.get(output)
+        if announced is None:
+            if self._announced:
+                raise Garbled(f"rows for the output {output[:40]!r}, which it has not")
+        elif batch.data.schema.names != announced.names:
+            raise Garbled(f"the columns {', '.join(batch.data.schema.names)[:200]} where it announced {', '.join(announced.names)[:200]}")
+        return output, batch
+
+    def _attempted(self, found: Any, rows: int) -> tuple[Outputs, list[RowRejection]]:
+        outputs, rejections = listed(found, list)
+        made = listed(rejections, RowRejection)
+        if any(r.index is not None and not 0 <= r.index < rows for r in made):
+            raise Garbled("a rejection of a row that was not given")
+        return self._outputs(outputs, rows, len(made)), made
+
 
 def _inputs(found: Any) -> tuple[int, int | None]:
     least, most = listed(found, object)
     return expected(least, int), None if most is None else expected(most, int)
-
-
-def _pair(found: Any) -> tuple[str, Batch]:
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise Garbled("an output that is no pair")
-    return expected(found[0], str), expected(found[1], Batch)
-
-
-def _attempted(found: Any, rows: int) -> tuple[Outputs, list[RowRejection]]:
-    outputs, rejections = listed(found, list)
-    made = listed(rejections, RowRejection)
-    if any(r.index is not None and not 0 <= r.index < rows for r in made):
-        raise Garbled("a rejection of a row that was not given")
-    return [_pair(p) for p in outputs], made
 
 
 def _lineage(found: Any) -> dict[str, dict[str, list[tuple[str, str]]]]:

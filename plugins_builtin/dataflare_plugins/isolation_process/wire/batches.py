@@ -74,12 +74,32 @@ def read(data: pa.Buffer, schema: pa.Schema, most_rows: int) -> pa.RecordBatch:
     _look(memoryview(data).cast("B"), most_rows)
     try:
         batch = pa.ipc.read_record_batch(data, schema)
-        batch.validate(full=True)
+        batch.validate()
+        for column in batch.columns:
+            _validate(column)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise Garbled(f"no record batch: {error}") from None
     if batch.num_rows > most_rows:
         raise Garbled(f"{batch.num_rows} rows")
     return batch
+
+
+_TEXTS = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+
+
+def _validate(column: pa.Array) -> None:
+    """Validate a column in full.
+
+    What ASCII text is cut into is UTF-8 wherever it is cut, so that only the cuts are left to be looked at; Python's own
+    test for ASCII takes a fifth of the time of Arrow's for UTF-8.
+    """
+    plain = _TEXTS.get(column.type)
+    if plain is not None:
+        buffers = column.buffers()
+        if buffers[2] is None or buffers[2].to_pybytes().isascii():
+            pa.Array.from_buffers(plain, len(column), buffers, offset=column.offset).validate(full=True)
+            return
+    column.validate(full=True)
 
 
 def read_schema(data: bytes) -> pa.Schema:

@@ -23,6 +23,9 @@ from dataflare_sdk import Batch, Changes, Origin, RowRejection
 
 __all__ = ["Codec"]
 
+_LONGEST = 64 << 20
+"""Bytes of JSON that are taken from a worker in one message: as values they take ten and twenty times as many."""
+
 
 class Codec(Packing):
     """One side's writing and reading of values.
@@ -64,6 +67,8 @@ class Codec(Packing):
         if isinstance(message, dict) and "big" in message:
             try:
                 start, size = message["big"]
+                if self._hosting and whole(size) > _LONGEST:
+                    raise Garbled(f"a message of {size} bytes")
                 message = json.loads(self._read_bytes(whole(start), whole(size)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise Garbled(f"a long message that is none: {type(error).__name__}") from None

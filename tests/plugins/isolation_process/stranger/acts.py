@@ -1,6 +1,7 @@
 """What a hostile plugin would try. It runs in sandboxes only: every act is the plugin's own, on files made for it."""
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -56,6 +57,10 @@ class Acts(Processor[ActsConfig]):
     def close(self):
         if self.config.act == "die_late":
             os._exit(7)
+
+    def nap(self):
+        time.sleep(0.5)
+        return "rested"
 
     def die_late(self):
         return "not yet"
@@ -229,6 +234,15 @@ class Acts(Processor[ActsConfig]):
             made.connect(("127.0.0.1", self.config.port + 1))
             return "connected"
 
+    def nowhere(self):
+        """Connect to what lies at an address that no memory has, then to what was granted."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+            assert libc.connect(made.fileno(), ctypes.c_void_p(2**63 + 5), 16) < 0
+            told = errno.errorcode[ctypes.get_errno()]
+        with socket.create_connection((self.config.where, self.config.port), timeout=5) as made:
+            made.sendall(b"hello")
+            return told + " " + made.recv(100).decode()
+
     def listen(self):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
             made.bind(("127.0.0.1", 0))
@@ -291,6 +305,10 @@ class Lying(Acts):
             return [("", batch.with_data(pa.record_batch({"x": pa.NullArray.from_buffers(pa.null(), (1 << 31) - 1, [None])})))]
         if self.config.act == "dictionary":
             return [("", batch.with_data(pa.record_batch({"x": pa.array(["a", "b", "a"]).dictionary_encode()})))]
+        if self.config.act == "columns":
+            return [("", batch.with_data(pa.record_batch({"y": ["a"], "did": ["b"]})))]
+        if self.config.act == "output":
+            return [("else", batch.with_data(pa.record_batch({"did": ["b"]})))]
         if self.config.act == "endless":
             return (("", batch) for _ in iter(int, 1))
         raise AssertionError(self.config.act)
@@ -299,6 +317,18 @@ class Lying(Acts):
         from dataflare_sdk import RowRejection
 
         return [], [RowRejection("data.x", "y", index=batch.data.num_rows)]
+
+
+class Losing(Lying):
+    """Says that every row gives one row, and leaves one out."""
+
+    features = frozenset({"rowwise", "one_to_one"})
+
+    def process(self, batch, input):
+        return [("", batch.with_data(pa.record_batch({"did": ["x"] * (batch.data.num_rows - 1)})))]
+
+    def attempt(self, batch, input):
+        return [("", batch.with_data(pa.record_batch({"did": ["x"]})))], []
 
 
 def _refused(act):

@@ -1,0 +1,113 @@
+"""A plugin in a sandboxed worker beside the same plugin in-process: batches of 64K rows through the proxies the engine calls.
+
+What comes back is copied out of shared memory and validated in full. Outputs are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.manifest import read
+from dataflare_plugins.isolation_process.loader import ProcessLoader
+from dataflare_sdk import Batch
+from dataflare_sdk.testing import FakeContext
+
+STRANGERS = Path(__file__).parent / "strangers"
+ROWS = 65_536
+ROUNDS = 101
+STARTS = 41
+
+
+def rows() -> Batch:
+    """Return 64K rows of whole numbers, floats, text, days and truth values: 2.1 MB."""
+    numbers = range(ROWS)
+    data = {
+        "id": pa.array(numbers, pa.int64()),
+        "amount": pa.array([i * 0.5 for i in numbers]),
+        "name": pa.array([f"name {i % 1000}" for i in numbers]),
+        "day": pa.array([i % 20_000 for i in numbers], pa.int32()),
+        "flag": pa.array([i % 3 == 0 for i in numbers]),
+    }
+    return Batch("x", pa.record_batch(data))
+
+
+def workers(folder: Path) -> tuple[str, bool]:
+    """Return the table, and whether everything is within its limit."""
+    loader = ProcessLoader(read(STRANGERS / "measured" / "plugin.yaml", package="measured"), {})
+    sys.path.insert(0, str(STRANGERS))
+    try:
+        own = importlib.import_module("measured")
+        given = rows()
+        took = {name: _both(loader, own, name, given, folder) for name in ("Passes", "Copies", "Works")}
+        began = _started(loader, folder)
+    finally:
+        sys.path.remove(str(STRANGERS))
+        loader.close()
+    speed, more = ROWS / took["Copies"][0] / 1e6, took["Works"][0] / took["Works"][1]
+    lines = [
+        "",
+        f"| sandboxed worker, {ROWS:,} rows, {given.data.nbytes / 1e6:.1f} MB | µs a batch | million rows/s | in-process, µs | ratio | limit |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    limits = {"Passes": "", "Copies": "≥ 40 M rows/s", "Works": "≤ 1.10"}
+    told = {"Passes": "hands its batch on", "Copies": "gives all columns anew", "Works": "a real transform"}
+    for name, (isolated, inside) in took.items():
+        ratio = f"{isolated / inside:.2f}" if name == "Works" else ""
+        lines.append(
+            f"| {told[name]} | {isolated * 1e6:.0f} | {ROWS / isolated / 1e6:.0f} | {inside * 1e6:.0f} | {ratio} | {limits[name]} |"
+        )
+    text = (
+        "\n".join(lines) + f"\n\nA worker with all layers and canaries is ready {began * 1e3:.1f} ms after it is asked for (limit 20 ms).\n"
+    )
+    return text, speed >= 40 and more <= 1.1 and began <= 0.02
+
+
+def _both(loader: ProcessLoader, own: Any, name: str, given: Batch, folder: Path) -> tuple[float, float]:
+    """Return the medians in a worker and in-process, timed in turns."""
+    factory = loader.factory(f"measured:{name}")
+    isolated, inside = factory(factory.configure({}), FakeContext(folder)), getattr(own, name)(None, FakeContext(folder))
+    for made in (isolated, inside):
+        made.output_schemas({"x": given.data.schema})
+    try:
+        if not _rows(isolated, given).equals(_rows(inside, given)):
+            raise AssertionError(f"{name} gives other rows in a worker")
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            for found, made in zip(times, (isolated, inside), strict=True):
+                found.append(_seconds(lambda made=made: _rows(made, given)))  # type: ignore[misc]
+    finally:
+        isolated.close()
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _rows(made: Any, given: Batch) -> pa.RecordBatch:
+    ((_, batch),) = list(made.process(given, "x"))
+    return batch.data
+
+
+def _started(loader: ProcessLoader, folder: Path) -> float:
+    """Return the median from the wish for a worker until its first call can be made."""
+    keeper = loader._keeper
+
+    def start() -> None:
+        workers.append(keeper.start({}, FakeContext(folder)))
+
+    times, workers = [], list[Any]()
+    for _ in range(STARTS):
+        times.append(_seconds(start))
+        workers.pop().close()
+    return statistics.median(times[1:])
+
+
+def _seconds(act: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
