@@ -38,19 +38,19 @@ sources: {lines: {use: NAME, with: {path: in.txt}}}
 destinations: {out: {use: jsonl, with: {path: out.jsonl}}}
 """,
     "destination": """
-sources: {rows: {use: generate, with: {rows: 3, columns: {number: i + 1, line: "['one', 'two', 'three'][i + 1]"}}}}
+sources: {rows: {use: generate, with: {rows: 3, columns: {number: i + 1, line: "['one', 'zwölf', NULL][i + 1]"}}}}
 destinations: {out: {use: NAME, with: {folder: out}, write: {mode: append}}}
 """,
     "processor": """
-sources: {rows: {use: generate, with: {rows: 3, columns: {line: "['one', 'two', 'three'][i + 1]"}}}}
+sources: {rows: {use: generate, with: {rows: 3, columns: {line: "['one', 'zwölf', NULL][i + 1]"}}}}
 processors: [{id: n, use: NAME, with: {column: line, into: number}}]
 destinations: {out: {use: jsonl, with: {path: out.jsonl}}}
 """,
 }
 ROWS = {
     "source": [{"number": 1, "line": "one"}, {"number": 2, "line": "two"}, {"number": 3, "line": "three"}],
-    "destination": [{"number": 1, "line": "one"}, {"number": 2, "line": "two"}, {"number": 3, "line": "three"}],
-    "processor": [{"line": "one", "number": 3}, {"line": "two", "number": 3}, {"line": "three", "number": 5}],
+    "destination": [{"number": 1, "line": "one"}, {"number": 2, "line": "zwölf"}, {"number": 3, "line": None}],
+    "processor": [{"line": "one", "number": 3}, {"line": "zwölf", "number": 5}, {"line": None, "number": None}],
 }
 # A module has no files: its source counts, and its destination sends to a server.
 WASM_FLOWS = {

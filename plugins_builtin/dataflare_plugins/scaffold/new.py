@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -50,6 +51,8 @@ def new(
         call.say(f"wrote {len(files)} files into {name}\nnow: cd {name} && pip install --no-build-isolation {how}.")
         if not minimal:
             call.say("then: pytest, and dataflare run in example")
+        if language.startswith("wasm-") and find_spec("ziglang") is None:
+            call.say('its compiler is not installed here: pip install "dataflare[wasm]"')
     return 0
 
 

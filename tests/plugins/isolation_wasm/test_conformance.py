@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.plugins.isolation_wasm.building import GUESTS, built, example
+from tests.plugins.isolation_wasm.building import GUESTS, ROOT, built, example
 from tests.plugins.isolation_wasm.loading import bound, component, factory, processed
 from tests.plugins.isolation_wasm.server import Server, serving
 
@@ -156,9 +156,22 @@ def test_a_destination_in_zig(tmp_path: Path, server: Server) -> None:
     conforms(poster(tmp_path, built(GUESTS / "post.zig"), server), server, tmp_path / "suite")
 
 
-def test_what_a_destination_in_zig_stages(tmp_path: Path, server: Server) -> None:
+def template(kind: str, ending: str, folder: Path) -> bytes:
+    """Return the module of a plugin that was just made from the template."""
+    text = (ROOT / "plugin_template" / "parts" / f"wasm-{ending}" / f"{kind}.{ending}.jinja").read_text()
+    source = folder / f"made.{ending}"
+    source.write_text(text.replace("{{ name }}", "made"))
+    return built(source)
+
+
+@pytest.mark.parametrize("how", ["example", "zig", "template-c", "template-zig"])
+def test_what_a_destination_stages(how: str, tmp_path: Path, server: Server) -> None:
     """Rows of many batches outlive the arena; a batch that is refused leaves nothing of itself."""
-    target = poster(tmp_path, built(GUESTS / "post.zig"), server)(FakeContext(tmp_path))
+    if how.startswith("template"):
+        wasm = template("destination", how.removeprefix("template-"), tmp_path)
+    else:
+        wasm = built(GUESTS / "post.zig") if how == "zig" else example("wasm-c-post")[1]
+    target = poster(tmp_path, wasm, server, **({} if how == "zig" else {"scheme": "http"}))(FakeContext(tmp_path))
     schema = pa.schema([("id", pa.int64()), ("name", pa.string())])
     target.open(Target("workflow", "target", "run", 1, schema, WriteSpec("append"), "hash"))
     wanted: list[tuple[Any, ...]] = []
@@ -168,12 +181,39 @@ def test_what_a_destination_in_zig_stages(tmp_path: Path, server: Server) -> Non
             batch = pa.record_batch(list(zip(*rows, strict=True)), schema=schema)
             target.write(Batch("in", batch))
             wanted += rows
-        with pytest.raises(DataflareError, match="99 is taken"):
-            target.write(Batch("in", pa.record_batch([[98, 99], ["a", "b"]], schema=schema)))
+        if how == "zig":
+            with pytest.raises(DataflareError, match="99 is taken"):
+                target.write(Batch("in", pa.record_batch([[98, 99], ["a", "b"]], schema=schema)))
         assert len(posted(server, tmp_path)) == len(wanted) - 40_000, "it was sent before it was flushed"
         target.commit(epoch, {}, epoch == 2)
         assert posted(server, tmp_path) == wanted
     target.close()
+
+
+@pytest.mark.parametrize("ending", ["c", "zig"])
+def test_a_source_of_the_template_gives_many_rows(ending: str, tmp_path: Path) -> None:
+    source = component(tmp_path, template("source", ending, tmp_path), {"rows": 150_000}, kind="source", features="full, replayable")
+    state, done, found = b"", False, []
+    while not done:
+        piece = source.read(state, 65_000, None)
+        state, done = piece.state, piece.done
+        found += piece.data.to_pylist()
+    assert found == [{"number": n, "line": f"row {n}"} for n in range(1, 150_001)]
+    with pytest.raises(DataflareError, match="none of mine"):
+        source.read(b"odd", 10, None)
+    source.close()
+
+
+@pytest.mark.parametrize("ending", ["c", "zig"])
+def test_a_processor_of_the_template_measures_texts(ending: str, tmp_path: Path) -> None:
+    guest = component(tmp_path, template("processor", ending, tmp_path), {"column": 'a "text"', "into": "größe"})
+    texts = [None if i % 7 == 0 else "é" * (i % 50) + "x" * (i % 3) for i in range(20_000)]
+    data = pa.record_batch({"n": range(20_000), 'a "text"': texts})
+    assert bound(guest, data).names == ["n", 'a "text"', "größe"]
+    assert processed(guest, data)["größe"].to_pylist() == [None if t is None else len(t) for t in texts]
+    with pytest.raises(DataflareError, match="only a text has a length"):
+        bound(guest, pa.record_batch({'a "text"': [1.5]}))
+    guest.close()
 
 
 def test_a_destination_takes_its_modes_and_types_only(tmp_path: Path) -> None:

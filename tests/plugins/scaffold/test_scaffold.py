@@ -214,6 +214,14 @@ def test_without_copier_the_extra_is_named(here: Path, monkeypatch: pytest.Monke
     assert not list(here.iterdir())
 
 
+def test_without_a_compiler_the_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hint = 'pip install "dataflare[wasm]"'
+    assert hint not in call(new, "--name", "one", "--language", "wasm-c", "--yes").output
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    assert hint not in call(new, "--name", "two", "--yes").output
+    assert hint in call(new, "--name", "three", "--language", "wasm-zig", "--yes").output
+
+
 def test_a_folder_of_the_template_is_a_language(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = here / "template"
     shutil.copytree(making.template(), copied)
