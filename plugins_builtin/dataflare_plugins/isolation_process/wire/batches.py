@@ -22,6 +22,8 @@ __all__ = ["plain", "read", "read_schema", "read_trusted", "write"]
 _RECORD_BATCH = 3
 _CONTINUATION = 0xFFFFFFFF
 _DEEPEST = 32
+_OPTIONS = pa.ipc.IpcWriteOptions()
+"""Made once: left to each call, pyarrow asks the environment for them."""
 
 
 def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -49,7 +51,7 @@ def write(batch: pa.RecordBatch, area: Written) -> tuple[int, int]:
     head = _schema_size(batch.schema)
     size = head + pa.ipc.get_record_batch_size(batch) + 16
     start, view = area.reserve(size)
-    with pa.FixedSizeBufferWriter(pa.py_buffer(view)) as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
+    with pa.FixedSizeBufferWriter(pa.py_buffer(view)) as sink, pa.ipc.new_stream(sink, batch.schema, options=_OPTIONS) as stream:
         stream.write_batch(batch)
         end = sink.tell()
     return start + head, end - head

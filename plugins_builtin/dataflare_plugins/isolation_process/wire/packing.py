@@ -23,6 +23,7 @@ TAG = "$"
 """Key of a mapping that is no mapping but a value of another kind, which it names."""
 _SMALL = 1 << 10
 """Bytes that are written into the JSON; more lie beside it."""
+_PLAIN = frozenset((bool, int, float, str))
 _BIG = 1 << 19
 """Bytes of JSON that go in a frame; a longer message lies in the area itself."""
 
@@ -98,12 +99,24 @@ class Packing:
             TypeError: it is of a type that does not cross.
             Room: the area has too little room.
         """
-        if value is None or type(value) in (bool, int, float, str):
+        kind = type(value)
+        if value is None or kind in _PLAIN:
             return value
+        # The usual ones first: every value of every call comes this way.
+        if kind is dict:
+            return self._pack_mapping(value)
+        if kind is list:
+            return [self.pack(v) for v in value]
+        if kind is Batch:
+            return self._pack_batch(value)
+        if kind is pa.RecordBatch:
+            return self._pack_rows(plain(value))
+        if kind is tuple:
+            return {TAG: "tuple", "v": [self.pack(v) for v in value]}
         if isinstance(value, (bytes, bytearray, memoryview)):
             return self._pack_bytes(bytes(value))
-        for tag, (kind, to_text, _) in TEXTS.items():
-            if isinstance(value, kind):
+        for tag, (textual, to_text, _) in TEXTS.items():
+            if isinstance(value, textual):
                 return {TAG: tag, "v": to_text(value)}
         if isinstance(value, Mapping):
             return self._pack_mapping(value)
@@ -207,5 +220,8 @@ def _place(column: pa.Array) -> tuple[Any, ...]:
     return (column.type, len(column), column.offset, *(None if b is None else b.address for b in column.buffers()))
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()

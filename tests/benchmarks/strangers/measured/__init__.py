@@ -12,7 +12,7 @@ class Passes(Processor[NoConfig]):
     features = frozenset({"rowwise", "one_to_one"})
 
     def output_schemas(self, inputs):
-        return dict(inputs)
+        return {"": next(iter(inputs.values()))}
 
     def process(self, batch, input):
         return [("", batch)]
