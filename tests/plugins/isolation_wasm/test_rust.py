@@ -112,6 +112,11 @@ def test_errors_have_their_codes(tmp_path: Path) -> None:
             calls(guest, text)
         codes.append((caught.value.code, isinstance(caught.value, RetriableError)))
     assert codes == [("wasm.refused", False), ("wasm.try-later", True), ("wasm.bad-config", False), ("wasm.failed", False)]
+    for many in (1 << 28, 1 << 29, 0xFFFFFFFF):
+        with pytest.raises(DataflareError, match="no memory") as caught:
+            calls(guest, f"o{many}")
+        assert caught.value.code == "wasm.failed"
+    assert calls(guest, "o1000") == [(None, 1000)]
     with pytest.raises(RetriableError, match="trapped"):
         calls(guest, "x")
     guest.close()

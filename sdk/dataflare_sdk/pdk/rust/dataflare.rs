@@ -16,7 +16,8 @@
 //! says. What a guest holds from call to call is its own: a `Vec` or `String` in the guest (std's allocator and the arena stand
 //! beside each other), or, without an allocator, `Arena::keep` and `Stage`. A panic is a trap: it costs the instance.
 #![no_std]
-#![allow(dead_code, unused_attributes)]
+#![allow(dead_code, unused_attributes, unused_imports)]
+#![allow(clippy::manual_div_ceil, clippy::unnecessary_map_or)] // what they ask for is newer than 1.63
 
 use core::cell::UnsafeCell;
 use core::fmt::{self, Write};

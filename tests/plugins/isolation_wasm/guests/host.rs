@@ -41,6 +41,7 @@ impl Processor for Host {
             codes[i] = match how {
                 "l" => { host::log(Level::Info, rest); 0 }
                 "m" => { host::metric(rest, 2.5); 0 }
+                "o" => arena.make::<u64>(rest.parse().unwrap())?.len() as i64,
                 "s" => self.seen as i64 + i as i64,
                 "c" => host::clock(),
                 "p" => { host::state_put("key", rest.as_bytes())?; 0 }
