@@ -85,6 +85,45 @@ def _built_rust(source: Path, flags: tuple[str, ...]) -> bytes:
 
 
 @functools.cache
+def built_go(source: Path) -> bytes:
+    """Return the module that a folder of Go makes, as the example's Makefile makes it."""
+    header = PDK / "go" / "dataflare.go"
+    name = hashlib.sha256((source / "main.go").read_bytes() + header.read_bytes()).hexdigest()[:24]
+    target = _folder() / f"go-{name}.wasm"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+            place = Path(folder)
+            (place / "dataflare").mkdir()
+            shutil.copy(header, place / "dataflare")
+            shutil.copy(source / "main.go", place)
+            (place / "go.mod").write_text("module guest\n\ngo 1.24\n")
+            command = ["go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", "made.wasm", "."]
+            done = subprocess.run(
+                command, capture_output=True, text=True, cwd=place, env={**os.environ, "GOOS": "wasip1", "GOARCH": "wasm"}
+            )
+            assert done.returncode == 0, done.stderr
+            (place / "made.wasm").replace(target)
+    return target.read_bytes()
+
+
+@functools.cache
+def built_assemblyscript(source: Path) -> bytes:
+    """Return the module that a file of AssemblyScript makes, as the example's Makefile makes it."""
+    header = PDK / "assemblyscript" / "dataflare.ts"
+    name = hashlib.sha256(source.read_bytes() + header.read_bytes()).hexdigest()[:24]
+    target = _folder() / f"{source.stem}-{name}.wasm"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as place:
+            for file in (source, header):
+                shutil.copy(file, place)
+            command = ["asc", source.name, "--runtime", "stub", "--use", "abort=", "-O3", "-o", "made.wasm"]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=place)
+            assert done.returncode == 0, done.stderr
+            (Path(place) / "made.wasm").replace(target)
+    return target.read_bytes()
+
+
+@functools.cache
 def built(source: Path, *flags: str) -> bytes:
     """Return the module that a file of C, Rust or Zig makes."""
     if source.suffix == ".rs":

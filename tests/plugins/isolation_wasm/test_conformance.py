@@ -188,7 +188,7 @@ def test_what_a_destination_stages(how: str, tmp_path: Path, server: Server) -> 
     wanted: list[tuple[Any, ...]] = []
     for epoch, first in enumerate((1_000, 90_000), 1):
         for start, stop in itertools.pairwise((first, first + 1_000, first + 9_000, first + 40_000)):
-            rows = [(i, None if i % 3 == 0 else f'"é{i}\n') for i in range(start, stop)]
+            rows = [(i, None if i % 3 == 0 else f'"é\x1f{i}\n') for i in range(start, stop)]
             batch = pa.record_batch(list(zip(*rows, strict=True)), schema=schema)
             target.write(Batch("in", batch))
             wanted += rows

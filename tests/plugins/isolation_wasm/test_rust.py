@@ -77,8 +77,9 @@ def test_many_columns_and_those_that_are_not_described(tmp_path: Path) -> None:
     assert found["more"].to_pylist() == [
         {"lengths": [] if t is None else [1 + len(t.encode())], "long": None if t is None else i % 3 == 0} for i, t in enumerate(texts)
     ]
-    with pytest.raises(DataflareError, match="s is VARCHAR, and b is BOOLEAN"):
-        guest.output_schemas({"in": pa.schema([("s", pa.int64()), ("b", pa.bool_())])})
+    for wrong in ((pa.int64(), pa.bool_()), (pa.binary(), pa.bool_()), (pa.string(), pa.int8())):
+        with pytest.raises(DataflareError, match="s is VARCHAR, and b is BOOLEAN"):
+            guest.output_schemas({"in": pa.schema(list(zip("sb", wrong, strict=True)))})
     guest.close()
 
 
@@ -86,7 +87,7 @@ def test_the_configuration_is_read_whole(tmp_path: Path) -> None:
     tricky = {
         "a": {"näme": "no", "half": [1, {"yes": '}\\"'}]},
         'q"': "näme",
-        "näme": 'ß\n"\\/😀\t€',
+        "näme": 'ß\n\r\b\f\x01"\\/😀\t€',
         "nothing": None,
         "half": 5e-1,
         "yes": True,
@@ -112,6 +113,8 @@ def test_errors_have_their_codes(tmp_path: Path) -> None:
             calls(guest, text)
         codes.append((caught.value.code, isinstance(caught.value, RetriableError)))
     assert codes == [("wasm.refused", False), ("wasm.try-later", True), ("wasm.bad-config", False), ("wasm.failed", False)]
+    with pytest.raises(DataflareError, match="these rows"):
+        calls(guest, "e")  # it has no reason, and not the one of an error before
     for many in (1 << 28, 1 << 29, 0xFFFFFFFF):
         with pytest.raises(DataflareError, match="no memory") as caught:
             calls(guest, f"o{many}")
@@ -145,7 +148,7 @@ def test_state_conforms(tmp_path: Path) -> None:
 
 def test_memory_that_is_kept_staged_and_allocated(tmp_path: Path) -> None:
     """Everything lies where nothing else is, what was forgotten is used again, and the limit is never met."""
-    guest = component(tmp_path, built(GUESTS / "arena.rs"), lines="limits: {memory: 24MiB}\n")
+    guest = component(tmp_path, built(GUESTS / "arena.rs"), lines="limits: {memory: 10MiB}\n")
     data = pa.record_batch({"n": range(3)})
     assert bound(guest, data).names == ["n", "held"]
     for i in range(80):
