@@ -83,6 +83,45 @@ def test_many_columns_and_those_that_are_not_described(tmp_path: Path) -> None:
     guest.close()
 
 
+def test_what_a_column_says_of_itself(tmp_path: Path) -> None:
+    """Values are there by the width of their type, and by no other."""
+    guest = component(tmp_path, built(GUESTS / "columns.rs"))
+    numbers = {
+        pa.int8(): "c", pa.uint8(): "C", pa.int16(): "s", pa.uint16(): "S", pa.int32(): "i", pa.uint32(): "I", pa.int64(): "l", pa.uint64(): "L",
+        pa.date32(): "tdD", pa.date64(): "tdm", pa.time32("s"): "tts", pa.time32("ms"): "ttm", pa.time64("us"): "ttu", pa.time64("ns"): "ttn",
+        pa.timestamp("us", "UTC"): "tsu:UTC", pa.timestamp("s"): "tss:", pa.duration("ms"): "tDm",
+    }  # fmt: skip
+    values = {t: pa.array([5, None, 86_400_000 if t == pa.date64() else 7]).cast(pa.int64()).cast(_number(t)).view(t) for t in numbers}
+    columns: dict[str, pa.Array] = {str(t): a for t, a in values.items()}
+    columns["decimal"] = pa.array([5, None, 7]).cast(pa.decimal128(20))
+    columns["wide"] = pa.array([5, None, 7]).cast(pa.decimal256(50))
+    columns |= {"bits": pa.array([True, None, False]), "blob": pa.array([b"a", None, b"\xff"]), "text": pa.array(["é", "", "b"])}
+    columns["list"] = pa.array([[1], None, [2, 3]], pa.list_(pa.int16()))
+    columns["struct"] = pa.array([{"x": 1}, None, {"x": 2}], pa.struct({"x": pa.int8()}))
+    data = pa.record_batch(columns)
+    bound(guest, data)
+    found = {r["column"]: r["said"] for r in processed(guest, data).to_pylist()}
+    for t, form in numbers.items():  # what lies under a NULL is anything
+        width, last = t.bit_width // 8, 86_400_000 if t == pa.date64() else 7
+        assert found[str(t)].startswith(f"{form} 3 {width}: [5, "), found[str(t)]
+        assert found[str(t)].endswith(f", {last}] nulls 1 Some(8)")
+    assert found["decimal"].startswith("d:20,0 3 16: [5, ")
+    assert found["wide"] == "d:50,0,256 3 nulls 1 Some(8)"
+    assert found["bits"] == "b 3 nulls 1 Some(8)"
+    assert found["blob"] == "z 3 nulls 1 Some(8) ends [0, 1, 1, 2] bytes [Some([97]), None, Some([255])] [97, 255] true"
+    assert found["text"] == "u 3 nulls 0 None ends [0, 2, 2, 3] bytes [Some([195, 169]), Some([]), Some([98])] [195, 169, 98] true"
+    assert found["list"] == "+l 3 nulls 1 Some(8) ends [0, 1, 1, 3]"
+    assert found["item"] == "s 3 2: [1, 2, 3] nulls 0 None"
+    assert found["struct"] == "+s 3 nulls 1 Some(8)"
+    assert found["x"].startswith("c 3 1: [1, ")
+    guest.close()
+
+
+def _number(kind: pa.DataType) -> pa.DataType:
+    """Return the type of whole numbers that lies under a type."""
+    return kind if pa.types.is_integer(kind) else pa.int32() if kind.bit_width == 32 else pa.int64()
+
+
 def test_the_configuration_is_read_whole(tmp_path: Path) -> None:
     tricky = {
         "a": {"näme": "no", "half": [1, {"yes": '}\\"'}]},
@@ -113,8 +152,6 @@ def test_errors_have_their_codes(tmp_path: Path) -> None:
             calls(guest, text)
         codes.append((caught.value.code, isinstance(caught.value, RetriableError)))
     assert codes == [("wasm.refused", False), ("wasm.try-later", True), ("wasm.bad-config", False), ("wasm.failed", False)]
-    with pytest.raises(DataflareError, match="these rows"):
-        calls(guest, "e")  # it has no reason, and not the one of an error before
     for many in (1 << 28, 1 << 29, 0xFFFFFFFF):
         with pytest.raises(DataflareError, match="no memory") as caught:
             calls(guest, f"o{many}")
@@ -137,6 +174,8 @@ def test_state_is_snapshot_and_restored(tmp_path: Path) -> None:
     assert calls(again, "-", "s") == [(None, 0), (None, 8)]
     with pytest.raises(DataflareError, match="none of mine"):
         again.restore(state, lambda _: b"odd")
+    with pytest.raises(DataflareError, match="these rows"):
+        calls(again, "e")  # it has no reason, and not the one of the error before
     again.close()
 
 
