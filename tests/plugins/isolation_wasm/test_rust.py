@@ -96,6 +96,7 @@ def test_what_a_column_says_of_itself(tmp_path: Path) -> None:
     columns["decimal"] = pa.array([5, None, 7]).cast(pa.decimal128(20))
     columns["wide"] = pa.array([5, None, 7]).cast(pa.decimal256(50))
     columns |= {"bits": pa.array([True, None, False]), "blob": pa.array([b"a", None, b"\xff"]), "text": pa.array(["é", "", "b"])}
+    columns["flags"] = pa.array([True, False, True])
     columns["list"] = pa.array([[1], None, [2, 3]], pa.list_(pa.int16()))
     columns["struct"] = pa.array([{"x": 1}, None, {"x": 2}], pa.struct({"x": pa.int8()}))
     data = pa.record_batch(columns)
@@ -108,6 +109,7 @@ def test_what_a_column_says_of_itself(tmp_path: Path) -> None:
     assert found["decimal"].startswith("d:20,0 3 16: [5, ")
     assert found["wide"] == "d:50,0,256 3 nulls 1 Some(8)"
     assert found["bits"] == "b 3 nulls 1 Some(8)"
+    assert found["flags"] == "b 3 nulls 0 Some(8)"
     assert found["blob"] == "z 3 nulls 1 Some(8) ends [0, 1, 1, 2] bytes [Some([97]), None, Some([255])] [97, 255] true"
     assert found["text"] == "u 3 nulls 0 None ends [0, 2, 2, 3] bytes [Some([195, 169]), Some([]), Some([98])] [195, 169, 98] true"
     assert found["list"] == "+l 3 nulls 1 Some(8) ends [0, 1, 1, 3]"
