@@ -121,14 +121,16 @@ def test_what_assemblyscript_can(tmp_path: Path) -> None:
         return pa.record_batch({"n": pa.array(numbers, pa.int64()), "s": pa.array([f"té{i}" for i in range(len(numbers))], pa.string())})
 
     bound(guest, batch())
-    found = processed(guest, batch(1, None, 2, 3))["n"].to_pylist()
+    found = processed(guest, batch(1, None, 2, 3, None, 6, 6))["n"].to_pylist()
     assert (found[0], found[1], found[3]) == (len('{"a": 1}'), None, 0)
     assert abs(found[2] / 1e6 - ctx.clock()) < 600
     assert ctx.lines == ["té3"]
+    assert found[4:] == [None, 1, 2]
     for rows in range(1, 100):
         assert processed(guest, batch(*[4] * rows))["n"].to_pylist() == [0] * rows, "what is handed in is aligned to 64 bytes"
     for _ in range(20):  # emptied with every call: all of them together are beyond the limit
         assert processed(guest, batch(*[0] * 100_000)).num_rows == 100_000
+    assert guest.program.started == 1
     told = []
     for code in (1, 2, 3, 4, 9):
         with pytest.raises(DataflareError, match="told") as caught:
