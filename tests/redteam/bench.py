@@ -105,7 +105,12 @@ class Bench(Machine):
 
     def dataflare(self, *args: str | Path, timeout: float = 60) -> Done:
         """Call the command line and wait for it."""
-        env = {**self.env, "SECRET": self.secret, **self.extra, "PYTHONPATH": os.pathsep.join([str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        env = {
+            **self.env,
+            "SECRET": self.secret,
+            **self.extra,
+            "PYTHONPATH": os.pathsep.join([str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         command = [sys.executable, "-c", PRELUDE + self.weakened + "\nfrom dataflare.process import entry\nentry()", *map(str, args)]
         begun = time.monotonic()
         out, err = self.root / "stdout", self.root / "stderr"
@@ -189,5 +194,7 @@ def judged(bench: Bench, done: Done, codes: tuple[str, ...] = (), *, seconds: fl
     if codes:
         if done.code == 0:
             return Seen("breached", f"it was taken: {done.out[:120]}")
-        return Seen("refused" if done.error in codes else "broken", told if done.error in codes else f"{told}: {(done.out + done.err)[-300:]}")
+        return Seen(
+            "refused" if done.error in codes else "broken", told if done.error in codes else f"{told}: {(done.out + done.err)[-300:]}"
+        )
     return Seen("denied", told) if done.code == 0 else Seen("broken", f"{told}: {(done.out + done.err)[-300:]}")

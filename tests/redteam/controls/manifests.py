@@ -144,5 +144,7 @@ def tell_the_reasons(target: Any, given: dict[str, Any]) -> str:
 @control
 def take_the_last(target: Any, given: dict[str, Any]) -> str:
     """Keep plugins by name: the one that comes last has it."""
-    known = dict([(given["name"], "ours"), (given["name"], "theirs")])
+    known: dict[str, str] = {}
+    for whose in ("ours", "theirs"):
+        known[given["name"]] = whose
     return _run(target) if known[given["name"]] == "theirs" else ""

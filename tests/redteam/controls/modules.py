@@ -148,10 +148,15 @@ class Naive:
         words = self.put(text)
         if self.do == "log":  # a module that reads text alone is told what to do by it
             offsets, words = self.put(struct.pack("<4i", 0, 1, 2, 3)), self.put(b"www")
-        columns = [(self.put(ARRAY.pack(3, 0, 0, len(b), 0, self.put(struct.pack(f"<{len(b)}I", *b)), 0, 0, 1, 0))) for b in ((0, numbers), (0, offsets, words))]
+        columns = [
+            (self.put(ARRAY.pack(3, 0, 0, len(b), 0, self.put(struct.pack(f"<{len(b)}I", *b)), 0, 0, 1, 0)))
+            for b in ((0, numbers), (0, offsets, words))
+        ]
         if self.do == "log":
             columns = columns[1:]
-        table = self.put(ARRAY.pack(3, 0, 0, 1, len(columns), self.put(bytes(4)), self.put(struct.pack(f"<{len(columns)}I", *columns)), 0, 1, 0))
+        table = self.put(
+            ARRAY.pack(3, 0, 0, 1, len(columns), self.put(bytes(4)), self.put(struct.pack(f"<{len(columns)}I", *columns)), 0, 1, 0)
+        )
         field = self.put(SCHEMA.pack(self.put(b"l\0"), self.put(b"n\0"), 0, 2, 0, 0, 0, 1, 0))
         schema = self.put(SCHEMA.pack(self.put(b"+s\0"), self.put(b"\0"), 0, 0, 1, self.put(struct.pack("<I", field)), 0, 1, 0))
         out = self.put(bytes(8))
@@ -269,6 +274,7 @@ READERS: dict[str, Callable[[Naive], str]] = {
 @control
 def believe_a_module(target: Any, given: dict[str, Any]) -> str:
     """Read what a module answers without a look: the process ends, or rows come that nobody gave."""
+
     def read() -> None:
         import sys
 

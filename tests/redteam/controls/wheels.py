@@ -142,8 +142,21 @@ def fetch_with_pip(target: Any, given: dict[str, Any]) -> str:
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
     shutil.copytree("/proc/self/cwd/packages", "/tmp/world/out/packages")
-    command = [sys.executable, "-m", "pip", "download", "--no-index", "--only-binary", ":all:", "--dest", "/tmp/world/out/dest", f"evil @ file://{made}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": "/tmp/world/out/packages", "HOME": "/tmp"})
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-index",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        "/tmp/world/out/dest",
+        f"evil @ file://{made}",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"PYTHONPATH": "/tmp/world/out/packages", "HOME": "/tmp"}
+    )
     sys.stderr.write(done.stderr[-300:].replace("\n", " "))
     return ""
 

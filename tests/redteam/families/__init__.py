@@ -31,7 +31,9 @@ def case(level: str, expected: str | tuple[str, ...], check: Callable[[], contro
         def attack(folder: Path) -> Seen:
             return function(Bench(folder))
 
-        CASES[name] = Case(name, level, (function.__doc__ or "").strip(), (expected,) if isinstance(expected, str) else expected, attack, check)
+        CASES[name] = Case(
+            name, level, (function.__doc__ or "").strip(), (expected,) if isinstance(expected, str) else expected, attack, check
+        )
         return function
 
     return made

@@ -10,7 +10,7 @@ from tests.redteam.bench import Bench, Done, Seen, judged
 from tests.redteam.families import case
 
 HEAD = "manifest: 1\nname: redteam\nversion: 1.0.0\napi: '>=1,<2'\npublisher: redteam.example\nisolation: process\nhooks: [{hooks}]\n{more}"
-CODE = '''
+CODE = """
 import time
 
 from dataflare_sdk import Decision, hookimpl
@@ -84,7 +84,7 @@ def dataflare_parse_workflow(path, text):
         "dataflare": 1, "name": "owned", "sources": {"s": rows}, "processors": [step],
         "destinations": {"d": {"use": "jsonl", "with": {"path": "out.jsonl"}}},
     }}
-'''
+"""
 
 
 def stranger(bench: Bench, *hooks: str, config: str = "", more: str = "") -> None:

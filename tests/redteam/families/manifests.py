@@ -74,7 +74,11 @@ def judge(bench: Bench, done: Done, *codes: str, begun: bool = True) -> Seen:
     said = [r.get("said", "") for r in bench.rows]
     if any("written" in s for s in said):
         return Seen("breached", f"{said}")
-    return Seen("broken", f"its code did not run: {said}") if seen.outcome == "denied" and begun and not any("stopped" in s for s in said) else seen
+    return (
+        Seen("broken", f"its code did not run: {said}")
+        if seen.outcome == "denied" and begun and not any("stopped" in s for s in said)
+        else seen
+    )
 
 
 def check(how: str, manifest: str, *, packages: tuple[str, ...] = ("yaml",), **more: str) -> Callable[[], control.Outcome]:
@@ -106,12 +110,38 @@ OTHER = HEAD.replace("name: redteam", "name: acme") + "provides:\n" + STEP
 OURS = HEAD.replace("redteam.example", "dataflare") + "provides:\n" + STEP
 LABEL = HEAD.replace("redteam.example", "dataflare.evil.example") + "provides:\n" + STEP
 CLAIMED = HEAD.replace("redteam.example", "acme.example") + "provides:\n" + STEP
-_claim("name_of_another", "Have another name than the distribution it came in.", OTHER, "trust: [acme]\nisolation: {acme: inprocess}\n", "name", "plugin.unknown")
+_claim(
+    "name_of_another",
+    "Have another name than the distribution it came in.",
+    OTHER,
+    "trust: [acme]\nisolation: {acme: inprocess}\n",
+    "name",
+    "plugin.unknown",
+)
 _claim("publisher_dataflare", "Say that DataFlare made it.", OURS, "{}\n", "publisher", "plugin.unknown")
-_claim("publisher_below_dataflare", "Say that somebody made it whose name begins like DataFlare's.", LABEL, "{}\n", "publisher", "plugin.unknown")
+_claim(
+    "publisher_below_dataflare",
+    "Say that somebody made it whose name begins like DataFlare's.",
+    LABEL,
+    "{}\n",
+    "publisher",
+    "plugin.unknown",
+)
 _claim("publisher_that_is_trusted", "Say that a publisher made it whom the policy trusts, without a signature.", CLAIMED + ASKS, "trust: [acme.example]\n", "publisher", "plugin.not-granted")  # fmt: skip
-_claim("publisher_in_process", "Say that a publisher made it whose plugins may run in the host's process.", CLAIMED, "isolation: {acme.example: inprocess}\n", "publisher")
-_claim("asks_for_the_host_s_process", "Ask to be run in the host's own process.", HEAD + "isolation: inprocess\nprovides:\n" + STEP, "trust: [installed]\n", "isolation")
+_claim(
+    "publisher_in_process",
+    "Say that a publisher made it whose plugins may run in the host's process.",
+    CLAIMED,
+    "isolation: {acme.example: inprocess}\n",
+    "publisher",
+)
+_claim(
+    "asks_for_the_host_s_process",
+    "Ask to be run in the host's own process.",
+    HEAD + "isolation: inprocess\nprovides:\n" + STEP,
+    "trust: [installed]\n",
+    "isolation",
+)
 
 
 def _believed(manifest: str, believed: str) -> Callable[[], control.Outcome]:
@@ -124,7 +154,13 @@ PLAIN = HEAD + "isolation: process\nprovides:\n" + STEP
 @case("manifest", "denied", _believed(PLAIN, "distribution"))
 def manifest_distribution_that_begins_like_ours(bench: Bench) -> Seen:
     """Come in a distribution named `dataflare evil`, whose first word is the name of what is built in."""
-    bench.install("dataflare-evil", PLAIN.replace("name: redteam", "name: dataflare-evil").replace("isolation: process", "isolation: inprocess").replace("redteam:Attacker", "dataflare_evil:Attacker"), code(bench))
+    bench.install(
+        "dataflare-evil",
+        PLAIN.replace("name: redteam", "name: dataflare-evil")
+        .replace("isolation: process", "isolation: inprocess")
+        .replace("redteam:Attacker", "dataflare_evil:Attacker"),
+        code(bench),
+    )
     (bench.site / "dataflare_evil-1.0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: dataflare evil\nVersion: 1.0.0\n")
     bench.workflow("attacker")
     return judge(bench, bench.run_workflow())
@@ -140,7 +176,13 @@ def manifest_default_for_a_folder(bench: Bench) -> Seen:
     return judge(bench, bench.run_workflow())
 
 
-@case("manifest", "refused", check("believe-a-manifest", HEAD + "provides:\n" + STEP.replace("[rowwise]", "[rowwise, one_to_one]"), policy="{}", believed="features"))
+@case(
+    "manifest",
+    "refused",
+    check(
+        "believe-a-manifest", HEAD + "provides:\n" + STEP.replace("[rowwise]", "[rowwise, one_to_one]"), policy="{}", believed="features"
+    ),
+)
 def manifest_says_one_to_one(bench: Bench) -> Seen:
     """Say that every row gives one row, and leave one out: no row may be lost without a word."""
     manifest = PLAIN.replace("[rowwise]", "[rowwise, one_to_one]")
@@ -162,7 +204,9 @@ def _entry(name: str, what: str, entry: str, *codes: str) -> None:
 
 
 _entry("entry_by_dots", "Name a module beside the plugin's folder.", "../outside.wasm", "wasm.invalid-module")
-_entry("entry_by_a_path", "Name a module by a path from the root.", "/tmp/world/hidden/secret", "wasm.invalid-module", "plugin.bad-manifest")
+_entry(
+    "entry_by_a_path", "Name a module by a path from the root.", "/tmp/world/hidden/secret", "wasm.invalid-module", "plugin.bad-manifest"
+)
 
 
 @case("manifest", "refused", check("import-what-a-manifest-names", HEAD, entry="shutil:rmtree"))
@@ -170,7 +214,9 @@ def manifest_entry_of_the_standard_library(bench: Bench) -> Seen:
     """Name a function of Python's own as the component, to be called with the configuration."""
     bench.install("redteam", HEAD + "provides:\n" + STEP.replace("redteam:Attacker", "shutil:rmtree"), code(bench))
     bench.workflow("attacker", {"path": str(bench.hidden)})
-    return judge(bench, bench.run_workflow(), "plugin.entry-missing", "plugin.crashed", "plugin.not-isolated", "plugin.quarantined", "internal.bug")
+    return judge(
+        bench, bench.run_workflow(), "plugin.entry-missing", "plugin.crashed", "plugin.not-isolated", "plugin.quarantined", "internal.bug"
+    )
 
 
 # -- schemas of a configuration --------------------------------------------------------------------------------
@@ -209,7 +255,9 @@ def manifest_schema_that_doubles_itself(bench: Bench) -> Seen:
 SLOW = "a" * 60 + "!"
 
 
-@case("manifest", "refused", check("check-by-a-schema", HEAD, packages=JSONSCHEMA, schema=json.dumps(PATTERN), value=json.dumps({"do": SLOW})))
+@case(
+    "manifest", "refused", check("check-by-a-schema", HEAD, packages=JSONSCHEMA, schema=json.dumps(PATTERN), value=json.dumps({"do": SLOW}))
+)
 def manifest_schema_with_a_slow_pattern(bench: Bench) -> Seen:
     """Bring a pattern that takes for ever on sixty letters: it is not run, and the module itself refuses the value."""
     return judge(bench, schema(bench, PATTERN, SLOW), "wasm.bad-config")
@@ -236,15 +284,26 @@ def _bomb(name: str, what: str, manifest: str, how: str = "read-a-manifest", **m
 
 
 ALIASES = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9) if i else ', '.join('x' * 9)}]\n" for i in range(12))
-_bomb("aliases", "Double a list again and again by aliases.", HEAD + "limits:\n" + "".join("  " + line + "\n" for line in ALIASES.splitlines()))
+_bomb(
+    "aliases",
+    "Double a list again and again by aliases.",
+    HEAD + "limits:\n" + "".join("  " + line + "\n" for line in ALIASES.splitlines()),
+)
 _bomb("that_holds_itself", "Be a list that holds itself.", HEAD + "limits: {a: &a [*a, *a]}\n", "walk-through-a-manifest")
 _bomb("deep", "Nest three thousand lists.", HEAD + "limits: " + "[" * 3_000 + "]" * 3_000 + "\n", "write-an-index")
 _bomb("slow_version", "Have a version that takes hours to be looked at.", HEAD.replace("1.0.0", "1" * 300_000 + "!"), "match-a-version")
-_bomb("huge_number", "Have a number that Python refuses to write down.", HEAD + "limits: {memory: 0x" + "f" * 5_000 + "}\n", "write-an-index")
+_bomb(
+    "huge_number", "Have a number that Python refuses to write down.", HEAD + "limits: {memory: 0x" + "f" * 5_000 + "}\n", "write-an-index"
+)
 _bomb("huge_key", "Have a key that Python refuses to write down.", HEAD + "limits: {? 0x" + "f" * 5_000 + " : 1}\n", "write-an-index")
 _bomb("object", "Have an object of Python's made, which runs a program.", HEAD + "limits: !!python/object/apply:os.system ['touch /tmp/world/hidden/new']\n", "make-objects")  # fmt: skip
 _bomb("second_line", "Add a line to the question on a terminal, which says that all is well.", HEAD + "capabilities: {secrets: [{ref: T, why: \"log in)\\n" + FORGED + '"}]}\n', "tell-the-reasons")  # fmt: skip
-_bomb("escape_sequence", "Clear the terminal from a reason.", HEAD + 'capabilities: {secrets: [{ref: T, why: "\\e[2Jlog in"}]}\n', "tell-the-reasons")
+_bomb(
+    "escape_sequence",
+    "Clear the terminal from a reason.",
+    HEAD + 'capabilities: {secrets: [{ref: T, why: "\\e[2Jlog in"}]}\n',
+    "tell-the-reasons",
+)
 
 
 # -- names that are taken ----------------------------------------------------------------------------------------
@@ -264,7 +323,7 @@ def last_wins(name: str) -> Callable[[], control.Outcome]:
 
 @case("manifest", "refused", last_wins("dataflare-files"))
 def manifest_name_of_a_built_in(bench: Bench) -> Seen:
-    """Take the name of a plugin that is built in."""
+    """Take the name of a plugin that is built in, as a package on the path."""
     squats(bench, STEP.replace("redteam:", "dataflare_files:"), "dataflare-files")
     bench.workflow("attacker")
     return judge(bench, bench.run_workflow(), "plugin.unknown")
@@ -293,7 +352,10 @@ def manifest_verb_of_a_built_in(bench: Bench) -> Seen:
 @case("manifest", "denied", last_wins("plugin"))
 def manifest_verb_of_the_kernel(bench: Bench) -> Seen:
     """Provide the verbs `plugin` and `plugin list`, by which strangers are looked at."""
-    lines = [f'  - {{kind: command, name: {n}, entry: "redteam:squatted", summary: "Owned by the red team"}}\n' for n in ("plugin", "plugin-list", "plugin-inspect")]
+    lines = [
+        f'  - {{kind: command, name: {n}, entry: "redteam:squatted", summary: "Owned by the red team"}}\n'
+        for n in ("plugin", "plugin-list", "plugin-inspect")
+    ]
     squats(bench, "".join(lines))
     helped = [bench.dataflare("--help"), bench.dataflare("plugin", "--help")]
     if any("Owned" in h.out for h in helped):

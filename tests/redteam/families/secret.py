@@ -88,7 +88,9 @@ def judge(bench: Bench, done: Done, *, began: bool = True) -> Seen:
     return Seen("denied", f"exit {done.code}") if seen.outcome == "broken" and done.code in (1, 3, 4) else seen
 
 
-def _secret(name: str, what: str, how: str, *args: str, token: bool = False, errors: str = "fail", text: str = "token {secret}", began: bool = True) -> None:
+def _secret(
+    name: str, what: str, how: str, *args: str, token: bool = False, errors: str = "fail", text: str = "token {secret}", began: bool = True
+) -> None:
     def attack(bench: Bench) -> Seen:
         done = attacked(bench, how, *args, token=token, errors=errors)
         seen = judge(bench, done, began=began)

@@ -84,7 +84,11 @@ def _text(name: str, what: str, how: str, *args: str, said: bool = True) -> None
     def attack(bench: Bench) -> Seen:
         done = attacked(bench, how, *args)
         seen = judge(bench, done)
-        return Seen("broken", f"it was not said: {(done.out + done.err)[-300:]}") if said and seen.outcome == "denied" and FORGED not in done.out + done.err else seen
+        return (
+            Seen("broken", f"it was not said: {(done.out + done.err)[-300:]}")
+            if said and seen.outcome == "denied" and FORGED not in done.out + done.err
+            else seen
+        )
 
     attack.__name__, attack.__doc__ = f"terminal_{name}", what
     case("terminal", "denied", PRINTED)(attack)

@@ -39,11 +39,17 @@ def hostile(deed: str) -> bytes:
 
 
 def attacked(
-    bench: Bench, wasm: bytes, *, entry: str = "attacker.wasm", more: str = ", one_to_one", lines: str = LIMITS, do: str | None = None,
+    bench: Bench,
+    wasm: bytes,
+    *,
+    entry: str = "attacker.wasm",
+    more: str = ", one_to_one",
+    lines: str = "",
+    do: str | None = None,
     columns: dict[str, str] | None = None,
 ) -> Done:
     """Install a module and run a workflow with it."""
-    bench.install("redteam", MANIFEST.format(entry=entry, more=more) + lines, {entry: wasm})
+    bench.install("redteam", MANIFEST.format(entry=entry, more=more) + (lines or LIMITS), {entry: wasm})
     (bench.work / "policy.yaml").write_text("trust: [redteam]\n")
     bench.workflow("attacker", {} if do is None else {"do": do}, columns or {"n": "13", "s": "'row ' || i"})
     return bench.run_workflow()
@@ -101,7 +107,7 @@ def wasm_huge_memory(bench: Bench) -> Seen:
     return judge(bench, attacked(bench, wat(memory=HUGE, more=HELLO)), "wasm.invalid-module")
 
 
-TABLE = '(table $t 1 funcref) (func $g (if (i32.eq (table.grow $t (ref.null func) (i32.const 20000000)) (i32.const -1)) (then unreachable))) (start $g)'
+TABLE = "(table $t 1 funcref) (func $g (if (i32.eq (table.grow $t (ref.null func) (i32.const 20000000)) (i32.const -1)) (then unreachable))) (start $g)"
 
 
 @case("wasm", "refused", bare("start-a-module", lambda: wat(more=TABLE)))
@@ -288,7 +294,11 @@ def _redirect(name: str, what: str, to: str, codes: tuple[str, ...] = ("wasm.add
     case("wasm", "refused", lambda: control.run_with("follow-redirects", {"to": to}))(attack)
 
 
-_redirect("redirect_to_the_metadata", "Be led from a granted host to the address at which a cloud hands out credentials.", "http://169.254.169.254:{port}/")
+_redirect(
+    "redirect_to_the_metadata",
+    "Be led from a granted host to the address at which a cloud hands out credentials.",
+    "http://169.254.169.254:{port}/",
+)
 _redirect("redirect_to_another_port", "Be led from a granted host to a server beside it.", "http://127.0.0.1:{port}/")
 _redirect("redirect_by_another_name", "Be led to the same machine by a name that was not granted.", "http://localhost:{port}/")
 _redirect("redirect_to_a_file", "Be led from a granted host to a file.", "file:///tmp/world/hidden/secret", ("wasm.bad-request",))

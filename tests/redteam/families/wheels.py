@@ -55,7 +55,11 @@ def naive(how: str, make: Callable[[Path], Path]) -> Callable[[], control.Outcom
 
 
 def _wheel(
-    name: str, what: str, make: Callable[[Path, str], Path], codes: tuple[str, ...] = ("plugin.unsafe-wheel",), how: str = "unpack-a-wheel",
+    name: str,
+    what: str,
+    make: Callable[[Path, str], Path],
+    codes: tuple[str, ...] = ("plugin.unsafe-wheel",),
+    how: str = "unpack-a-wheel",
     check: Callable[[], control.Outcome] | None = None,
 ) -> None:
     """Make a case of a wheel: `make(folder, path)` gives it, with code in it that leaves a mark at a path."""
@@ -122,7 +126,9 @@ def _later(folder: Path, path: str) -> Path:
 
 
 def _another(folder: Path, path: str) -> Path:
-    return wheel(folder, files={"acme/evil.py": "evil = 1\n"}, record=lambda text: text.replace(digest(b"evil = 1\n"), digest(b"good = 1\n")))
+    return wheel(
+        folder, files={"acme/evil.py": "evil = 1\n"}, record=lambda text: text.replace(digest(b"evil = 1\n"), digest(b"good = 1\n"))
+    )
 
 
 def _case(folder: Path, path: str) -> Path:
@@ -147,7 +153,10 @@ def _address(folder: Path, path: str) -> Path:
 
 def source(folder: Path, path: str) -> Path:
     """Write a source distribution whose build leaves a mark."""
-    inside = {"pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n', "backend.py": RUNS.format(path=path)}
+    inside = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": RUNS.format(path=path),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / "evil-1.0.0.tar.gz"
     with tarfile.open(made, "w:gz") as archive:
@@ -162,14 +171,34 @@ _wheel("dots", "Write outside of the folder by `..`.", _member("../../../../hidd
 _wheel("absolute_path", "Write to a path of the machine's root.", lambda f, p: _member(p)(f, p))
 _wheel("backslashes", "Write outside by the separators of another system.", _member("acme\\..\\..\\evil.py"), how="unpack-as-on-windows")
 _wheel("link_out_of_the_folder", "Bring a link, and a file that is written through it.", _link, how="unpack-with-links")
-_wheel("path_file", "Bring a `.pth` file, which Python runs at every start.", _files(**{"evil.pth": "import os; {runs}"}), how="start-python-beside")
-_wheel("sitecustomize", "Bring a module that Python runs at every start.", _files(**{"sitecustomize.py": "{runs}"}), how="start-python-beside")
-_wheel("path_file_by_data", "Bring a `.pth` file in the folder of data.", _files(**{"acme-1.0.0.data/purelib/evil.pth": "import os; {runs}"}), how="start-python-beside")
+_wheel(
+    "path_file",
+    "Bring a `.pth` file, which Python runs at every start.",
+    _files(**{"evil.pth": "import os; {runs}"}),
+    how="start-python-beside",
+)
+_wheel(
+    "sitecustomize", "Bring a module that Python runs at every start.", _files(**{"sitecustomize.py": "{runs}"}), how="start-python-beside"
+)
+_wheel(
+    "path_file_by_data",
+    "Bring a `.pth` file in the folder of data.",
+    _files(**{"acme-1.0.0.data/purelib/evil.pth": "import os; {runs}"}),
+    how="start-python-beside",
+)
 _wheel("unknown_place_of_data", "Bring data for a place that wheels do not have.", _files(**{"acme-1.0.0.data/startup/evil.py": "{runs}"}))
-_wheel("standard_library", "Bring a module that stands in for one of Python's own.", _files(**{"json/__init__.py": "{runs}"}), ("plugin.shadows",), "import-json-beside")
+_wheel(
+    "standard_library",
+    "Bring a module that stands in for one of Python's own.",
+    _files(**{"json/__init__.py": "{runs}"}),
+    ("plugin.shadows",),
+    "import-json-beside",
+)
 _wheel("ours", "Bring a module of DataFlare's.", _files(**{"dataflare_sdk/evil.py": "{runs}"}), ("plugin.shadows",))
 _wheel("two_files_of_one_name", "Bring two files of one name: one is looked at, the other is written.", _twice)
-_wheel("names_that_differ_in_case", "Bring two files that are one where case does not count.", _case, how="unpack-where-case-does-not-count")
+_wheel(
+    "names_that_differ_in_case", "Bring two files that are one where case does not count.", _case, how="unpack-where-case-does-not-count"
+)
 _wheel("bomb", "Unpack to three hundred megabytes of zeros.", _bomb, ("plugin.too-large",))
 _wheel("many_files", "Unpack to twenty thousand files.", _many, ("plugin.too-large",))
 _wheel("overlapping", "Name the same packed bytes again and again.", _overlapping, ("plugin.too-large",), "unpack-what-overlaps")
@@ -178,8 +207,18 @@ _wheel("another_file_than_listed", "Bring another file than RECORD lists.", _ano
 _wheel("native_code_unsaid", "Bring native code without a word of it in the manifest.", _native)
 _wheel("name_of_a_built_in", "Take the name of a plugin that is built in.", _name, ("plugin.shadows",))
 _wheel("metadata_of_another", "Be another distribution within than by name.", _metadata, ("plugin.bad-wheel",))
-_wheel("name_that_acts_on_the_terminal", "Bring a file whose name clears the terminal and turns the text around.", _member("acme/\x1b[2J\u202eevil.py"), how="list-a-wheel")
-_wheel("dependency_at_an_address", "Depend on a source distribution at an address, which pip builds.", _address, check=lambda: control.run_with("fetch-with-pip", {}, ("pip",)))
+_wheel(
+    "name_that_acts_on_the_terminal",
+    "Bring a file whose name clears the terminal and turns the text around.",
+    _member("acme/\x1b[2J\u202eevil.py"),
+    how="list-a-wheel",
+)
+_wheel(
+    "dependency_at_an_address",
+    "Depend on a source distribution at an address, which pip builds.",
+    _address,
+    check=lambda: control.run_with("fetch-with-pip", {}, ("pip",)),
+)
 
 
 @case("install", "denied", naive("install-scripts", lambda folder: _scripts(folder)))
@@ -250,4 +289,3 @@ class Step(Processor):
 def _stepping(more: str) -> str:
     head = MANIFEST.format(name="acme", version="1.0.0", package="acme").partition("provides:")[0]
     return head + 'provides:\n  - {kind: processor, name: step, entry: "acme.step:Step", features: [rowwise]}\n' + more
-
