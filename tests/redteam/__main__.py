@@ -38,7 +38,7 @@ def main() -> int:
         verdict = "FAILED" if not right or shown.worked is False else "not run" if shown.worked is None else "ok"
         ended[verdict] += 1
         levels[f"{case.level}: {verdict}"] += 1
-        told = seen.detail if shown.worked else f"{seen.detail}; control: {shown.detail}"
+        told = " ".join((seen.detail if shown.worked else f"{seen.detail}; control: {shown.detail}").split())
         print(
             f"{verdict:8} {name:44} {case.level:9} expected {'/'.join(case.expected):16} seen {seen.outcome:10} control {controlled}  ({told})",
             flush=True,

@@ -40,12 +40,15 @@ class Connection:
         process: descriptor of the process.
         deadline: seconds a call may take, without what the host does for it meanwhile.
         shared: data goes through shared memory; else behind the frames.
+
+    Attributes:
+        deadline: as given.
     """
 
     def __init__(self, frames: Frames, process: int, deadline: float, *, shared: bool = True) -> None:
         self._frames = frames
         self._process = process
-        self._deadline = deadline
+        self.deadline = deadline
         self._shared = shared
         self._in: Written = Bytes()
         self._out: Owned | None = None
@@ -87,7 +90,7 @@ class Connection:
     def _made(
         self, target: str, method: str, arguments: Sequence[Any], given: Batch | None, seconds: float | None, *, pieces: bool
     ) -> Iterator[Any]:
-        self._until = time.monotonic() + (seconds or self._deadline)
+        self._until = time.monotonic() + (seconds or self.deadline)
         self._codec.given = given
         self._in.reset()
         self._allow(given)
@@ -99,7 +102,7 @@ class Connection:
                     raise Garbled("pieces where one answer was asked for")
                 items = self._codec.unpack(message["items"])
                 if given is None:
-                    self._until = time.monotonic() + self._deadline
+                    self._until = time.monotonic() + self.deadline
                 if not isinstance(items, list):
                     raise Garbled("pieces that are none")
                 yield from self._handed_out(items, more=message.get("more") is True)

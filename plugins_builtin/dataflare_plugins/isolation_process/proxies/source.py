@@ -16,8 +16,6 @@ from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChang
 __all__ = ["ReaderProxy", "SourceProxy"]
 
 _MESSAGES = (Batch, End, Pause, SchemaChange, Watermark)
-_BEYOND = 30.0
-"""Seconds a read may take beyond the moment it was asked to be back."""
 
 Offset = Mapping[str, Any]
 
@@ -95,8 +93,8 @@ class ReaderProxy:
         self._name = name
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Any:
-        """Return the next message, or None when the deadline passed."""
-        seconds = max(0.0, deadline - time.monotonic()) + _BEYOND
+        """Return the next message, or None when the deadline passed; a read may wait until then, and take as long as any call."""
+        seconds = max(0.0, deadline - time.monotonic()) + self._cell.deadline
         found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=seconds)
         if found is not None and not isinstance(found, _MESSAGES):
             raise self._cell.lost(Garbled(f"{type(found).__name__} in place of a message"))

@@ -1,5 +1,7 @@
 """A source of numbers and a step that doubles them, as a stranger would write them."""
 
+import time
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +15,7 @@ class NumbersConfig:
     """How many."""
 
     rows: int = option("How many rows.", default=10)
+    hang: bool = option("Never give any.", default=False)
 
 
 class Numbers(Source[NumbersConfig]):
@@ -26,7 +29,19 @@ class Numbers(Source[NumbersConfig]):
 
     def open(self, partition, extract, offset, until=None):
         begin = offset["row"] if offset else 0
+        if self.config.hang:
+            return Hanging()
         return Counting(begin, until["row"] if until else self.config.rows, self.ctx, partition.stream, extract.columns)
+
+
+class Hanging:
+    """Gives nothing, and does not come back either."""
+
+    def read(self, max_rows, max_bytes, deadline):
+        time.sleep(1000)
+
+    def close(self):
+        pass
 
 
 class Counting:
