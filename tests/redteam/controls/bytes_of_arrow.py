@@ -111,9 +111,16 @@ def _endless() -> str:
     return never_ends(rows)
 
 
+def _exponent() -> str:
+    import pyarrow as pa
+
+    return kills(lambda: pa.array(["1e-999999999"]).cast(pa.decimal128(10, 2)))
+
+
 WAYS = {
     "offsets": _offsets, "lengths": lambda: _trusted(0, 8 << 30), "buffers": lambda: _trusted(1 << 40, 9), "head": lambda: _trusted(0, 0x7FFFFFF0),
     "text": _text, "truncated": _truncated, "beyond": lambda: _trusted(0, 1 << 30), "expanded": _expanded, "schema": _names, "columns": _names,
+    "decimal": _exponent,
     "bomb": _nothing, "stream": _endless, "rows": _endless,
 }  # fmt: skip
 
