@@ -155,8 +155,8 @@ def cast_column(column: Any, kind: pa.DataType) -> Any:
     return column.cast(kind)
 
 
-_EXPONENT = "[eE][+-]?0*[1-9][0-9]{2}"
-"""Of three digits and more: no decimal has so many places."""
+_PLAIN_NUMBER = "^[^eE]*([eE][+-]?0*[0-9]{1,2})?$"
+"""What has no exponent, or one of two digits: no decimal has more places. Arrow takes `1e+-5` for one too."""
 _LONGEST_DECIMAL = 500
 
 
@@ -170,7 +170,10 @@ def _check_exponents(column: Any) -> None:
             _check_exponents(chunk)
     elif _is_text(kind):
         text = column.cast(pa.large_string()) if pa.types.is_string_view(kind) else column
-        if pc.any(pc.match_substring_regex(text, _EXPONENT)).as_py() or (pc.max(pc.binary_length(text)).as_py() or 0) > _LONGEST_DECIMAL:
+        if (
+            pc.all(pc.match_substring_regex(text, _PLAIN_NUMBER)).as_py() is False
+            or (pc.max(pc.binary_length(text)).as_py() or 0) > _LONGEST_DECIMAL
+        ):
             raise pa.ArrowInvalid("a text with an exponent that no decimal has")
     elif pa.types.is_dictionary(kind):
         _check_exponents(column.dictionary)

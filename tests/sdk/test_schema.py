@@ -253,6 +253,9 @@ DECIMAL = pa.decimal128(10, 2)
 TEXTS: dict[str | None, bool] = {
     "1e-999999999": False,
     "0E-99999": False,
+    "1e+-7422600": False,
+    "1e-99999e5": False,
+    "1e0000005": True,
     "1e+999999999": False,
     "12.50": True,
     "1e-2": True,
