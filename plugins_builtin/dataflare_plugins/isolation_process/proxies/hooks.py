@@ -22,6 +22,9 @@ __all__ = ["Hooks"]
 T = TypeVar("T")
 R = TypeVar("R")
 
+DEADLINE = 5.0
+"""Seconds a hook may take, whatever the manifest says: a run waits for it, though the plugin may have no part in the run."""
+
 
 class Hooks:
     """The hooks of one plugin, in one worker that is started at the first call.
@@ -109,7 +112,7 @@ class Hooks:
             if self._worker is None:
                 self._worker = self._keeper.start(self._grants, None)
             try:
-                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments))
+                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments, seconds=DEADLINE))
             except (Lost, EOFError, TimeoutError, Garbled) as error:
                 self._worker.close()
                 self._worker = None
