@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.plugins.isolation_wasm.building import GUESTS, ROOT, built, example
+from tests.plugins.isolation_wasm.building import GUESTS, ROOT, built, example, rustc
 from tests.plugins.isolation_wasm.loading import bound, component, factory, processed
 from tests.plugins.isolation_wasm.server import Server, serving
 
 from dataflare_sdk import Batch, DataflareError, Target, WriteSpec
 from dataflare_sdk.testing import DestinationSuite, FakeContext, ProcessorSuite, SourceSuite
 
+RUST = pytest.mark.skipif(rustc() is None, reason="there is no Rust for WebAssembly here")
 ORDERS = pa.table(
     {"id": pa.array(range(9)), "price": [1.5, None, 2.0, 0.0, -1.0, 3.25, None, 8.0, 1e9], "quantity": [2, 3, None, 0, 7, 1, None, 10, 2]}
 )
@@ -35,6 +36,13 @@ def test_a_processor_in_c(tmp_path: Path) -> None:
 def test_a_processor_in_zig(tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2, 3, 4], "text": ["a", None, "Ünder", ""]})
     make = made(tmp_path, example("wasm-zig-shout")[1], features="rowwise, one_to_one")
+    ProcessorSuite(make, inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
+
+
+@RUST
+def test_a_processor_in_rust(tmp_path: Path) -> None:
+    table = pa.table({"id": [1, 2, 3, 4], "t \\ext": ["a bé\tc", None, " ", "dd"]})
+    make = made(tmp_path, example("wasm-rust-words")[1], {"column": "t \\ext"})
     ProcessorSuite(make, inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
 
 
@@ -80,13 +88,15 @@ def test_a_source_in_c(tmp_path: Path) -> None:
     SourceSuite(make, folder=tmp_path).assert_conforms()
 
 
-def test_a_source_in_zig(tmp_path: Path) -> None:
-    make = made(tmp_path, built(GUESTS / "count.zig"), {"first": -3, "last": 20}, kind="source", features="full, replayable")
+@pytest.mark.parametrize("ending", ["zig", pytest.param("rs", marks=RUST)])
+def test_a_source_in_other_languages(ending: str, tmp_path: Path) -> None:
+    make = made(tmp_path, built(GUESTS / f"count.{ending}"), {"first": -3, "last": 20}, kind="source", features="full, replayable")
     SourceSuite(make, folder=tmp_path).assert_conforms()
 
 
-def test_what_a_source_in_zig_gives(tmp_path: Path) -> None:
-    wasm = built(GUESTS / "count.zig")
+@pytest.mark.parametrize(("ending", "wrong"), [("zig", {"frist": 1}), pytest.param("rs", {"first": "1"}, marks=RUST)])
+def test_what_a_source_in_other_languages_gives(ending: str, wrong: dict, tmp_path: Path) -> None:
+    wasm = built(GUESTS / f"count.{ending}")
     source = component(tmp_path, wasm, {"first": 1, "last": 70_000}, kind="source", features="full, replayable")
     first = source.read(b"", 69_990, None)
     rest = source.read(first.state, 100, None)
@@ -96,11 +106,11 @@ def test_what_a_source_in_zig_gives(tmp_path: Path) -> None:
     with pytest.raises(DataflareError, match="none of mine"):
         source.read(b"odd", 10, None)
     source.close()
-    wrong = component(tmp_path, wasm, {"frist": 1}, kind="source", features="full, replayable")
-    with pytest.raises(DataflareError, match="the keys are") as caught:
-        wrong.read(b"", 1, None)
+    other = component(tmp_path, wasm, wrong, kind="source", features="full, replayable")
+    with pytest.raises(DataflareError, match=r"the keys are|'first' must be a whole number") as caught:
+        other.read(b"", 1, None)
     assert caught.value.code == "wasm.bad-config"
-    wrong.close()
+    other.close()
 
 
 def test_a_source_asked_for_nothing_and_one_without_rows(tmp_path: Path) -> None:
@@ -152,8 +162,9 @@ def test_a_destination_in_c(tmp_path: Path, server: Server) -> None:
     conforms(poster(tmp_path, example("wasm-c-post")[1], server, scheme="http"), server, tmp_path / "suite")
 
 
-def test_a_destination_in_zig(tmp_path: Path, server: Server) -> None:
-    conforms(poster(tmp_path, built(GUESTS / "post.zig"), server), server, tmp_path / "suite")
+@pytest.mark.parametrize("ending", ["zig", pytest.param("rs", marks=RUST)])
+def test_a_destination_in_other_languages(ending: str, tmp_path: Path, server: Server) -> None:
+    conforms(poster(tmp_path, built(GUESTS / f"post.{ending}"), server), server, tmp_path / "suite")
 
 
 def template(kind: str, ending: str, folder: Path) -> bytes:
@@ -164,24 +175,24 @@ def template(kind: str, ending: str, folder: Path) -> bytes:
     return built(source)
 
 
-@pytest.mark.parametrize("how", ["example", "zig", "template-c", "template-zig"])
+@pytest.mark.parametrize("how", ["example", "zig", pytest.param("rs", marks=RUST), "template-c", "template-zig"])
 def test_what_a_destination_stages(how: str, tmp_path: Path, server: Server) -> None:
     """Rows of many batches outlive the arena; a batch that is refused leaves nothing of itself."""
     if how.startswith("template"):
         wasm = template("destination", how.removeprefix("template-"), tmp_path)
     else:
-        wasm = built(GUESTS / "post.zig") if how == "zig" else example("wasm-c-post")[1]
-    target = poster(tmp_path, wasm, server, **({} if how == "zig" else {"scheme": "http"}))(FakeContext(tmp_path))
+        wasm = example("wasm-c-post")[1] if how == "example" else built(GUESTS / f"post.{how}")
+    target = poster(tmp_path, wasm, server, **({} if how in ("zig", "rs") else {"scheme": "http"}))(FakeContext(tmp_path))
     schema = pa.schema([("id", pa.int64()), ("name", pa.string())])
     target.open(Target("workflow", "target", "run", 1, schema, WriteSpec("append"), "hash"))
     wanted: list[tuple[Any, ...]] = []
     for epoch, first in enumerate((1_000, 90_000), 1):
         for start, stop in itertools.pairwise((first, first + 1_000, first + 9_000, first + 40_000)):
-            rows = [(i, None if i % 3 == 0 else f'"é{i}\n') for i in range(start, stop)]
+            rows = [(i, None if i % 3 == 0 else f'"é\x1f{i}\n') for i in range(start, stop)]
             batch = pa.record_batch(list(zip(*rows, strict=True)), schema=schema)
             target.write(Batch("in", batch))
             wanted += rows
-        if how == "zig":
+        if how in ("zig", "rs"):
             with pytest.raises(DataflareError, match="99 is taken"):
                 target.write(Batch("in", pa.record_batch([[98, 99], ["a", "b"]], schema=schema)))
         assert len(posted(server, tmp_path)) == len(wanted) - 40_000, "it was sent before it was flushed"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plugins.isolation_wasm.building import rustc
 from tests.plugins.isolation_wasm.server import serving
 
 import dataflare
@@ -54,6 +55,15 @@ def test_double_in_assemblyscript(installed: Installed) -> None:
     folder = installed("wasm-as-double")
     dataflare.run(folder / "workflow.yaml", check=True)
     assert [r["amount"] for r in written(folder)] == [3.0, None, -8.0]
+
+
+@pytest.mark.skipif(rustc() is None, reason="there is no Rust for WebAssembly here")
+def test_words_in_rust(installed: Installed) -> None:
+    folder = installed("wasm-rust-words")
+    dataflare.run(folder / "workflow.yaml", check=True)
+    assert [(r["id"], r["line"], r["place"]) for r in written(folder)] == [
+        (1, "the", 1), (1, "quick", 2), (1, "fox", 3), (3, "Zoë", 1), (3, "sprang", 2),
+    ]  # fmt: skip
 
 
 def test_numbers_in_c(installed: Installed) -> None:

@@ -85,6 +85,17 @@ def test_a_pointer_that_lies_to_the_host_is_refused(tmp_path: Path) -> None:
     guest.close()
 
 
+def test_a_wait_is_over_at_once(tmp_path: Path) -> None:
+    """Go's runtime waits by WASI while it collects garbage and while it dies of a panic; files are none."""
+    lines = "capabilities:\n  host: [wasi]\nlimits: {deadline: 2s}\n"
+    guest = component(tmp_path, built(GUESTS / "waits.c"), features="rowwise, one_to_one", lines=lines)
+    guest.output_schemas({"in": pa.schema([("n", pa.int64())])})
+    found = processed(guest, pa.record_batch({"n": [0, 1, 2, 64, 65]})).to_pylist()
+    assert [(r["status"], r["events"]) for r in found] == [(28, 0), (0, 1), (0, 2), (0, 64), (28, 0)]
+    assert [r["said"] for r in found] == [0, 100, 100 + 101 + 0x10800, sum(range(100, 164)) + 32 * 0x10800, 0]
+    guest.close()
+
+
 def test_what_the_context_refuses_is_raised_after_the_call(tmp_path: Path) -> None:
     guest = caller(tmp_path)
 

@@ -87,6 +87,16 @@ def test_imports_are_what_was_granted(tmp_path: Path, imports: str, says: str) -
     assert says in str(error)
 
 
+def test_a_function_may_be_imported_twice(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    wasm = wat(LOG + LOG, df_alloc='(func (export "df_alloc") (param i32) (result i32) i32.const 1024)')
+    guest = component(tmp_path, wasm, lines="capabilities: {host: [log]}\n")
+    with pytest.raises(DataflareError) as caught:
+        guest.output_schemas({"in": pa.schema([("n", pa.int64())])})
+    assert caught.value.code == "wasm.bad-reply", "it was begun, and describes itself at address 0"
+
+
 def test_a_manifest_alone_grants_nothing(tmp_path: Path) -> None:
     asks = "capabilities: {host: [log]}\n"
     assert factory(tmp_path / "a", wat(LOG), lines=asks).program.kind == "processor"

@@ -1,5 +1,6 @@
 // DataFlare's columnar lane, ABI 1, for AssemblyScript. Build with `--runtime stub --use abort=`: memory is an arena that the
-// host empties after every call, and nothing may be kept in it from one call to the next but what stands in globals.
+// host empties after every call. Numbers in globals are kept from one call to the next, and literals; a text or array that was made
+// in a call, or when the module began, is gone with it even where a global still refers to it.
 //
 //     export { dataflare_abi_version, df_alloc, df_reset, df_last_error } from "./dataflare";
 //
@@ -59,6 +60,6 @@ export function says(json: string): usize {
 }
 
 export function dataflare_abi_version(): u32 { return 1; }
-export function df_alloc(size: usize): usize { return make(size); }
+export function df_alloc(size: usize): usize { return (heap.alloc(size + 64) + 63) & ~63; }
 export function df_reset(): void { heap.reset(); }
 export function df_last_error(): usize { return report; }

@@ -5,10 +5,14 @@
 //	func init() { dataflare.Processor(guest{}) }
 //
 // Go's runtime needs WASI: name it in the manifest (`host: [wasi]`). The host gives it a clock and random numbers, and no
-// files, arguments, environment or network. Memory that goes to the host is held until its next df_reset.
+// files, arguments, environment or network, and a wait is over at once. Memory that goes to the host is held until its next
+// df_reset. A panic is a trap: it costs the instance.
 package dataflare
 
-import "unsafe"
+import (
+	"errors"
+	"unsafe"
+)
 
 // Schema is Arrow's C Data Interface as wasm32 sees it; addresses are uint32, because Go's own pointers are 64 bits wide.
 type Schema struct {
@@ -37,7 +41,8 @@ type Guest interface {
 // Out is where the answer of an output goes: addresses of an Array and of a Schema.
 type Out struct{ Array, Schema uint32 }
 
-// Failure is an error with a code: 1 these rows, 2 try later, 3 configuration, 4 for good.
+// Failure is an error with a code: 1 these rows, 2 try later, 3 configuration, 4 for good. It may be wrapped; errors without one
+// are about these rows.
 type Failure struct {
 	Code int32
 	Text string
@@ -127,7 +132,8 @@ func answer(err error) uint32 {
 		return 0
 	}
 	code := int32(1)
-	if failure, ok := err.(Failure); ok {
+	var failure Failure
+	if errors.As(err, &failure) {
 		code = failure.Code
 	}
 	text = append([]byte(err.Error()), 0)
@@ -141,11 +147,14 @@ func abiVersion() uint32 { return 1 }
 //go:wasmexport df_alloc
 func alloc(n uint32) uint32 {
 	_, at := Make[byte](int(n) + 64)
-	return (at + 7) &^ 7
+	return (at + 63) &^ 63
 }
 
 //go:wasmexport df_reset
-func reset() { held = held[:0] }
+func reset() {
+	clear(held)
+	held = held[:0]
+}
 
 //go:wasmexport df_last_error
 func lastError() uint32 { return Address(&report) }
