@@ -117,7 +117,9 @@ def list_plugins(as_json: bool, quiet: bool, verbose: int, no_color: bool) -> No
         sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
         return
     lines = []
-    for m, told in () if quiet else zip(known["manifests"], listed, strict=True):
+    # What somebody put in comes first: a page of built-ins would hide it.
+    both = sorted(zip(known["manifests"], listed, strict=True), key=lambda pair: pair[1]["install"] == "built-in")
+    for m, told in () if quiet else both:
         stranger = "" if told["install"] == "built-in" else f"  {told['isolation']}, {told['standing']}, {told['install']}"
         lines.append(f"{m['name']} {m['version']}  ({m['origin']}){stranger}\n")
         lines += [f"    {kind}/{name}" + (f"  {summary}\n" if summary else "\n") for kind, name, _, summary, _, _ in m["provides"]]

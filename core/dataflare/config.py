@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataflare.errors import CONFIG_INVALID, CONFIG_UNKNOWN_KEY, DataflareError, Problem, code
 from dataflare.index import user_folder
 
-__all__ = ["KNOWN", "Configuration", "Layer", "Substituted", "explain", "merge", "substitute"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["KNOWN", "Configuration", "Layer", "Referring", "Substituted", "explain", "hide", "merge", "reveal", "substitute"]
 
 UNSET = code(
     "config.unset-variable",
@@ -42,7 +45,24 @@ KNOWN: dict[str, Any] = {
 """Every setting of the runtime with its default; the default's type is the type it must have."""
 
 
-class Substituted(str):
+class Referring(str):
+    """Text with something of the environment in it, which may be a password.
+
+    Attributes:
+        reference: as it stood in the file, `postgresql://app:${env:PASSWORD}@db/shop`: what documents hold; "" where nothing is hidden.
+    """
+
+    __slots__ = ("reference",)
+    reference: str
+
+    def __new__(cls, text: object = "", reference: str = "") -> Self:
+        """Make the text."""
+        made = super().__new__(cls, text)
+        made.reference = reference
+        return made
+
+
+class Substituted(Referring):
     """Text that came out of `${…}`: typed by the field it stands in, unlike text a person quoted."""
 
     __slots__ = ()
@@ -195,8 +215,69 @@ def _substitute(
     whole = _REFERENCE.fullmatch(value)
     if whole and whole["kind"]:
         made = look_up(whole)
-        return Substituted(made) if isinstance(made, str) else made
-    return _REFERENCE.sub(lambda found: _text(look_up(found)), value)
+        return Substituted(made, value if whole["kind"] == "env" else "") if isinstance(made, str) else made
+    text = _REFERENCE.sub(lambda found: _text(look_up(found)), value)
+    if all(found["kind"] != "env" for found in _REFERENCE.finditer(value)):
+        return text
+    # Parameters are no secrets, and are not there when the reference is read again.
+    kept = _REFERENCE.sub(lambda found: _escaped(_text(look_up(found))) if found["kind"] == "param" else found[0], value)
+    return Referring(text, kept)
+
+
+_HIDDEN = 8
+"""Characters from which on a value of the environment is looked for in other texts too: shorter ones stand anywhere by chance."""
+
+
+def hide(value: Any) -> Any:
+    """Return a document in which what came from the environment is written as it stood in the file; `reveal` takes it back.
+
+    Args:
+        value: mappings, lists and scalars.
+    """
+    found: dict[str, str] = {}
+    _references(value, found)
+    longest = sorted((text for text in found if len(text) >= _HIDDEN), key=len, reverse=True)
+    return _hidden(value, [(_escaped(text), found[text]) for text in longest])
+
+
+def reveal(value: Any, env: Mapping[str, str]) -> Any:
+    """Return a document that `hide` wrote with the environment in it.
+
+    Raises:
+        DataflareError: `config.unset-variable`.
+    """
+    return substitute(value, env, {})
+
+
+def _references(value: Any, found: dict[str, str]) -> None:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        if isinstance(value, Referring) and value.reference:
+            found[str(value)] = value.reference
+        return
+    for inner in value:
+        _references(inner, found)
+
+
+def _hidden(value: Any, known: Sequence[tuple[str, str]]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _hidden(v, known) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hidden(v, known) for v in value]
+    if not isinstance(value, str):
+        return value
+    if isinstance(value, Referring) and value.reference:
+        return value.reference
+    text = _escaped(value)
+    for secret, reference in known:
+        text = text.replace(secret, reference)
+    return text
+
+
+def _escaped(text: str) -> str:
+    """Write text so that `substitute` gives it back as it is; references to secrets it leaves alone anyway."""
+    return re.sub(r"\$\{(?!secret:)", "$${", str(text))
 
 
 def _look_up(kind: str, name: str, default: str | None, env: Mapping[str, str], params: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ def dataflare_component(kind: str, name: str) -> Any | None:
     """Return the factory of a component.
 
     When: a component is built. The kernel's own implementation answers from the manifests' `provides`; a plugin
-    implements this only to offer names that no manifest can list (adapters).
+    implements this only to offer names that no manifest can list (adapters). Only asked of `inprocess` plugins.
     Who stops it: the first answer.
 
     Args:
@@ -103,7 +103,8 @@ def dataflare_load_plugin(manifest: Manifest, grants: Mapping[str, Any], level: 
 def dataflare_parse_workflow(path: Path, text: str) -> Mapping[str, Any] | None:
     """Read a workflow document.
 
-    When: a workflow file is opened. Who stops it: the first answer, by file type.
+    When: a workflow file is opened. Who stops it: the first answer, by file type. Only asked of `inprocess` plugins: a
+    document says what runs.
 
     Args:
         path: the file, for its ending and for error messages.

@@ -119,6 +119,10 @@ class RuntimeHost:
         """Call a hook by name, without its `dataflare_` prefix."""
         return self.plugins.hook(name, **arguments)
 
+    def redacted(self, text: str) -> str:
+        """Return a text that is kept or shown, with every secret that was handed out hidden."""
+        return self.logs.redactor.text(text)
+
     def audit(self, plugin: str, action: str, allowed: bool) -> None:
         """Keep a record of every denial, and of the first use of each capability by each plugin."""
         if allowed and (plugin, action) in self._audited:

@@ -275,6 +275,9 @@ FIRST_RESULT = frozenset(("component", "load_plugin", "parse_workflow", "authent
 """Hooks whose first answer counts; a test compares them with the hook specs."""
 
 DECIDING = frozenset(
-    ("load_plugin", "verify_artifact", "consent", "audit", "authenticate", "authorize", "resolve_secret", "redact", "sql_functions")
-)
-"""Hooks that decide over other plugins or see what they must not."""
+    (
+        "load_plugin", "verify_artifact", "consent", "audit", "authenticate", "authorize", "resolve_secret", "redact", "sql_functions",
+        "parse_workflow", "component",
+    )
+)  # fmt: skip
+"""Hooks that decide over other plugins, see what they must not, or say what the host's own process does: a workflow may name any code."""

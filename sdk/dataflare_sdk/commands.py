@@ -7,6 +7,7 @@ from dataflare.config import Layer, explain
 from dataflare.contracts import RunHandle, RunOptions, RunReport
 from dataflare.discovery import Found, discover
 from dataflare.lifecycle import Runtime, Validation, error_json
+from dataflare.text import one_line
 
 __all__ = [
     "Found",
@@ -20,5 +21,6 @@ __all__ = [
     "discover",
     "error_json",
     "explain",
+    "one_line",
     "verb",
 ]

@@ -24,7 +24,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from dataflare.config import Substituted
+from dataflare.config import Referring, Substituted
 from dataflare.errors import (
     CONFIG_INVALID,
     CONFIG_MISSING_KEY,
@@ -227,7 +227,7 @@ def to_plain(value: Any) -> Any:
         return {k: to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
-    return str(value) if isinstance(value, Substituted) else value
+    return str(value) if isinstance(value, Referring) else value
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
@@ -438,6 +438,8 @@ def _convert_union(members: tuple[Any, ...], raw: Any, path: tuple[str | int, ..
 def _convert_scalar(hint: Any, raw: Any) -> Any:
     if isinstance(raw, Substituted):
         raw = _from_text(hint, str(raw))
+    elif isinstance(raw, Referring):
+        raw = str(raw)
     if hint is bool and isinstance(raw, bool):
         return raw
     if hint is int and isinstance(raw, int) and not isinstance(raw, bool):

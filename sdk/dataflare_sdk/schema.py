@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -136,8 +136,68 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """
     if batch.schema.equals(schema):
         return batch
-    columns = [c if c.type == f.type else c.cast(f.type) for c, f in zip(batch.columns, schema, strict=True)]
+    columns = [cast_column(c, f.type) for c, f in zip(batch.columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def cast_column(column: Any, kind: pa.DataType) -> Any:
+    """Return a column in another type, zero-copy where it has it.
+
+    Text on its way to decimals is looked at first: Arrow ends the process at an exponent like that of `1e-999999999`.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value does not fit.
+    """
+    if column.type == kind:
+        return column
+    if _has(kind, pa.types.is_decimal) and _has(column.type, _is_text):
+        _check_exponents(column)
+    return column.cast(kind)
+
+
+_PLAIN_NUMBER = "^[^eE]*([eE][+-]?0*[0-9]{1,2})?$"
+"""What has no exponent, or one of two digits: no decimal has more places. Arrow takes `1e+-5` for one too."""
+_LONGEST_DECIMAL = 500
+
+
+def _check_exponents(column: Any) -> None:
+    """Look at every text of a column, however deep it lies."""
+    from dataflare_sdk.compute import pc
+
+    kind = column.type
+    if isinstance(column, pa.ChunkedArray):
+        for chunk in column.chunks:
+            _check_exponents(chunk)
+    elif _is_text(kind):
+        text = column.cast(pa.large_string()) if pa.types.is_string_view(kind) else column
+        if (
+            pc.all(pc.match_substring_regex(text, _PLAIN_NUMBER)).as_py() is False
+            or (pc.max(pc.binary_length(text)).as_py() or 0) > _LONGEST_DECIMAL
+        ):
+            raise pa.ArrowInvalid("a text with an exponent that no decimal has")
+    elif pa.types.is_dictionary(kind):
+        _check_exponents(column.dictionary)
+    elif pa.types.is_struct(kind):
+        for part in column.flatten():
+            _check_exponents(part)
+    elif pa.types.is_map(kind):
+        _check_exponents(column.keys)
+        _check_exponents(column.items)
+    elif pa.types.is_nested(kind):
+        _check_exponents(column.flatten())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _has(kind: pa.DataType, what: Callable[[pa.DataType], bool]) -> bool:
+    """Return whether a type, or one within it, is of a sort."""
+    if what(kind):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has(kind.value_type, what)
+    return bool(pa.types.is_nested(kind)) and any(_has(kind.field(i).type, what) for i in range(kind.num_fields))
 
 
 def to_json(schema: pa.Schema) -> dict[str, Any]:

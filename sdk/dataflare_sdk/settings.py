@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dataflare.config import Layer, Substituted, explain, merge, substitute
+from dataflare.config import Layer, Referring, Substituted, explain, hide, merge, reveal, substitute
 
-__all__ = ["Layer", "Substituted", "explain", "merge", "substitute"]
+__all__ = ["Layer", "Referring", "Substituted", "explain", "hide", "merge", "reveal", "substitute"]

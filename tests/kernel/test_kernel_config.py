@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflare.config import KNOWN, Configuration, Layer, Substituted, explain, merge, substitute
+from dataflare.config import KNOWN, Configuration, Layer, Substituted, explain, hide, merge, reveal, substitute
 from dataflare.errors import DataflareError
 
 
@@ -134,3 +135,39 @@ def test_what_has_no_reference_is_left_alone(value: Any) -> None:
 def test_an_escaped_text_comes_out_as_it_was(text: str) -> None:
     plain = text.replace("$", "")
     assert substitute("$${" + plain, {}, {}) == "${" + plain
+
+
+def test_what_came_from_the_environment_is_a_reference_in_documents() -> None:
+    env = {"PASSWORD": "canary-4711", "URL": "postgresql://app:canary-4711@db/shop", "T": "t"}
+    document = {
+        "url": "${env:URL}",
+        "dsn": "user=app password=${env:PASSWORD} dbname=${param:db}",
+        "table": "${env:T}",
+        "port": "${env:PORT:-5432}",
+        "plain": "t",
+        "kept": "$${env:PASSWORD} ${secret:token}",
+    }
+    made = substitute(document, env, {"db": "shop ${x}"})
+    # A text that was made of one of them holds it too.
+    made = {**made, "statement": f"ATTACH '{made['url']}'", "list": [made["dsn"], 5, None]}
+    shown = hide(made)
+    assert "canary" not in repr(shown)
+    assert shown["url"] == "${env:URL}"
+    assert shown["dsn"] == "user=app password=${env:PASSWORD} dbname=shop $${x}"
+    assert shown["statement"] == "ATTACH '${env:URL}'"
+    assert (shown["table"], shown["plain"], shown["port"]) == ("${env:T}", "t", "${env:PORT:-5432}")
+    assert reveal(json.loads(json.dumps(shown)), env) == made
+    with pytest.raises(DataflareError) as caught:
+        reveal(shown, {})
+    assert {p.code for p in caught.value.problems} == {"config.unset-variable"}
+
+
+TEXTS = st.text(st.sampled_from("$${}abc:env secret:"), max_size=20)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.one_of(TEXTS, st.lists(TEXTS), st.integers())), st.text("abc$ {}", min_size=1, max_size=12)
+)
+def test_hiding_loses_nothing(document: dict[str, Any], value: str) -> None:
+    made = {**document, "v": substitute("${env:V}", {"V": value}, {}), "w": substitute("x${env:V}y", {"V": value}, {})}
+    assert reveal(hide(made), {"V": value}) == made

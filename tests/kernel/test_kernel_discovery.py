@@ -98,6 +98,14 @@ def test_built_in_is_told_by_the_distribution(install: Callable[..., Path]) -> N
     assert "acme" in [b.entry for b in discover().broken]
 
 
+@pytest.mark.parametrize("name", ["dataflare evil", "dataflare\n evil", "dataflare\tevil"])
+def test_a_distribution_whose_name_begins_like_ours_is_not_built_in(install: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    install("evil", manifest="manifest: 1\nname: dataflare-evil\nversion: '1'\napi: '1'\npublisher: p\n", trusted=False)
+    (tmp_path / "site" / "evil-1.0.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0.0\n")
+    (found,) = [m for m in discover().manifests if m.name == "dataflare-evil"]
+    assert (found.built_in, found.origin) == (False, "dataflare-evil 1.0.0")
+
+
 def test_the_index_is_private(install: Callable[..., Path], tmp_path: Path) -> None:
     install("acme")
     discover()

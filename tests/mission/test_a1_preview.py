@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from flows import Document, flow, generate, saved, step, told
+from flows import Document, cli, flow, generate, saved, step, told
 
 
 def branching(**out: object) -> Document:
@@ -46,3 +46,17 @@ def test_every_output_can_be_looked_at(node: str, expected: list[int], tmp_path:
 def test_what_is_not_there_is_a_usage_error(node: str, tmp_path: Path) -> None:
     saved(tmp_path, branching())
     assert told(tmp_path, "preview", "w.json", node, code=2)["error"]["code"].endswith("unknown-node")
+
+
+def test_a_value_is_one_line_and_moves_nothing(tmp_path: Path) -> None:
+    """Rows come from anywhere: a second line of a cell would look like one of ours."""
+    saved(
+        tmp_path,
+        flow(
+            {"s": generate(1, v="'a' || chr(10) || 'all is well' || chr(27) || '[2J' || chr(9) || 'b'")},
+            out={"out": {"use": "csv", "with": {"path": "o.csv"}}},
+        ),
+    )
+    shown = cli(tmp_path, "preview", "w.json", "s").stdout
+    assert "a\\nall is well?[2J\\tb" in shown
+    assert len(shown.splitlines()) == 3

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CANARY = "canary-7c1f2a9e"
 WORKFLOW = """
 name: secret
@@ -19,8 +21,10 @@ errors: {on_record: dead_letter}
 """
 
 
-def test_a_secret_stays_secret(tmp_path: Path) -> None:
-    (tmp_path / "w.yaml").write_text(WORKFLOW)
+@pytest.mark.parametrize("reference", ["${secret:env/SALT}", "${env:SALT}", "${env:SALT:-other}"])
+def test_a_secret_stays_secret(reference: str, tmp_path: Path) -> None:
+    """What comes by `${env:}` is no secret by its name, and often one in truth: documents hold the reference."""
+    (tmp_path / "w.yaml").write_text(WORKFLOW.replace("${secret:env/SALT}", reference))
     env = {**os.environ, "SALT": CANARY}
     said = ""
     for args in (["validate"], ["plan", "--json"], ["run", "-v", "--events", "events.jsonl"], ["run", "--json", "--lane", "streaming"],

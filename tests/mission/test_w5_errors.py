@@ -157,3 +157,9 @@ def test_the_breaker_opens_beyond_the_stated_ratio(every: int, ratio: float, sta
     if status == "failed":
         assert run.error is not None
         assert run.error["code"] == "data.error-budget"
+
+
+def test_what_runs_out_of_memory_is_no_bug() -> None:
+    """A step in a worker fails with a MemoryError of its own when its limit is reached."""
+    for error in (MemoryError(), MemoryError("more than there is")):
+        assert executor.as_error(error).code == "world.out-of-memory"

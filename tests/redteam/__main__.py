@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from tests.redteam import attacks, control, isolated
-
-BY_LIMITS = ("denied", "contained")
-"""What may come of an attack on a resource: it is told no, or its process is ended."""
+from tests.redteam import cases
 
 
 def main() -> int:
@@ -24,28 +22,30 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", action="append")
     given = parser.parse_args()
-    known = attacks.load()
+    known = cases.load()
     names = given.case or list(known)
     unknown = [n for n in names if n not in known]
     if unknown:
         parser.error(f"no case is named {', '.join(unknown)}")
-    failed = not_run = 0
+    ended, levels = Counter[str](), Counter[str]()
     for name in names:
+        case = known[name]
         with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-            seen = isolated.run(known[name], Path(folder))
-        shown = control.run(name)
-        expected = BY_LIMITS if "limits" in known[name].needs else ("denied",)
-        right = seen.outcome in expected
+            seen = case.attack(Path(folder))
+        shown = case.control()
+        right = seen.outcome in case.expected
         controlled = {True: "works", False: "DOES NOT WORK", None: "not run"}[shown.worked]
-        not_run += shown.worked is None
-        failed += not right or shown.worked is False
-        verdict = "not run" if shown.worked is None and right else "ok" if right and shown.worked else "FAILED"
+        verdict = "FAILED" if not right or shown.worked is False else "not run" if shown.worked is None else "ok"
+        ended[verdict] += 1
+        levels[f"{case.level}: {verdict}"] += 1
+        told = " ".join((seen.detail if shown.worked else f"{seen.detail}; control: {shown.detail}").split())
         print(
-            f"{verdict:8} {name:38} process  expected {'/'.join(expected):16} seen {seen.outcome:10} control {controlled}  ({seen.detail})",
+            f"{verdict:8} {name:44} {case.level:9} expected {'/'.join(case.expected):16} seen {seen.outcome:10} control {controlled}  ({told})",
             flush=True,
         )
-    print(f"{len(names)} cases: {len(names) - failed - not_run} as expected, {failed} failed, {not_run} not run")
-    return 1 if failed else 0
+    print(", ".join(f"{n} {level}" for level, n in sorted(levels.items())))
+    print(f"{len(names)} cases: {ended['ok']} as expected, {ended['FAILED']} failed, {ended['not run']} not run")
+    return 1 if ended["FAILED"] else 0
 
 
 if __name__ == "__main__":

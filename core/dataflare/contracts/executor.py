@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,17 +117,27 @@ class Plan:
     version: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain JSON values."""
-        made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Return the plan as plain JSON values; what came from the environment is a reference again."""
+        from dataflare.config import hide
+
+        made: dict[str, Any] = json.loads(json.dumps(hide(asdict(self))))
         return made
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Build the plan that `to_json` wrote.
+    def from_json(cls, data: Mapping[str, Any], *, hidden: bool = False) -> Plan:
+        """Build the plan that `to_json` wrote, with the environment as it is now.
+
+        Args:
+            data: the document.
+            hidden: leave what comes from the environment as references: for whoever only looks.
 
         Raises:
             KeyError, TypeError: it is no plan of this version.
+            DataflareError: `config.unset-variable`.
         """
+        from dataflare.config import reveal
+
+        data = data if hidden else reveal(data, os.environ)
 
         def edge(raw: Mapping[str, Any]) -> EdgeSpec:
             columns = raw.get("columns")

@@ -125,3 +125,7 @@ class Host(Protocol):
     def hook(self, name: str, /, **arguments: Any) -> Any:
         """Call a hook by name, without its `dataflare_` prefix."""
         ...
+
+    def redacted(self, text: str) -> str:
+        """Return a text that is kept or shown, with every secret that was handed out hidden."""
+        ...

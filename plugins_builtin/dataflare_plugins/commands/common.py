@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from dataflare_sdk.commands import one_line
+
 FILE = "dataflare.yaml"
 
 
@@ -40,6 +42,7 @@ def params_of(given: Sequence[str]) -> dict[str, str]:
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
     """Return plain columns for people, numbers to the right."""
     texts = [[_cell(c) for c in row] for row in rows]
+    head = [one_line(h) for h in head]
     widths = [max(len(r[i]) for r in [list(head), *texts]) for i in range(len(head))]
     right = [all(isinstance(r[i], (int, float)) for r in rows) if rows else False for i in range(len(head))]
     lines = [list(head), ["─" * w for w in widths], *texts]
@@ -56,7 +59,7 @@ def _cell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.3f}" if isinstance(value, float) else str(value)
+    return f"{value:,.3f}" if isinstance(value, float) else one_line(str(value))
 
 
 def size(count: float) -> str:

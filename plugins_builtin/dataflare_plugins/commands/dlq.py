@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dataflare_plugins.commands.common import file_argument, table
-from dataflare_sdk.commands import Invocation, verb
+from dataflare_sdk.commands import Invocation, one_line, verb
 from dataflare_sdk.state_store import opened
 
 
@@ -50,8 +50,8 @@ def show(call: Invocation, file: Path, run_id: str | None, letter_id: str | None
     call.emit({"dataflare": 1, "command": "dlq show", "workflow": workflow, "dead_letters": letters})
     for one in letters if not call.json else ():
         place = ", ".join(f"{k} {v}" for k, v in (one["position"] or {}).items())
-        call.say(f"{one['id']}  {one['step']}  {one['code']}: {one['cause']}\n    at {place or 'an unknown place'}")
-        call.say(f"    {one['raw'] if one['row'] is None else json.dumps(one['row'], ensure_ascii=False)}")
+        call.say(f"{one['id']}  {one['step']}  {one['code']}: {one_line(one['cause'])}\n    at {one_line(place) or 'an unknown place'}")
+        call.say(f"    {one_line(str(one['raw'])) if one['row'] is None else json.dumps(one['row'], ensure_ascii=False)}")
     if not letters and not call.json:
         call.say(f"{workflow}: no dead letters")
     return 0

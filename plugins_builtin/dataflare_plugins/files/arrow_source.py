@@ -76,7 +76,7 @@ class _Unit:
 
     def _column(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
         if field.name in self._folders:
-            return pa.repeat(pa.scalar(self._folders[field.name], pa.string()).cast(field.type), batch.num_rows)
+            return pa.repeat(schemas.cast_column(pa.array([self._folders[field.name]], pa.string()), field.type)[0], batch.num_rows)
         return batch.column(field.name)
 
     def rejects(self) -> Sequence[RowRejection]:
@@ -88,7 +88,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
         column = column.dictionary_decode()
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
-    return column.cast(kind)
+    return schemas.cast_column(column, kind)
 
 
 def _read(file: InputFile) -> Iterator[pa.RecordBatch]:

@@ -74,7 +74,7 @@ def _maker(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_floating(kind):
         return _float
     if pa.types.is_decimal(kind):
-        return lambda v: decimal.Decimal(str(v))
+        return _decimal
     if pa.types.is_date(kind):
         return datetime.date.fromisoformat
     if pa.types.is_time(kind):
@@ -96,6 +96,15 @@ def _maker(kind: pa.DataType) -> Callable[[Any], Any]:
         wanted: type = bool if pa.types.is_boolean(kind) else int
         return lambda v: v if type(v) is wanted else _wrong(v)
     return lambda v: v if isinstance(v, str) else _wrong(v)
+
+
+def _decimal(value: Any) -> decimal.Decimal:
+    """Return a decimal; Arrow ends the process at an exponent like that of `1e-999999999`."""
+    made = decimal.Decimal(str(value)[:500])
+    exponent = made.as_tuple().exponent
+    if isinstance(exponent, int) and abs(exponent) > 100:
+        raise ValueError("an exponent that no decimal has")
+    return made
 
 
 def _float(value: Any) -> float:

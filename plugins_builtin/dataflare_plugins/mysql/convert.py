@@ -11,7 +11,7 @@ from dataflare_plugins.mysql.connection import quote
 from dataflare_plugins.mysql.wire import Values
 from dataflare_sdk import Batch, Offset, RowRejection, duck
 from dataflare_sdk.compute import pc
-from dataflare_sdk.schema import duck_type
+from dataflare_sdk.schema import cast_column, duck_type
 from dataflare_sdk.values import plain
 
 DAY = 86_400_000_000
@@ -80,7 +80,7 @@ def declared(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
     if array.type == kind:
         return array, []
     try:
-        return array.cast(kind), []
+        return cast_column(array, kind), []
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         found = try_cast(array, kind)
         return found, lost(array, found)

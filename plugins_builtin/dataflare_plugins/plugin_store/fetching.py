@@ -36,8 +36,9 @@ import os, runpy, sys
 
 def hook(event, arguments):
     starts = event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty")
-    # The one program pip may start asks for the password of an index.
-    if starts and not (event == "subprocess.Popen" and os.path.basename(str(arguments[0])) == "keyring"):
+    name = os.path.basename(str(arguments[0])) if event == "subprocess.Popen" else ""
+    # pip asks one program for the password of an index, and the loader of musl for its version.
+    if starts and name != "keyring" and not name.startswith("ld-musl"):
         raise PermissionError("only wheels are taken: nothing is built")
 
 sys.addaudithook(hook)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dataflare_sdk import Batch, DataflareError, Processor, RowRejection, code, config, option
 from dataflare_sdk.row_stage import single
-from dataflare_sdk.schema import normalise
+from dataflare_sdk.schema import cast_column, normalise
 
 MISSING = code("python.missing-function", 3, "The file or function of a `python` step does not exist.", "Check `file` and `function`.")
 BROKEN = code("python.broken-file", 3, "The file of a `python` step cannot be imported.", "Mend the line named.")
@@ -128,7 +128,7 @@ class PythonProcessor(Processor[PythonConfig]):
             wrong = f"lacks the column '{missing[0]}'" if missing else f"has the column '{extra[0]}', which is not announced"
             raise BAD_RESULT.error(f"what '{self.config.function}' returned {wrong}")
         try:
-            columns = [result.column(f.name).cast(f.type) for f in self._schema]
+            columns = [cast_column(result.column(f.name), f.type) for f in self._schema]
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise BAD_RESULT.error(f"what '{self.config.function}' returned does not fit its columns: {error}") from error
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ import pytest
 from dataflare.errors import CAPABILITY_DENIED, DataflareError, RetriableError
 from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
 from dataflare_plugins.isolation_process.host.questions import Questions
-from dataflare_plugins.isolation_process.host.told import clean
+from dataflare_plugins.isolation_process.host.told import clean, raised
 from dataflare_plugins.isolation_process.host.view import Around
+from dataflare_plugins.isolation_process.proxies.hooks import DEADLINE, Hooks
 from dataflare_sdk import Batch, End, ExtractSpec, Origin, Partition
 from dataflare_sdk.testing import FakeContext
 
@@ -211,6 +213,30 @@ def test_who_says_one_to_one_is_held_to_it(build: Build) -> None:
     assert failure(lambda: made.attempt(Batch("x", ROWS), "x")).code in ("plugin.crashed", "plugin.quarantined")
 
 
+def test_a_read_that_hangs_has_the_deadline_of_a_call(build: Build) -> None:
+    made = build("connectors:Numbers", {"hang": True}, limits="{deadline: 300ms}")
+    (stream,) = made.discover(ExtractSpec(), None)
+    reader = made.open(Partition("0", stream.name), ExtractSpec(), None)
+    begun = time.monotonic()
+    assert failure(lambda: reader.read(10, 1 << 20, time.monotonic() + 0.2)).code == "plugin.crashed"
+    assert time.monotonic() - begun < 10
+
+
+def test_a_hook_has_seconds_whatever_its_manifest_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for hooks of plugins that have no part in it."""
+    asked: list[float | None] = []
+
+    class Connection:
+        def call(self, *_: Any, seconds: float | None = None) -> None:
+            asked.append(seconds)
+
+    keeper = SimpleNamespace(name="p", check=lambda: None, start=lambda *_: SimpleNamespace(connection=Connection(), close=lambda: None))
+    made = Hooks(keeper, "p", ["run_event"], {})  # type: ignore[arg-type]
+    made.dataflare_run_event(None)  # type: ignore[arg-type]
+    assert asked == [DEADLINE]
+    assert DEADLINE <= 5
+
+
 def test_a_state_and_a_long_answer_cross(build: Build) -> None:
     made, kept = build("acts:Remembering", {"act": "identity"}), dict[str, bytes]()
 
@@ -373,8 +399,11 @@ def test_a_metric_has_a_bounded_number_of_names(tmp_path: Path) -> None:
 
 
 def test_text_moves_no_cursor() -> None:
-    assert clean("a\tb\nc\x1b[2J\x07\u202e\ud800") == "a    b\nc\\x1b[2J\\x07\\x202e\\xd800"
+    assert clean("a\tb\nc\x1b[2J\x07\u202e\ud800") == "a    b\\nc\\x1b[2J\\x07\\x202e\\xd800"
     assert clean("x" * 5000).endswith("x …")
+    traced = raised({"type": "ValueError", "base": "ValueError", "text": "a\nb", "trace": "Traceback\nall is well"})
+    assert "\n" not in str(traced), "a second line could look like one of ours"
+    assert traced.__notes__[0].splitlines()[1:] == ["  | Traceback", "  | all is well"]
 
 
 def test_one_that_dies_while_it_is_closed_is_closed(build: Build, tmp_path: Path) -> None:

@@ -120,6 +120,21 @@ def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> 
     assert caught.value.code == "plugin.not-isolated"
 
 
+@pytest.mark.parametrize(
+    ("hook", "arguments"),
+    [
+        ("parse_workflow", {"path": Path("w.yaml"), "text": ""}),
+        ("component", {"kind": "processor", "name": "x"}),
+        ("redact", {"text": "x"}),
+    ],
+)
+def test_what_decides_is_not_asked_of_a_stranger(installed: Callable[..., Path], hook: str, arguments: dict[str, Any]) -> None:
+    """It would say what this process runs, or hear what it must not."""
+    installed("process", f"hooks: [{hook}]\n")
+    with Runtime(".") as runtime:
+        assert not runtime.host.hook(hook, **arguments)
+
+
 def test_who_only_says_that_it_is_named_is_not_asked(installed: Callable[..., Path]) -> None:
     """The configuration names a provider by what the stranger says of its publisher."""
     installed("process", HOOKS)

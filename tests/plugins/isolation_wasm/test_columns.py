@@ -13,9 +13,11 @@ from tests.plugins.isolation_wasm.arrow_types import batches
 from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import bound, component, processed
 
-from dataflare_plugins.isolation_wasm import machine
+from dataflare_plugins.isolation_wasm import machine, processor
 from dataflare_sdk import Batch, DataflareError
 from dataflare_sdk.messages import Origin
+
+REDTEAM = Path(__file__).parents[2] / "redteam" / "guests"
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -134,3 +136,27 @@ def test_a_closed_instance_leaves_nothing_behind(tmp_path: Path) -> None:
     assert instance.closed
     guest.close()
     assert machine.TICKER._open == before, "closed twice is closed once"
+
+
+def test_a_row_is_not_named_so_often_that_the_host_is_filled() -> None:
+    """An index is a byte; what it stands for may be megabytes that the guest never saw."""
+    wide, narrow = pa.record_batch({"s": ["x" * 10_000_000, "y"]}), pa.record_batch({"n": [1, 2]})
+    for data, times, taken in ((wide, 64, True), (wide, 65, False), (narrow, 1_000_000, True)):
+        found = pa.array([0] * times + [1], pa.int8())
+        if taken:
+            assert processor._indices(found, data) is found
+            continue
+        with pytest.raises(DataflareError, match="more than 64 times") as caught:
+            processor._indices(found, data)
+        assert caught.value.code == "wasm.bad-reply"
+
+
+def test_columns_of_nothing_are_counted(tmp_path: Path) -> None:
+    """They take none of the guest's memory; numbers made of them take the host's."""
+    guest = component(tmp_path, built(REDTEAM / "hostile.c", "-DDEED=NULLS"), lines="limits: {memory: 32MiB}\n")
+    data = pa.record_batch({"n": pa.array([1], pa.int64())})
+    bound(guest, data)
+    with pytest.raises(DataflareError, match="nulls") as caught:
+        processed(guest, data)
+    assert caught.value.code == "wasm.bad-reply"
+    guest.close()

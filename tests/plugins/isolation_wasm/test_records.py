@@ -162,6 +162,13 @@ def test_nested_values_as_json_and_back() -> None:
     assert made["s"].to_pylist()[1] == {"a": None, "b": None}
 
 
+@pytest.mark.parametrize("value", ['"1e-999999999"', '"0e-999999999"', '"1e999999999"', '"NaN"', "1e400", '"x"'])
+def test_decimals_that_are_none(value: str) -> None:
+    with pytest.raises(DataflareError) as caught:
+        json_lines.read(f'{{"d": {value}}}\n'.encode(), pa.schema([("d", pa.decimal128(10, 2))]), 10)
+    assert caught.value.code == "wasm.bad-reply"
+
+
 def test_rows_out_are_bounded() -> None:
     with pytest.raises(DataflareError, match="at most 2"):
         json_lines.read(b"{}\n{}\n{}\n", pa.schema([("a", pa.int64())]), 2)

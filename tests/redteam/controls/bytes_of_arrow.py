@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import Any
 
@@ -77,10 +78,8 @@ def _expanded() -> str:
     data = _bytes(pa.record_batch({"s": ["xyz"] * 10_000}), "zstd")
     at = data.rindex(struct.pack("<q", 40_004))
     data[at : at + 8] = struct.pack("<q", 1 << 30)
-    try:
+    with contextlib.suppress(pa.ArrowException, OSError):
         _read(data)
-    except (pa.ArrowException, OSError):
-        pass
     return OVER if pa.default_memory_pool().max_memory() >= 1 << 30 else ""
 
 
@@ -112,9 +111,16 @@ def _endless() -> str:
     return never_ends(rows)
 
 
+def _exponent() -> str:
+    import pyarrow as pa
+
+    return kills(lambda: pa.array(["1e-999999999"]).cast(pa.decimal128(10, 2)))
+
+
 WAYS = {
     "offsets": _offsets, "lengths": lambda: _trusted(0, 8 << 30), "buffers": lambda: _trusted(1 << 40, 9), "head": lambda: _trusted(0, 0x7FFFFFF0),
     "text": _text, "truncated": _truncated, "beyond": lambda: _trusted(0, 1 << 30), "expanded": _expanded, "schema": _names, "columns": _names,
+    "decimal": _exponent,
     "bomb": _nothing, "stream": _endless, "rows": _endless,
 }  # fmt: skip
 

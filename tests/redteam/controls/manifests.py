@@ -144,5 +144,14 @@ def tell_the_reasons(target: Any, given: dict[str, Any]) -> str:
 @control
 def take_the_last(target: Any, given: dict[str, Any]) -> str:
     """Keep plugins by name: the one that comes last has it."""
-    known = dict([(given["name"], "ours"), (given["name"], "theirs")])
+    known: dict[str, str] = {}
+    for whose in ("ours", "theirs"):
+        known[given["name"]] = whose
     return _run(target) if known[given["name"]] == "theirs" else ""
+
+
+@control
+def resume_where_a_source_stopped(target: Any, given: dict[str, Any]) -> str:
+    """Go on from an offset in what a source gives the second time."""
+    first, second = ([(i, os.urandom(8)) for i in range(200)] for _ in range(2))
+    return OVER if first[:100] + second[100:] != first else ""

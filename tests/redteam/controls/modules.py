@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import os
@@ -291,8 +292,8 @@ def take_a_row_again_and_again(target: Any, given: dict[str, Any]) -> str:
     import pyarrow as pa
 
     wide = pa.record_batch({"wide": ["x" * 1_000_000]})
-    taken = wide.take(pa.array([0] * 2_000, pa.int8()))
-    return OVER if taken.nbytes > 1_000 * wide.nbytes else ""
+    taken = wide.take(pa.array([0] * 300, pa.int8()))
+    return OVER if taken.nbytes > 256 << 20 else ""
 
 
 @control
@@ -302,3 +303,47 @@ def columns_of_nothing(target: Any, given: dict[str, Any]) -> str:
 
     made = pa.nulls(1 << 24).cast(pa.int32())
     return OVER if made.nbytes >= 4 << 24 else ""
+
+
+@control
+def call_extism(target: Any, given: dict[str, Any]) -> str:
+    """Give a module to Extism with its own HTTP, its own log, and no limits."""
+    import threading
+    from http.server import HTTPServer
+
+    from extism import Plugin
+    from extism.extism import Function
+    from extism_sys import ffi
+
+    from .requests import Echo, _serve
+
+    os.environ["EXTISM_CACHE_CONFIG"] = ""  # its cache would lie in a home that is not there
+    nothing = ffi.callback("void(ExtismCurrentPlugin*, const ExtismVal*, ExtismSize, ExtismVal*, ExtismSize, void*)", lambda *_: None)
+    functions = []
+    for name, takes, gives in (("metric", [1, 3], []), ("clock", [], [1]), ("state_get", [1], [1]), ("state_put", [1, 1], [])):
+        made = Function("extism:host/user", f"dataflare_{name}", [], [], nothing)
+        made.args, made.returns = takes, gives
+        functions.append(made)
+    wasm = {"wasm": [{"data": base64.b64encode(data(given, "wasm")).decode()}], "allowed_hosts": ["127.0.0.1"]}
+    plugin = Plugin(wasm, wasi=False, functions=functions)
+    how = given["how"]
+    if how == "S":
+        return never_ends(lambda: plugin.call("process", b'{"s": "S"}\n'))
+    if how == "H":
+        with open(target.secret) as file:
+            Echo.to = f"http://169.254.169.254:{_serve('169.254.169.254', file.read())}/"
+        first = HTTPServer(("127.0.0.1", 0), Echo)
+        first.said = ""  # type: ignore[attr-defined]
+        threading.Thread(target=first.serve_forever, daemon=True).start()
+        how = f"Hhttp://127.0.0.1:{first.server_address[1]}/go"
+    try:
+        return bytes(plugin.call("process", json.dumps({"s": how}).encode() + b"\n")).decode()
+    except Exception as error:
+        return OVER if "no end" in str(error) else f"stopped: {error}"
+
+
+@control
+def take_any_record(target: Any, given: dict[str, Any]) -> str:
+    """Take whatever keys a record has."""
+    found = [json.loads(line) for line in ('{"s": "a"}', '{"other": 1}')]
+    return OVER if {key for record in found for key in record} != {"s"} else ""

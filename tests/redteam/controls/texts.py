@@ -16,7 +16,7 @@ def printed(write: Callable[[], object]) -> str:
     child = os.fork()
     if not child:
         os.dup2(writer, 1)
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
         write()
         sys.stdout.flush()
         os._exit(0)

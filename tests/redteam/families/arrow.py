@@ -105,7 +105,7 @@ class Attacker(Processor[Order]):
     features = frozenset({"rowwise"})
 
     def output_schemas(self, inputs):
-        return {"": SCHEMA}
+        return {"": pa.schema([("s", pa.decimal128(10, 2))]) if self.config.lie == "decimal" else SCHEMA}
 
     def process(self, batch, input):
         lie, rows = self.config.lie, ["one", "two", "six"]
@@ -113,6 +113,8 @@ class Attacker(Processor[Order]):
         made = pa.record_batch({"s": rows if lie != "expanded" else ["xyz"] * 10_000})
         if lie == "schema":
             made = pa.record_batch({"s": pa.array([1, 2, 3], pa.int64())})
+        elif lie == "decimal":
+            made = pa.record_batch({"s": ["1e-999999999"] * 3})
         elif lie == "columns":
             made = pa.record_batch({"s": rows, "more": rows})
         elif lie == "bomb":
@@ -160,6 +162,7 @@ _lie("truncated", "Leave out the end of the rows.", "truncated")
 _lie("beyond_the_memory", "Say that rows lie beyond the memory that is shared.", "beyond")
 _lie("expanded", "Give compressed rows that say they are 256 GiB.", "expanded")
 _lie("another_column", "Give a column that was not announced, where columns are taken by their place.", "columns")
+_lie("exponent_without_end", "Give text where decimals were announced, with an exponent at which Arrow ends the process.", "decimal")
 _lie("rows_of_nothing", "Give two billion NULLs in a few bytes.", "bomb")
 _lie("rows_without_end", "Give rows and never stop.", "stream")
 _lie("more_rows_than_the_bound", "Give six million rows for three.", "rows")

@@ -191,6 +191,41 @@ def manifest_says_one_to_one(bench: Bench) -> Seen:
     return judge(bench, bench.run_workflow(), "plugin.crashed", "plugin.quarantined")
 
 
+SOURCE = """
+import os
+
+import pyarrow as pa
+
+from dataflare_sdk import NoConfig, RowSource
+
+
+class Attacker(RowSource):
+    \"\"\"Says that it gives the same again.\"\"\"
+
+    Config = NoConfig
+    columns = {"a": "BIGINT", "b": "VARCHAR"}
+
+    def rows(self):
+        for i in range(200):
+            yield {"a": i, "b": os.urandom(4).hex()}
+"""
+
+
+@case("manifest", "refused", lambda: control.run_with("resume-where-a-source-stopped", {}))
+def manifest_says_replayable(bench: Bench) -> Seen:
+    """Say that rows can be read again, and give others: no run can see that, so it is what certifying is for."""
+    provides = '  - {kind: source, name: attacker, entry: "redteam:Attacker", features: [full, ordered, replayable]}\n'
+    bench.install(
+        "redteam",
+        HEAD + "isolation: process\nprovides:\n" + provides,
+        {"__init__.py": SOURCE, "certify.yaml": "components: {source/attacker: {}}\n"},
+    )
+    done = bench.dataflare("plugin", "certify", "redteam", "--no-crashes", "--json", timeout=180)
+    seen = judged(bench, done, ("certify.failed",), seconds=170)
+    found = {c["check"] for c in json.loads(done.out)["checks"] if c["status"] == "failed"}
+    return seen if seen.outcome != "refused" or "resumes-after-any-offset" in found else Seen("broken", f"{found}")
+
+
 def _entry(name: str, what: str, entry: str, *codes: str) -> None:
     def attack(bench: Bench) -> Seen:
         (bench.site / "outside.wasm").write_bytes(built(GUESTS / "identity.c"))
@@ -323,7 +358,7 @@ def last_wins(name: str) -> Callable[[], control.Outcome]:
 
 @case("manifest", "refused", last_wins("dataflare-files"))
 def manifest_name_of_a_built_in(bench: Bench) -> Seen:
-    """Take the name of a plugin that is built in."""
+    """Take the name of a plugin that is built in, as a package on the path."""
     squats(bench, STEP.replace("redteam:", "dataflare_files:"), "dataflare-files")
     bench.workflow("attacker")
     return judge(bench, bench.run_workflow(), "plugin.unknown")

@@ -44,12 +44,12 @@ def attacked(
     *,
     entry: str = "attacker.wasm",
     more: str = ", one_to_one",
-    lines: str = LIMITS,
+    lines: str = "",
     do: str | None = None,
     columns: dict[str, str] | None = None,
 ) -> Done:
     """Install a module and run a workflow with it."""
-    bench.install("redteam", MANIFEST.format(entry=entry, more=more) + lines, {entry: wasm})
+    bench.install("redteam", MANIFEST.format(entry=entry, more=more) + (lines or LIMITS), {entry: wasm})
     (bench.work / "policy.yaml").write_text("trust: [redteam]\n")
     bench.workflow("attacker", {} if do is None else {"do": do}, columns or {"n": "13", "s": "'row ' || i"})
     return bench.run_workflow()
@@ -356,3 +356,76 @@ def wasm_log_from_outside(bench: Bench) -> Seen:
     """Have text logged that lies beyond the memory."""
     with serving() as server:
         return judge(bench, asked(bench, server, "w"), "wasm.bad-reply")
+
+
+# -- the record lane: JSON lines through Extism ----------------------------------------------------------------
+
+
+def recorder() -> bytes:
+    """Return the module of the tests that does what the first letter of a record says."""
+    return built(GUESTS / "recorder.c")
+
+
+def recorded(bench: Bench, server: Server, *texts: str) -> Done:
+    """Hand records to a granted guest of the record lane."""
+    lines = "limits: {memory: 32MiB, deadline: 1s}\n" + ASKS.format(port=server.port)
+    bench.install("redteam", MANIFEST.format(entry="attacker.wasm", more="") + lines, {"attacker.wasm": recorder()})
+    net = [{"host": "127.0.0.1", "port": server.port, "private": True}]
+    entry = {"version": "1.0.0", "capabilities": {**GRANT, "net": net}}
+    (bench.work / "dataflare.lock").write_text(json.dumps({"plugins": {"redteam": entry}}))
+    cases = " ".join(f"WHEN i = {i} THEN '{text}'" for i, text in enumerate(texts))
+    bench.extra = {"token": "granted-token"}
+    bench.workflow("attacker", {}, {"s": f"CASE {cases} END"}, len(texts))
+    return bench.run_workflow("-v")
+
+
+def extism(how: str) -> Callable[[], control.Outcome]:
+    """Return the control that gives the module to Extism as it comes."""
+    packages = ("extism", "extism_sys", "cffi", "_cffi_backend")
+    return lambda: control.run_with("call-extism", {"wasm": recorder(), "how": how}, packages, WIDE)
+
+
+@case("wasm", "refused", extism("S"))
+def record_endless_loop(bench: Bench) -> Seen:
+    """Turn in a circle in `process`."""
+    with serving() as server:
+        return judge(bench, recorded(bench, server, "S"), "wasm.trapped")
+
+
+@case("wasm", "refused", extism("G"))
+def record_grow_memory(bench: Bench) -> Seen:
+    """Grow the memory until there is no more."""
+    with serving() as server:
+        done = recorded(bench, server, "G")
+        return (
+            Seen("breached", "it found no end") if "no end" in done.out + done.err else judge(bench, done, "wasm.refused", "wasm.trapped")
+        )
+
+
+@case("wasm", "refused", extism("H"))
+def record_redirect_to_another_port(bench: Bench) -> Seen:
+    """Be led from a granted host to a server beside it: Extism itself looks at the first address only."""
+    with serving() as server, serving() as other:
+        server.answers["/go"] = (302, {"Location": f"http://127.0.0.1:{other.port}/"}, b"")
+        done = recorded(bench, server, f"Hhttp://127.0.0.1:{server.port}/go")
+        reached(bench, other)
+        return judge(bench, done, "wasm.address-refused")
+
+
+@case("wasm", "denied", lambda: control.run_with("put-secrets-into-requests", {"reads_back": True}))
+def record_read_the_secret_back(bench: Bench) -> Seen:
+    """Have the granted secret sent to a server that sends it back, as a record."""
+    with serving() as server:
+        server.answers["/echo"] = (200, {}, b"you sent granted-token")
+        done = recorded(bench, server, f"Hhttp://127.0.0.1:{server.port}/echo")
+        said = [r["s"] for r in bench.rows]
+        if "granted-token" in done.out + done.err + str(said):
+            return Seen("breached", f"{said}")
+        return judge(bench, done) if said == ["you sent ***"] else Seen("broken", f"{said} {done.err[-200:]}")
+
+
+@case("wasm", "refused", lambda: control.run_with("take-any-record", {}))
+def record_column_that_was_not_announced(bench: Bench) -> Seen:
+    """Answer with a record of other columns."""
+    with serving() as server:
+        return judge(bench, recorded(bench, server, "U"), "wasm.bad-reply")

@@ -195,7 +195,7 @@ def conform(batch: Batch, schema: pa.Schema) -> Batch:
     for field in schema:
         if field.name in present:
             column = batch.data.column(present[field.name])
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            columns.append(schemas.cast_column(column, field.type))
         else:
             columns.append(pa.nulls(rows, field.type))
     return batch.with_data(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_sdk import Batch, NodeSpec, RowRejection, code
+from dataflare_sdk import schema as schemas
 from dataflare_sdk.changes import DELETE, TRUNCATE, UPDATE, Changes
 from dataflare_sdk.compute import pc
 
@@ -163,7 +164,7 @@ class ChangePath:
             if source is None:
                 columns.append(pa.nulls(len(rows), field.type))
             else:
-                columns.append(batch.data.column(source).take(rows).cast(field.type))
+                columns.append(schemas.cast_column(batch.data.column(source).take(rows), field.type))
         data = pa.RecordBatch.from_arrays(columns, schema=self._schemas[output])
         taken = batch.changes.take(rows)
         op = pc.if_else(pc.equal(taken.op, TRUNCATE), taken.op, pa.scalar(DELETE, pa.uint8()))

@@ -173,7 +173,8 @@ class ErrorHandler(Component[NoConfig]):
             run_id=self._run_id,
             step=node,
             code=rejection.code,
-            cause=rejection.cause,
+            # It is kept: what a step says of a row may hold what the step was handed.
+            cause=rejection.cause if self.ctx.host is None else self.ctx.host.redacted(rejection.cause),
             position=position,
             row=None if row is None else {k: "***" if k in masked else plain(v) for k, v in row.items()},
             raw=None if masked else rejection.raw,

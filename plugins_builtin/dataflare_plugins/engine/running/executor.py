@@ -332,8 +332,8 @@ def as_error(error: BaseException) -> DataflareError:
         codes = {errno.ENOSPC: "world.disk-full", errno.EACCES: "world.permission", errno.ENOENT: "world.missing-input"}
         known = CODES[codes.get(error.errno or 0, "world.io")]
         made = known.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
-    elif "OutOfMemory" in type(error).__name__:
-        made = CODES["world.out-of-memory"].error(str(error).splitlines()[0])
+    elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        made = CODES["world.out-of-memory"].error(next(iter(str(error).splitlines()), type(error).__name__))
     else:
         made = CODES["internal.bug"].error(f"{type(error).__name__}: {error}")
     made.__cause__ = error

@@ -79,12 +79,15 @@ class Connection:
         deadline: seconds a call may take, without what the host does for it meanwhile.
         processor: seconds of processor time a call may take in all its threads; None: as much as the deadline lets it.
         shared: data goes through shared memory; else behind the frames.
+
+    Attributes:
+        deadline: as given.
     """
 
     def __init__(self, frames: Frames, process: int, deadline: float, *, processor: float | None = None, shared: bool = True) -> None:
         self._frames = frames
         self._process = process
-        self._deadline = deadline
+        self.deadline = deadline
         self._processor = None if processor is None else Processor(process, processor)
         self._shared = shared
         self._in: Written = Bytes()
@@ -126,7 +129,7 @@ class Connection:
 
     def answer(self, seconds: float | None = None) -> Any:
         """Return the answer to what was asked; raises as `call`. The time counts from now: whoever asks ahead comes back when they can."""
-        self._until = time.monotonic() + (seconds or self._deadline)
+        self._until = time.monotonic() + (seconds or self.deadline)
         return next(self._answers(None, pieces=False))
 
     def pieces(self, target: str, method: str, *arguments: Any, given: Batch | None = None) -> Iterator[Any]:
@@ -136,7 +139,7 @@ class Connection:
     def _made(
         self, target: str, method: str, arguments: Sequence[Any], given: Batch | None, seconds: float | None, *, pieces: bool
     ) -> Iterator[Any]:
-        self._until = time.monotonic() + (seconds or self._deadline)
+        self._until = time.monotonic() + (seconds or self.deadline)
         self._begin(target, method, arguments, given)
         yield from self._answers(given, pieces=pieces)
 
@@ -156,7 +159,7 @@ class Connection:
                     raise Garbled("pieces where one answer was asked for")
                 items = self._codec.unpack(message["items"])
                 if given is None:
-                    self._until = time.monotonic() + self._deadline
+                    self._until = time.monotonic() + self.deadline
                 if not isinstance(items, list):
                     raise Garbled("pieces that are none")
                 yield from self._handed_out(items, more=message.get("more") is True)

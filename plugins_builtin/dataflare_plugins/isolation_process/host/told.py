@@ -11,8 +11,9 @@ from dataflare_sdk import CODES, DataflareError, ErrorCode, Problem, RetriableEr
 
 __all__ = ["PluginError", "clean", "raised"]
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _CODE = re.compile(r"[a-z][a-z0-9_-]{0,40}(\.[a-z][a-z0-9_-]{0,60}){1,3}")
+_PLAIN = {"\t": "    ", "\n": "\\n"}
 _MOST, _MOST_TRACE = 2_000, 8_000
 _MOST_CODES = 500
 _EXITS = (1, 3, 4, 6)
@@ -37,8 +38,11 @@ class PluginError(Exception):
 
 
 def clean(text: Any, most: int = _MOST) -> str:
-    """Return a text that may be shown: one that moves no cursor, and not more of it than a person reads."""
-    plain = _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if m[0] != "\t" else "    ", str(text))
+    """Return a text that may be shown: one line that moves no cursor, and not more of it than a person reads.
+
+    A second line could look like one of ours.
+    """
+    plain = _CONTROL.sub(lambda m: _PLAIN.get(m[0]) or f"\\x{ord(m[0]):02x}", str(text))
     return plain if len(plain) <= most else plain[:most] + " …"
 
 
@@ -51,9 +55,10 @@ def raised(told: Any) -> Exception:
     if not isinstance(told, Mapping):
         raise Garbled("an error that is none")
     error = _coded(told) if "problems" in told else _plain(told)
-    trace = clean(told.get("trace") or "", _MOST_TRACE)
+    trace = str(told.get("trace") or "")[-_MOST_TRACE:]
     if trace:
-        error.add_note(f"in the plugin's worker:\n{trace}")
+        lines = "\n".join(f"  | {clean(line)}" for line in trace.splitlines())
+        error.add_note(f"in the plugin's worker:\n{lines}")
     return error
 
 

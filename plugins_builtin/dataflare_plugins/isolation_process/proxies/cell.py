@@ -62,6 +62,15 @@ class Cell:
         """Whether the component still has its worker."""
         return self._worker is not None
 
+    @property
+    def deadline(self) -> float:
+        """Seconds that a call may take.
+
+        Raises:
+            DataflareError: `plugin.crashed`: the component has no worker any more.
+        """
+        return self._alive().connection.deadline
+
     def _begin(self) -> None:
         """Start a worker, build the component in it, and bring it to where the last one was."""
         worker = self._worker = self._keeper.start(self._grants, self.ctx)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +15,15 @@ from dataflare_plugins.isolation_process.proxies.cell import expected, listed
 from dataflare_plugins.isolation_process.wire.frames import Garbled
 from dataflare_sdk import Decision, Plan, Problem, RunEvent, Workflow, hookimpl
 from dataflare_sdk.grants import expand
+from dataflare_sdk.settings import hide
 
 __all__ = ["Hooks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+DEADLINE = 5.0
+"""Seconds a hook may take, whatever the manifest says: a run waits for it, though the plugin may have no part in the run."""
 
 
 class Hooks:
@@ -64,8 +69,11 @@ class Hooks:
 
     @hookimpl
     def dataflare_check_workflow(self, workflow: Workflow, plan: Plan | None) -> Sequence[Problem]:
-        """Ask what is wrong with a workflow."""
-        return self._list(Problem, "check_workflow", workflow=workflow, plan=plan)
+        """Ask what is wrong with a workflow; what comes from the environment may be a password, and is not handed over."""
+        nodes = tuple(replace(n, config=hide(n.config), blocks=hide(n.blocks)) for n in workflow.nodes)
+        shown = replace(workflow, nodes=nodes, settings=hide(workflow.settings), document=hide(workflow.document))
+        plan = None if plan is None else Plan.from_json(plan.to_json(), hidden=True)
+        return self._list(Problem, "check_workflow", workflow=shown, plan=plan)
 
     @hookimpl
     def dataflare_parse_workflow(self, path: Path, text: str) -> Mapping[str, Any] | None:
@@ -104,7 +112,7 @@ class Hooks:
             if self._worker is None:
                 self._worker = self._keeper.start(self._grants, None)
             try:
-                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments))
+                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments, seconds=DEADLINE))
             except (Lost, EOFError, TimeoutError, Garbled) as error:
                 self._worker.close()
                 self._worker = None

@@ -11,6 +11,7 @@ from dataflare_plugins.isolation_process.proxies.cell import Cell, expected, lis
 from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
 from dataflare_plugins.isolation_process.wire.frames import Garbled
 from dataflare_sdk import Batch, RowRejection
+from dataflare_sdk.schema import cast_batch
 
 __all__ = ["ProcessorProxy"]
 
@@ -132,6 +133,8 @@ class ProcessorProxy(ComponentProxy):
                 raise Garbled(f"rows for the output {output[:40]!r}, which it has not")
         elif batch.data.schema.names != announced.names:
             raise Garbled(f"the columns {', '.join(batch.data.schema.names)[:200]} where it announced {', '.join(announced.names)[:200]}")
+        else:
+            batch.data = _cast(batch.data, announced)
         return output, batch
 
     def _attempted(self, found: Any, rows: int) -> tuple[Outputs, list[RowRejection]]:
@@ -140,6 +143,14 @@ class ProcessorProxy(ComponentProxy):
         if any(r.index is not None and not 0 <= r.index < rows for r in made):
             raise Garbled("a rejection of a row that was not given")
         return self._outputs(outputs, rows, len(made)), made
+
+
+def _cast(data: pa.RecordBatch, announced: pa.Schema) -> pa.RecordBatch:
+    """Return rows in the types that were announced, in which they do not have to come."""
+    try:
+        return cast_batch(data, announced)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise Garbled(f"values that are not of the types it announced: {error}") from None
 
 
 def _inputs(found: Any) -> tuple[int, int | None]:

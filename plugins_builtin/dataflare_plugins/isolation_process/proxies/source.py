@@ -16,8 +16,6 @@ from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChang
 __all__ = ["ReaderProxy", "SourceProxy"]
 
 _MESSAGES = (Batch, End, Pause, SchemaChange, Watermark)
-_BEYOND = 30.0
-"""Seconds a read may take beyond the moment it was asked to be back."""
 
 Offset = Mapping[str, Any]
 
@@ -106,14 +104,16 @@ class ReaderProxy:
         if self._read:
             found = self._read.pop()
         else:
-            found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=patience + _BEYOND)
+            found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=patience + self._cell.deadline)
         if isinstance(found, Exception):
             raise found
         if found is not None and not isinstance(found, _MESSAGES):
             raise self._cell.lost(Garbled(f"{type(found).__name__} in place of a message"))
         if isinstance(found, Batch):
             until = time.monotonic() + patience
-            self._cell.ask_ahead(self._name, "read", max_rows, max_bytes, until, seconds=patience + _BEYOND, keep=self._read.append)
+            self._cell.ask_ahead(
+                self._name, "read", max_rows, max_bytes, until, seconds=patience + self._cell.deadline, keep=self._read.append
+            )
         return found
 
     def close(self) -> None:

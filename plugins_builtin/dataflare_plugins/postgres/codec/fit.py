@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflare_plugins.postgres.codec.types import Codec, Column
 from dataflare_sdk import code
 from dataflare_sdk.compute import pc
-from dataflare_sdk.schema import type_name
+from dataflare_sdk.schema import cast_column, type_name
 
 UNFIT = code(
     "postgres.unfit-type",
@@ -85,7 +85,7 @@ def _same(array: pa.Array) -> Fitted:
 def cast_rows(array: pa.Array, to: pa.DataType) -> Fitted:
     """Cast, and find the rows that cannot be by halving: few bad ones cost little."""
     try:
-        return array.cast(to), {}
+        return cast_column(array, to), {}
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
     if len(array) == 1:

@@ -1,5 +1,7 @@
 """A source of numbers and a step that doubles them, as a stranger would write them."""
 
+import time
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +17,7 @@ class NumbersConfig:
     rows: int = option("How many rows.", default=10)
     marks: str = option("A folder in which every read leaves a file.", default="")
     fails: int = option("The row before which a read fails.", default=-1)
+    hang: bool = option("Never give any.", default=False)
 
 
 class Numbers(Source[NumbersConfig]):
@@ -28,9 +31,21 @@ class Numbers(Source[NumbersConfig]):
 
     def open(self, partition, extract, offset, until=None):
         begin = offset["row"] if offset else 0
+        if self.config.hang:
+            return Hanging()
         made = Counting(begin, until["row"] if until else self.config.rows, self.ctx, partition.stream, extract.columns)
         made.marks, made.fails = self.config.marks, self.config.fails
         return made
+
+
+class Hanging:
+    """Gives nothing, and does not come back either."""
+
+    def read(self, max_rows, max_bytes, deadline):
+        time.sleep(1000)
+
+    def close(self):
+        pass
 
 
 class Counting:
