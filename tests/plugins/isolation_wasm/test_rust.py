@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.plugins.isolation_wasm.building import GUESTS, built, example, rustc
+from tests.plugins.isolation_wasm.building import EXAMPLES, GUESTS, PDK, RUST_FLAGS, built, example, rustc
 from tests.plugins.isolation_wasm.loading import bound, component, processed
 from tests.plugins.isolation_wasm.server import Server, serving
 from tests.plugins.isolation_wasm.test_conformance import made
@@ -185,6 +186,25 @@ def test_state_conforms(tmp_path: Path) -> None:
     table = pa.table({"s": ["s", None, "-b", "s", "s"], "b": [True, None, False, True, False]})
     make = made(tmp_path, built(GUESTS / "host.rs"), features="", lines=EVERYTHING % LOOPBACK)
     ProcessorSuite(make, inputs={"in": table}, folder=tmp_path, ordered=True).assert_conforms()
+
+
+def test_the_header_as_a_crate_of_its_own(tmp_path: Path) -> None:
+    compiler = rustc()
+    assert compiler is not None
+    source = (EXAMPLES / "wasm-rust-words" / "words.rs").read_text()
+    (tmp_path / "words.rs").write_text(source.replace("mod dataflare;\n", ""))
+    flags = [flag for flag in RUST_FLAGS if "crate-type" not in flag]
+    for more in (
+        ["--crate-type=rlib", "--crate-name=dataflare", str(PDK / "rust" / "dataflare.rs")],
+        ["--crate-type=cdylib", "--extern=dataflare=libdataflare.rlib", "words.rs"],
+    ):
+        done = subprocess.run([compiler, *flags, *more], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    guest = component(tmp_path, (tmp_path / "words.wasm").read_bytes(), {"column": "s"})
+    data = pa.record_batch({"s": ["a b", None]})
+    bound(guest, data)
+    assert processed(guest, data).to_pylist() == [{"s": "a", "place": 1}, {"s": "b", "place": 2}]
+    guest.close()
 
 
 def test_memory_that_is_kept_staged_and_allocated(tmp_path: Path) -> None:
