@@ -391,7 +391,7 @@ class Trial:
         if code == "done":
             self.tally.survived += len(list(self.marks.iterdir())) - before
         # What a plugin raises is told as a fault of its own, unless a step raised it, whose rows are at fault.
-        if code in ("None", "") or (code == "internal.bug" and "it went wrong" not in str(ended.error)):
+        if code in ("None", "") or code == "internal.bug":
             self.wrong(f"a run ended with {code}: {ended.error}")
         return code
 

@@ -18,6 +18,12 @@ CRASHED = code(
     "An isolated plugin ended, did not answer in time, or answered what is no answer; its worker was killed.",
     "Run again; when it happens again, report it to the plugin's publisher, or raise `limits:` in its manifest.",
 )
+FAILED = code(
+    "plugin.failed",
+    1,
+    "The code of an isolated plugin raised an error that it does not explain.",
+    "See the traceback of the plugin's worker; report it to the plugin's publisher.",
+)
 QUARANTINED = code(
     "plugin.quarantined",
     6,

@@ -335,6 +335,8 @@ def as_error(error: BaseException) -> DataflareError:
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         made = CODES["world.out-of-memory"].error(next(iter(str(error).splitlines()), type(error).__name__))
     else:
-        made = CODES["internal.bug"].error(f"{type(error).__name__}: {error}")
+        # Who hands on somebody else's failure may say what it is.
+        known = CODES.get(str(getattr(error, "code", "")), CODES["internal.bug"])
+        made = known.error(f"{type(error).__name__}: {error}")
     made.__cause__ = error
     return made

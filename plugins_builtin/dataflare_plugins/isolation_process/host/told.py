@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dataflare_plugins.isolation_process.codes import FAILED
 from dataflare_plugins.isolation_process.wire.frames import Garbled
 from dataflare_sdk import CODES, DataflareError, ErrorCode, Problem, RetriableError
 
@@ -31,7 +32,13 @@ _BASES: dict[str, type[Exception]] = {
 
 
 class PluginError(Exception):
-    """An exception that a plugin's code raised in its worker; its class bears the name of the plugin's."""
+    """An exception that a plugin's code raised in its worker; its class bears the name of the plugin's.
+
+    Attributes:
+        code: what it is told by where it ends a run, and is no failure of one row.
+    """
+
+    code = FAILED.name
 
     def __str__(self) -> str:
         return str(self.args[0])
