@@ -158,3 +158,14 @@ def test_other_levels_are_not_answered() -> None:
     manifest = discover().manifests[0]
     assert dataflare_load_plugin(manifest=manifest, grants={}, level="wasm") is None
     assert dataflare_load_plugin(manifest=manifest, grants={}, level="inprocess") is None
+
+
+def test_what_a_stranger_raises_is_told_as_the_strangers(installed: Callable[..., Path]) -> None:
+    work = installed("process")
+    (work / "policy.yaml").write_text("trust: [stranger]")
+    document = workflow(rows=100)
+    document["sources"]["numbers"]["with"]["fails"] = 0
+    del document["destinations"]["target"]
+    made = dataflare.run(document)
+    assert (made.status, made.error and made.error["code"]) == ("failed", "plugin.failed"), made.error
+    assert "ValueError: row 0 cannot be read" in str(made.error)
