@@ -21,9 +21,23 @@ from tests.redteam.isolated import Seen
 
 __all__ = ["Bench", "Case", "Done", "Seen", "judged"]
 
-PRELUDE = "import os, sys; sys.argv[0] = 'dataflare'\n"
+PRELUDE = """import os, sys; sys.argv[0] = 'dataflare'
+def tell_the_peak(place=os.environ.pop("REDTEAM_PEAK")):
+    with open("/proc/self/status") as status, open(place, "w") as told:
+        told.write(status.read())
+import atexit; atexit.register(tell_the_peak)
+"""
 FORGED = "all is well, says nobody"
 """Stands on the second line of what an attack says: it must never begin a line that somebody reads."""
+
+
+def _peak(status: Path) -> int:
+    """Return the most memory a process had at once, from its status; 0 when there is none."""
+    try:
+        lines = status.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 class Done(NamedTuple):
@@ -108,6 +122,7 @@ class Bench(Machine):
         env = {
             **self.env,
             "SECRET": self.secret,
+            "REDTEAM_PEAK": str(self.root / "peak"),
             **self.extra,
             "PYTHONPATH": os.pathsep.join([str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
@@ -116,20 +131,19 @@ class Bench(Machine):
         out, err = self.root / "stdout", self.root / "stderr"
         with out.open("wb") as o, err.open("wb") as e:
             started = subprocess.Popen(command, cwd=self.work, env=env, stdin=subprocess.DEVNULL, stdout=o, stderr=e)
-            status = None
-            while time.monotonic() - begun < timeout:
-                done, status, used = os.wait4(started.pid, os.WNOHANG)
-                if done:
-                    break
+            # What the kernel tells of an ended child begins with what its parent had: ours may be large.
+            peak = 0
+            while started.poll() is None and time.monotonic() - begun < timeout:
+                peak = max(peak, _peak(Path(f"/proc/{started.pid}/status")))
                 time.sleep(0.02)
-            else:
+            code = started.poll()
+            if code is None:
                 started.kill()
-                _, _, used = os.wait4(started.pid, 0)
-                status = None
-        started.returncode = 0  # it is buried already
-        code = None if status is None else os.waitstatus_to_exitcode(status)
+                started.wait()
+        peak = max(peak, _peak(self.root / "peak"))
+        (self.root / "peak").unlink(missing_ok=True)
         texts = (path.read_bytes().decode("utf-8", "replace") for path in (out, err))
-        return Done(code, *texts, time.monotonic() - begun, used.ru_maxrss * 1024)
+        return Done(code, *texts, time.monotonic() - begun, peak)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
