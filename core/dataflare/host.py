@@ -51,7 +51,7 @@ class RuntimeHost:
         self.failpoint: Callable[[str], None] = lambda _name: None
         self.listeners: list[Callable[[RunEvent], None]] = []
         self.workflow = ""
-        self.renewal = Renewal(base_dir, plugins)
+        self.renewal = Renewal(plugins)
         self._audited: set[tuple[str, str]] = set()
         plugins.audit = self.audit
         if any("redact" in m.hooks for m in plugins.registry.manifests):

@@ -53,6 +53,7 @@ class Policy(NamedTuple):
         keys: publisher to the keys it signs with.
         locks: plugin name to what `dataflare.lock` keeps for it.
         base_dir: folder of the workflow, where `dataflare.lock` lies.
+        config_dir: the user's own folder of configuration.
     """
 
     trust: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Policy(NamedTuple):
     keys: Mapping[str, tuple[str, ...]] = _NONE
     locks: Mapping[str, Mapping[str, Any]] = _NONE
     base_dir: str = "."
+    config_dir: str = "."
 
     @classmethod
     def load(cls, base_dir: str | os.PathLike[str], config_dir: str | os.PathLike[str]) -> Policy:
@@ -81,7 +83,7 @@ class Policy(NamedTuple):
             isolation.update(said.get("isolation", {}))
             keys.update({who: tuple(listed) for who, listed in said.get("keys", {}).items()})
         locks = _lock_file(os.path.join(base_dir, LOCK))  # noqa: PTH118
-        return cls(trust, deny, min_level, isolation, keys, locks, os.fspath(base_dir))
+        return cls(trust, deny, min_level, isolation, keys, locks, os.fspath(base_dir), os.fspath(config_dir))
 
     def trusts(self, manifest: Manifest) -> bool:
         """Return whether the plugin's asks are granted without a question."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dataflare.capabilities import Policy
-from dataflare.config import config_dir
 from dataflare.discovery import discover
 from dataflare.index import ACTIVE, stamp, store_folder
 from dataflare.manifest import Manifest
@@ -26,14 +25,12 @@ class Renewal:
     """Tells what is newer than what runs here, and takes it over.
 
     Args:
-        base_dir: folder of the workflow, where the lock is.
         plugins: the manager whose plugins are replaced.
     """
 
-    def __init__(self, base_dir: Path, plugins: PluginManager) -> None:
+    def __init__(self, plugins: PluginManager) -> None:
         self._plugins = plugins
-        self._base_dir = base_dir
-        self._watched = (str(Path(store_folder()) / ACTIVE), str(base_dir / LOCK))
+        self._watched = (str(Path(store_folder()) / ACTIVE), str(Path(plugins.policy.base_dir) / LOCK))
         self._mark = self._stamps()
         self._newer: dict[str, Manifest] = {}
         self._policy = plugins.policy
@@ -42,14 +39,14 @@ class Renewal:
         """Return name and version of every plugin that could be taken over; looks at two files, and further when one changed.
 
         Raises:
-            DataflareError: `policy.invalid`: the lock cannot be read.
+            DataflareError: `policy.invalid`: the lock or a policy cannot be read.
         """
         mark = self._stamps()
         if mark != self._mark:
-            self._mark = mark
-            self._policy = Policy.load(self._base_dir, config_dir(None))
+            self._policy = Policy.load(self._policy.base_dir, self._policy.config_dir)
             here = {m.name: m for m in self._plugins.registry.manifests if m.site}
             self._newer = {m.name: m for m in discover().manifests if m.name in here and self._moved(here[m.name], m)}
+            self._mark = mark  # what could not be read is looked at again
         return {name: manifest.version for name, manifest in self._newer.items()}
 
     def take_over(self) -> Callable[[], None]:

@@ -219,7 +219,7 @@ def test_two_policies(tmp_path: Path) -> None:
     assert (made.trust, made.deny, made.min_level) == (("a",), ("a",), "process")
     assert made.isolation == {"a": "process", "b": "wasm"}
     assert made.keys == {"p": ("known",), "q": ("k",)}
-    assert Policy.load(tmp_path, tmp_path) == Policy(base_dir=str(tmp_path))
+    assert Policy.load(tmp_path, tmp_path) == Policy(base_dir=str(tmp_path), config_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ class _Sites(importlib.metadata.DistributionFinder):
         if context is None or context.name is None:
             return ()
         wanted = importlib.metadata.DistributionFinder.Context(name=context.name, path=_sites)
-        return importlib.machinery.PathFinder.find_distributions(wanted)
+        # Not by `PathFinder`, whose method the package `importlib_metadata` takes away when it is imported.
+        return importlib.metadata.MetadataPathFinder.find_distributions(wanted)
 
 
 def _check_clashes(manifest: Manifest) -> None:

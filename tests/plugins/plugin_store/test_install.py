@@ -133,7 +133,7 @@ def test_two_plugins_with_clashing_dependencies(machine: Machine) -> None:
     assert both.stdout.split() == ["1.0", "plugin.clash", "6"], both.stderr
     # What was loaded is not taken for installed, and a library finds its own version.
     known = machine.python(
-        "import importlib.metadata as md\nfrom dataflare.lifecycle import Runtime\nfrom dataflare.discovery import discover\n"
+        "import importlib_metadata, importlib.metadata as md\nfrom dataflare.lifecycle import Runtime\nfrom dataflare.discovery import discover\n"
         "Runtime('.').host.factory('lookup', 'one')\nprint([m.origin for m in discover().manifests if m.name == 'one'], md.version('shared'))\n"
         "print([d.version for d in md.distributions() if d.name in ('one', 'shared')])\n"
         "try: import json.shared\nexcept ImportError: print('none')"

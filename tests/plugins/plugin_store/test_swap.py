@@ -15,6 +15,7 @@ import pytest
 from tests.plugins.plugin_store.building import wheel
 from tests.plugins.plugin_store.conftest import Machine
 
+from dataflare.errors import DataflareError
 from dataflare.lifecycle import Runtime
 
 ROWS, A_BATCH = 60_000, 100
@@ -144,7 +145,11 @@ def test_what_may_be_taken_over(machine: Machine) -> None:
         machine.run("plugin", "upgrade", str(version(machine, 2, more=asked)))
         assert host.newer_plugins() == {}, "it asks for more, and nobody has agreed"
         machine.json("plugin", "grant", "acme")
-        assert host.newer_plugins() == {"acme": "2.0.0"}
+        machine.policy(trust="everybody")
+        with pytest.raises(DataflareError):
+            host.newer_plugins()
+        machine.policy()
+        assert host.newer_plugins() == {"acme": "2.0.0"}, "what could not be read is not looked at again"
         undo = host.take_over()
         assert host.newer_plugins() == {}
         assert (host.describe("processor", "step").version, runtime.plugins.policy.locks["acme"]["version"]) == ("2.0.0", "2.0.0")

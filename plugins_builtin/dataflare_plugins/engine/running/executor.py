@@ -195,14 +195,17 @@ class LocalRun:
 
     def _take_over(self, start: Start) -> None:
         """Plan with the newer plugins; a version that this run cannot go on with is left, and said so."""
-        newer = self._host.newer_plugins()
-        undo = self._host.take_over()
+        newer: Mapping[str, str] = {}
+        undo: Callable[[], None] | None = None
         try:
+            newer = self._host.newer_plugins()
+            undo = self._host.take_over()
             plan = as_streaming(self._planned_anew({}), "it goes on with a run")
             if plan.hash != self.plan.hash:
                 raise NOT_THE_SAME.error("with it the workflow has other columns or partitions than the run that is under way")
         except DataflareError as error:
-            undo()
+            if undo is not None:
+                undo()
             self._emit(start, "plugin.swap-refused", {**newer, "code": error.code, "why": error.problems[0].message})
         else:
             self.plan = plan

@@ -35,8 +35,8 @@ class Lost(Exception):  # noqa: N818 - what happened to the worker, not what is 
     """The worker is no more: it ended, hung or lied."""
 
 
-class Processor:
-    """The processor time of a process, by the kernel's own account.
+class ProcessorTime:
+    """What a process takes of the processor, by the kernel's own account.
 
     Args:
         process: descriptor of the process.
@@ -88,7 +88,7 @@ class Connection:
         self._frames = frames
         self._process = process
         self.deadline = deadline
-        self._processor = None if processor is None else Processor(process, processor)
+        self._processor = None if processor is None else ProcessorTime(process, processor)
         self._shared = shared
         self._in: Written = Bytes()
         self._out: Owned | None = None

@@ -24,6 +24,7 @@ TAG = "$"
 _SMALL = 1 << 10
 """Bytes that are written into the JSON; more lie beside it."""
 _PLAIN = frozenset((bool, int, float, str))
+_USUAL = frozenset((list, Batch, pa.RecordBatch))
 _BIG = 1 << 19
 """Bytes of JSON that go in a frame; a longer message lies in the area itself."""
 
@@ -105,14 +106,8 @@ class Packing:
         # The usual ones first: every value of every call comes this way.
         if kind is dict:
             return self._pack_mapping(value)
-        if kind is list:
-            return [self.pack(v) for v in value]
-        if kind is Batch:
-            return self._pack_batch(value)
-        if kind is pa.RecordBatch:
-            return self._pack_rows(plain(value))
-        if kind is tuple:
-            return {TAG: "tuple", "v": [self.pack(v) for v in value]}
+        if kind in _USUAL:
+            return self._pack_object(value)
         if isinstance(value, (bytes, bytearray, memoryview)):
             return self._pack_bytes(bytes(value))
         for tag, (textual, to_text, _) in TEXTS.items():
