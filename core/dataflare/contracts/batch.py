@@ -48,12 +48,14 @@ class Batch(Protocol):
         offset: where to resume after this batch, or None inside the graph.
         rejected: rows that a reader could not read and that are therefore not in `data`.
         changes: what happened to each row in its source, or None when they are plain rows.
+        partition: the part of its source that the rows come from, of a reader of several parts (of a topic, say).
     """
 
     stream: str
     offset: Offset | None
     rejected: Sequence[RowRejection]
     changes: Any
+    partition: str
 
     @property
     def data(self) -> Any:

@@ -75,7 +75,12 @@ class Partition:
 
 
 class Reader(Protocol):
-    """Reads one partition, on one thread."""
+    """Reads one partition, on one thread.
+
+    A reader of several parts at once (the partitions of a topic) has an attribute `partitions`, a collection of their
+    names, and names in `Batch.partition` the one a batch comes from; a batch holds rows of one of them, and its `offset`
+    says where all of them stand. Event time goes on in each by itself.
+    """
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
         """Return the next batch, `End`, `Pause`, `SchemaChange`, or None when `deadline` (monotonic seconds) passed.

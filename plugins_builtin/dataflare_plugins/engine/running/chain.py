@@ -206,4 +206,4 @@ def as_rows(batch: Batch) -> Batch:
     if batch.changes is None:
         return batch
     data = pa.RecordBatch.from_arrays([*batch.data.columns, *batch.changes.columns()], schema=pa.schema([*batch.data.schema, *COLUMNS]))
-    return Batch(batch.stream, data, batch.offset, (), batch.origin)
+    return Batch(batch.stream, data, batch.offset, (), batch.origin, partition=batch.partition)
