@@ -54,6 +54,7 @@ class Surroundings:
         count: receives `(name, value)` of every metric.
         gauge: receives `(name, value)` of every gauge.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
+        linger: seconds for which a batch may wait to be filled.
     """
 
     node: str = ""
@@ -69,6 +70,7 @@ class Surroundings:
     count: Callable[[str, float], None] | None = None
     gauge: Callable[[str, float], None] | None = None
     path: tuple[str | int, ...] = field(default_factory=tuple)
+    linger: float = 0.1
 
 
 PLAIN = Surroundings()
