@@ -85,6 +85,8 @@ class Windowed:
         Raises:
             DataflareError: some row is bad; nothing of the batch was taken, and `attempt` tells which.
         """
+        if not batch.data.num_rows:
+            return ()
         times = event_times(batch.data.column(self._on))
         if times.null_count:
             raise NO_EVENT_TIME.error(f"'{self._window.on}' is NULL")
