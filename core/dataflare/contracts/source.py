@@ -104,6 +104,8 @@ class Source(Protocol):
     Attributes:
         features: of `full incremental overlap cdc replayable resumable_snapshot ordered parallel_partitions
             emits_deletes unbounded windows`. `replayable`: the same rows again for the same (offset, until).
+            `parallel_partitions`: it can be read in parts, and readers of them may be read at once, each on a thread of its own
+            (`open` and everything else of the source is still called by its task alone).
             `windows`: an incremental extraction honours `extract.stop`.
         many_streams: it gives several streams, each an output of its own, named as `discover` names it; their
             batches say which by `stream`.

@@ -29,7 +29,7 @@ class AggregateProcessor(WholeInputProcessor[AggregateConfig]):
     """Keys compare as in GROUP BY: NULL is a group. With windows every window has its groups, and answers when it is complete."""
 
     Config = AggregateConfig
-    features = frozenset({"event_time", "sql", "whole_input"})
+    features = frozenset({"event_time", "shares", "sql", "whole_input"})
 
     def __init__(self, config: AggregateConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
@@ -37,7 +37,7 @@ class AggregateProcessor(WholeInputProcessor[AggregateConfig]):
         self._windowed: Windowed | None = None
         if config.window is not None:
             self._shape = shape_of(config.window)
-        self.features = frozenset({"sql", "whole_input"} if config.window is None else {"event_time", "keyed"})  # type: ignore[misc]
+        self.features = frozenset({"sql", "whole_input"} if config.window is None else {"event_time", "keyed", "shares"})  # type: ignore[misc]
         self._by: dict[str, str] = {}
         self._live: dict[str, str] = dict(config.select)
         self._keys: Bound | None = None

@@ -79,18 +79,22 @@ class WindowState:
         memory: bytes before it spills.
         temp: folder to spill into.
         timezone: of functions on timestamps.
+        shard: (i, n): it holds the i-th of n shares of the groups.
     """
 
-    def __init__(self, shape: Shape, lines: Lines, batch: pa.Schema, *, memory: int, temp: Path, timezone: str) -> None:
+    def __init__(
+        self, shape: Shape, lines: Lines, batch: pa.Schema, *, memory: int, temp: Path, timezone: str, shard: tuple[int, int] = (0, 1)
+    ) -> None:
         self._shape = shape
         self._lines = lines
+        self._shard = shard
         self._connection: Any = duck.connect(memory=memory, threads=1, temp=temp, timezone=timezone)
         self._connection.execute("SET preserve_insertion_order=false")
         self._current = duck.CurrentBatch(pa.schema([*batch, pa.field(TIME, pa.int64())]))
         self._connection.register("batch", self._current)
         self._chunks: list[dict[str, Any]] = []
         self._dead = 0
-        self._fresh = self._unsaved = False
+        self._fresh = self._unsaved = self._anew = False
         make = f"CREATE TABLE {{}} AS {self._taken()} LIMIT 0"
         self._connection.execute(make.format("fresh"))
         self._connection.execute(make.format("live"))
@@ -101,23 +105,35 @@ class WindowState:
 
     def _taken(self) -> str:
         """Return the SELECT that makes lines of a batch."""
-        time = quote(TIME)
+        time, mine = quote(TIME), self._mine(self._lines.keys)
         keys = [f"({k}\n) AS {n}" for k, n in zip(self._lines.keys, self._lines.key_names, strict=True)]
         if not self._lines.merges:
-            return f"SELECT {', '.join([f'{time} AS {FROM}', f'{time} AS {TO}', *keys, *self._lines.values])} FROM batch"
+            return f"SELECT {', '.join([f'{time} AS {FROM}', f'{time} AS {TO}', *keys, *self._lines.values])} FROM batch{mine}"
         values = [f"({v}\n) AS {n}" for v, n in zip(self._lines.values, self._lines.value_names, strict=True)]
         groups = ", ".join([self._shape.bucket(time), *(str(i + 3) for i in range(len(keys)))])
-        return f"SELECT {', '.join([f'min({time}) AS {FROM}', f'max({time}) AS {TO}', *keys, *values])} FROM batch GROUP BY {groups}"
+        return f"SELECT {', '.join([f'min({time}) AS {FROM}', f'max({time}) AS {TO}', *keys, *values])} FROM batch{mine} GROUP BY {groups}"
+
+    def _mine(self, keys: Sequence[str]) -> str:
+        """Return the condition that leaves this share's groups."""
+        number, shards = self._shard
+        return "" if shards == 1 else f" WHERE hash({', '.join(f'({k})' for k in keys)}) % {shards} = {number}"
 
     def take(self, batch: pa.RecordBatch) -> None:
-        """Take rows; the last column is their event time.
+        """Take rows; the last column is their event time. With several shards nothing is kept before `keep`.
 
         Raises:
             duckdb.Error: a value made an expression fail; nothing of the batch was taken.
         """
         self._current.batch = batch
+        if self._shard[1] > 1:
+            self._connection.execute("BEGIN")
         self._connection.execute("EXECUTE take")
-        self._fresh = True
+
+    def keep(self, kept: bool) -> None:
+        """Keep what was taken, or give it up: some other shard could not take its rows."""
+        if self._shard[1] > 1:
+            self._connection.execute("COMMIT" if kept else "ROLLBACK")
+        self._fresh = self._fresh or kept
 
     # -- answers out -------------------------------------------------------------------------------------
 
@@ -229,8 +245,8 @@ class WindowState:
             self._chunks = [c for c in self._chunks if c["until"] > watermark]
         live = self._count("live")
         held = sum(c["rows"] for c in self._chunks)
-        if held > 2 * live + DEAD_ROWS:
-            self._chunks = []
+        if self._anew or held > 2 * live + DEAD_ROWS:
+            self._chunks, self._anew = [], False
             self._write("live", put)
         elif self._unsaved:
             open_ = "true" if shape.kind == "session" else f"{shape.last(FROM)} + {shape.size} > {watermark}"
@@ -261,21 +277,39 @@ class WindowState:
         until = int(pc.max(batch.column(batch.num_columns - 1)).as_py())
         self._chunks.append({"ref": put(sink.getvalue().to_pybytes()), "until": until, "rows": rows.num_rows})
 
-    def restore(self, chunks: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermark: int) -> None:
-        """Take back what `snapshot` kept."""
+    def restore(
+        self, chunks: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermark: int
+    ) -> None:
+        """Take back what `snapshot` kept.
+
+        Args:
+            chunks: of this share.
+            others: of other shares, or of this one when there were more of them; what of them is this share's is taken too.
+            get: gives a chunk.
+            watermark: windows that end by then were given.
+        """
         self._chunks = [dict(c) for c in chunks]
-        types = self._connection.execute("SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = 'live'").fetchall()
-        items = ", ".join(f"CAST({quote(name)} AS {kind})" for name, kind in types)
-        for chunk in chunks:
-            table: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
-            self._connection.register("chunk", table)
-            self._connection.execute(f"INSERT INTO live SELECT {items} FROM chunk")
-            self._connection.unregister("chunk")
+        owned = self._load(chunks, get)
+        if owned != sum(c["rows"] for c in chunks) or self._load(others, get):
+            # Groups were dealt out otherwise: what is this share's is written down anew with the next checkpoint.
+            self._anew = True
         if self._shape.kind == "session":
             for _ in self._closed_sessions(watermark):
                 pass  # they were given
         else:
             self._forget(f"{self._shape.last(FROM)} + {self._shape.size} <= {watermark}")
+
+    def _load(self, chunks: Sequence[Mapping[str, Any]], get: Callable[[str], bytes]) -> int:
+        """Take this share's lines of some chunks; returns how many there were."""
+        types = self._connection.execute("SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = 'live'").fetchall()
+        items = ", ".join(f"CAST({quote(name)} AS {kind})" for name, kind in types)
+        before = self._count("live")
+        for chunk in chunks:
+            table: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
+            self._connection.register("chunk", table)
+            self._connection.execute(f"INSERT INTO live SELECT {items} FROM chunk{self._mine(self._lines.key_names)}")
+            self._connection.unregister("chunk")
+        return self._count("live") - before
 
     def close(self) -> None:
         """Release the tables."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.aggregate.shards import Shards
 from dataflare_plugins.aggregate.window_state import ENDS, OPENS, TIME, Lines, WindowState
 from dataflare_plugins.aggregate.windows import END, START, Shape, Window
 from dataflare_sdk import Batch, DataflareError, ExpressionEngine, Progress, RowRejection, code, duck
@@ -59,21 +60,26 @@ class Windowed:
         self._now = BEGINNING
         self.late = 0
         self._lines = _lines(by, select, schema, result, engine)
-        self._state: WindowState | None = None
+        self._state: Shards | None = None
         self._identity = repr((shape.kind, shape.size, shape.every, window.on, dict(by), dict(select)))
 
     @property
-    def state(self) -> WindowState:
+    def state(self) -> Shards:
         """The tables, made when first needed."""
         if self._state is None:
             run = self._ctx.run
-            self._state = WindowState(
-                self._shape,
-                self._lines,
-                self._schema,
-                memory=self._ctx.memory,
-                temp=Path(self._ctx.staging_dir) / "spill",
-                timezone=run.timezone if run is not None else "UTC",
+            count = max(1, self._ctx.threads) if self._lines.keys else 1
+            self._state = Shards(
+                lambda share: WindowState(
+                    self._shape,
+                    self._lines,
+                    self._schema,
+                    memory=self._ctx.memory // count,
+                    temp=Path(self._ctx.staging_dir) / f"spill-{share[0]}",
+                    timezone=run.timezone if run is not None else "UTC",
+                    shard=share,
+                ),
+                count,
             )
         return self._state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ def windows_of(kind: str, size: int, every: int) -> str:
     return f"SELECT *, {floor} - i * {every} AS ws, {floor} - i * {every} + {size} AS we FROM r, range({reach}) n(i) WHERE {time} < {floor} - i * {every} + {size}"
 
 
-def oracle(tables: list[pa.Table], lateness: int, kind: str, size: int, every: int, select: dict[str, str], zone: str | None) -> tuple[Counter[str], Counter[str]]:
+def oracle(
+    tables: list[pa.Table], lateness: int, kind: str, size: int, every: int, select: dict[str, str], zone: str | None
+) -> tuple[Counter[str], Counter[str]]:
     """Return the rows of the windows and the late rows, by DuckDB alone."""
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
@@ -88,7 +90,12 @@ def plain(value: Any) -> Any:
     return int(value) if value is not None and not isinstance(value, (str, list, bool)) else value
 
 
-row = st.tuples(st.integers(0, 14).map(lambda n: n * 30), st.sampled_from([0, 0, 0, 30, 120, 290, 600]), st.sampled_from([None, 1, 2, 3]), st.one_of(st.none(), st.integers(0, 9)))
+row = st.tuples(
+    st.integers(0, 14).map(lambda n: n * 30),
+    st.sampled_from([0, 0, 0, 30, 120, 290, 600]),
+    st.sampled_from([None, 1, 2, 3]),
+    st.one_of(st.none(), st.integers(0, 9)),
+)
 shapes = st.one_of(
     st.tuples(st.just("tumbling"), st.sampled_from([60, 600, 3600, 86400]), st.none()),
     st.tuples(st.just("sliding"), st.sampled_from([600, 900, 3600]), st.sampled_from([120, 300, 600])),
@@ -96,7 +103,7 @@ shapes = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(row, max_size=60),
     second=st.lists(row, max_size=40),
@@ -107,7 +114,17 @@ shapes = st.one_of(
     batch=st.sampled_from([1, 3, 7, 1000]),
     epoch=st.sampled_from([1, 5, 50, 1000]),
 )
-def test_windows_equal_one_query(first: Any, second: Any, shape: Any, lateness: int, whole: bool, zone: str | None, batch: int, epoch: int, tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: E501
+def test_windows_equal_one_query(
+    first: Any,
+    second: Any,
+    shape: Any,
+    lateness: int,
+    whole: bool,
+    zone: str | None,
+    batch: int,
+    epoch: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     kind, size, every = shape
     select = WHOLE if whole else IN_PARTS
     tables = [rows(first, 0, zone), rows(second, 1000, zone)]
@@ -116,7 +133,14 @@ def test_windows_equal_one_query(first: Any, second: Any, shape: Any, lateness: 
         {
             "name": "w",
             "sources": {"a": {"use": "csv", "with": {"path": "none.csv"}}, "b": {"use": "csv", "with": {"path": "none.csv"}}},
-            "processors": [{"id": "x", "use": "aggregate", "from": ["a", "b"], "with": {"by": ["window_start", "window_end", "k"], "select": select, "window": window}}],
+            "processors": [
+                {
+                    "id": "x",
+                    "use": "aggregate",
+                    "from": ["a", "b"],
+                    "with": {"by": ["window_start", "window_end", "k"], "select": select, "window": window},
+                }
+            ],
             "destinations": {"out": {"use": "blackhole", "from": "x"}, "late": {"use": "blackhole", "from": "x.late"}},
             "runtime": {"batch": {"rows": batch}},
             "state": {"path": str(tmp_path_factory.mktemp("s") / "state.db"), "checkpoint": {"rows": epoch}},
@@ -134,10 +158,11 @@ def test_windows_equal_one_query(first: Any, second: Any, shape: Any, lateness: 
 class Bench:
     """One `aggregate` driven by hand: batches of two partitions, ends of epochs, and crashes after which an epoch is done again."""
 
-    def __init__(self, runtime: Runtime, folder: Path, config: dict[str, Any], tables: list[pa.Table]) -> None:
+    def __init__(self, runtime: Runtime, folder: Path, config: dict[str, Any], tables: list[pa.Table], shares: Sequence[int]) -> None:
         self._factory = runtime.host.factory("processor", "aggregate")
         self._runtime, self._folder, self._config = runtime, folder, config
         self._tables, self._at = tables, [0, 0]
+        self._shares = list(shares)
         self._chunks: dict[str, bytes] = {}
         self.given: dict[str, list[pa.RecordBatch]] = {"": [], "late": []}
         self._epoch: dict[str, list[pa.RecordBatch]] = {"": [], "late": []}
@@ -148,6 +173,8 @@ class Bench:
     def _made(self) -> Any:
         host = self._runtime.host
         ctx = FakeContext(self._folder, "step")
+        ctx.threads = self._shares[0]
+        self._shares.append(self._shares.pop(0))  # the next life has another number
         ctx._components = lambda k, n, c: host.factory(k, n)(host.factory(k, n).configure(dict(c)), ctx)
         step = self._factory(self._factory.configure(self._config), ctx)
         step.output_schemas({"rows": self._tables[0].schema})
@@ -213,7 +240,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 deeds = st.lists(st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9)), st.just("epoch"), st.just("crash")), max_size=40)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(row, min_size=10, max_size=60),
     second=st.lists(row, max_size=40),
@@ -221,15 +248,30 @@ deeds = st.lists(st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9))
     lateness=st.sampled_from([0, 60, 300, 3600]),
     whole=st.booleans(),
     deeds=deeds,
+    shares=st.sampled_from([(1,), (2,), (3, 1, 2)]),
 )
 def test_epochs_and_crashes_change_nothing(
-    first: Any, second: Any, shape: Any, lateness: int, whole: bool, deeds: list[Any], runtime: Runtime, tmp_path_factory: pytest.TempPathFactory
+    first: Any,
+    second: Any,
+    shape: Any,
+    lateness: int,
+    whole: bool,
+    deeds: list[Any],
+    shares: tuple[int, ...],
+    runtime: Runtime,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     kind, size, every = shape
     select = WHOLE if whole else IN_PARTS
     tables = [rows(first, 0, None), rows(second, 1000, None)]
     window = {kind: f"{size}s", "on": "seen", "lateness": f"{lateness}s", **({"every": f"{every}s"} if every else {})}
-    bench = Bench(runtime, tmp_path_factory.mktemp("b"), {"by": ["window_start", "window_end", "k"], "select": select, "window": window}, tables)
+    bench = Bench(
+        runtime,
+        tmp_path_factory.mktemp("b"),
+        {"by": ["window_start", "window_end", "k"], "select": select, "window": window},
+        tables,
+        shares,
+    )
     for deed in deeds:
         if deed == "epoch":
             bench.end_epoch()
