@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import struct
 
 import pyarrow as pa
@@ -82,18 +81,18 @@ class Receiver:
         Raises:
             DataflareError: `wasm.bad-reply`.
         """
-        head = _head(memory, address)
-        length, count = head[0], head[4]
+        length, _, offset, buffers, count, valid, inner, dictionary, _, _ = memory.words(ARRAY, address, "array")
         if count != len(self._fields):
             raise BAD_REPLY.error(f"it gave {count} columns and announced {len(self._fields)}")
+        if not 0 <= length <= MOST_ROWS or offset or dictionary:
+            raise BAD_REPLY.error(f"its rows have the length {length} and the offset {offset}; that cannot be")
         if rows is not None and length != rows:
             raise BAD_REPLY.error(f"it gave {length} rows where there must be {rows}")
-        if head[3] not in (0, 1) or (head[3] and _words(memory, head[5], 1)[0]):
+        if buffers not in (0, 1) or (buffers and memory.words(_POINTERS[1], valid, "pointers")[0]):
             raise BAD_REPLY.error("its rows have a validity of their own; only columns may")
-        places = _words(memory, head[6], count)
         return [
             _checked(memory, place, field, form, plain, length)
-            for place, (field, form, plain) in zip(places, self._fields, strict=True)
+            for place, (field, form, plain) in zip(_words(memory, inner, count), self._fields, strict=True)
             if wanted is None or field.name in wanted
         ]
 
@@ -135,7 +134,7 @@ def _buffers(
     head = _sound(memory, address, kind, form, rows, 0, depth)
     if rows == 0:
         return (), pa.array([], kind).buffers()
-    places = _words(memory, head[5], form.buffers)
+    places = memory.words(_POINTERS[form.buffers], head[5], "pointers")
     valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None
     if form.shape == "fixed":
         return places, [valid, memory.buffer(places[1], (rows * form.width + 7) // 8, "values")]
@@ -145,19 +144,11 @@ def _buffers(
 
 def _sound(memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: int, inner: int, depth: int) -> tuple[int, ...]:
     """Return the head of an array that may have the rows and has what its type needs."""
-    head = _head(memory, address)
-    length, buffers, count = head[0], head[3], head[4]
-    if length < rows or buffers != form.buffers or count != inner or depth > DEEPEST:
-        raise BAD_REPLY.error(f"an array of {kind} has {length} of {rows} values, {buffers} buffers and {count} children")
-    return head
-
-
-def _head(memory: Memory, address: int) -> tuple[int, ...]:
     head = memory.words(ARRAY, address, "array")
-    length, _, offset, buffers, count, _, _, dictionary = head[:8]
-    if not 0 <= length <= MOST_ROWS or offset or dictionary or not 0 <= buffers <= 3 or not 0 <= count <= MOST_FIELDS:
+    length, _, offset, buffers, count, _, _, dictionary, _, _ = head
+    if not rows <= length <= MOST_ROWS or buffers != form.buffers or count != inner or offset or dictionary or depth > DEEPEST:
         raise BAD_REPLY.error(
-            f"an array of it has the length {length}, the offset {offset}, {buffers} buffers, {count} children; that cannot be"
+            f"an array of {kind} has {length} of {rows} values, the offset {offset}, {buffers} buffers and {count} children; that cannot be"
         )
     return head
 
@@ -201,9 +192,10 @@ def _last(offsets: pa.Buffer, rows: int, width: int) -> int:
 
 
 def _words(memory: Memory, address: int, count: int) -> tuple[int, ...]:
-    return memory.words(_pointers(count), address, "pointers") if count else ()
+    if count < len(_POINTERS):
+        return memory.words(_POINTERS[count], address, "pointers") if count else ()
+    return memory.words(struct.Struct(f"<{count}I"), address, "pointers")
 
 
-@functools.cache
-def _pointers(count: int) -> struct.Struct:
-    return struct.Struct(f"<{count}I")
+_POINTERS = [struct.Struct(f"<{count}I") for count in range(16)]
+"""So many pointers in a row."""

@@ -68,8 +68,7 @@ class Memory:
         """Return a copy of bytes."""
         if size == 0:
             return b""
-        self.spend(size, what)
-        self.check(address, size, what)
+        self._take(address, size, what)
         return bytes(self._view[address : address + size])
 
     def words(self, form: struct.Struct, address: int, what: str) -> tuple[Any, ...]:
@@ -86,8 +85,7 @@ class Memory:
         """Return a copy of bytes as an Arrow buffer of its own, or the very buffer that was lent, where it came back untouched."""
         if size == 0:
             return pa.py_buffer(b"")
-        self.spend(size, what)
-        self.check(address, size, what)
+        self._take(address, size, what)
         lent = self.lent.get(address)
         if lent is not None and lent[0].size == size and _same(self._base + address, lent[0].address, size) == 0:
             return lent[0]
@@ -135,6 +133,14 @@ class Memory:
     def put(self, address: int, buffer: pa.Buffer) -> None:
         """Copy a buffer in. The caller has checked where to."""
         self._signed[address : address + buffer.size] = buffer
+
+    def _take(self, address: int, size: int, what: str) -> None:
+        """Check and count what is to be copied out; raises as `check` and `spend`."""
+        self._budget -= size
+        if self._budget < 0 or address <= 0 or size < 0 or address + size > self.size:
+            self._budget += size
+            self.spend(size, what)
+            self.check(address, size, what)
 
     def spend(self, size: int, what: str) -> None:
         """Count what one reply takes of the host's memory.
