@@ -23,7 +23,8 @@ def prepared(name: str, result: Any, *arguments: Any) -> Callable[[], Any]:
     """
     from wasmtime import _ffi
 
-    function = _ffi.dll[name]  # one of our own: without `argtypes`, nothing is converted
+    library: Any = _ffi.dll
+    function = library[name]  # one of our own: without `argtypes`, nothing is converted
     function.restype = result
     return functools.partial(function, *arguments)
 

@@ -10,6 +10,7 @@ from dataflare_plugins.isolation_wasm.c_data import ARRAY, SCHEMA
 from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
 from dataflare_plugins.isolation_wasm.formats import FLAT, Layout, children, layout, type_of
 from dataflare_plugins.isolation_wasm.memory import Memory
+from dataflare_sdk.untrusted import AS_BYTES, validate
 
 MOST_ROWS = 1 << 24
 """Rows, or elements of lists, that one array of a reply may have."""
@@ -67,7 +68,7 @@ class Receiver:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
-        self._fields = [(f, layout(f.type), _TEXTS.get(f.type)) for f in schema]
+        self._fields = [(f, layout(f.type), f.type in AS_BYTES) for f in schema]
 
     def receive(self, memory: Memory, address: int, rows: int | None = None, wanted: frozenset[str] | None = None) -> list[pa.Array]:
         """Return the columns a guest laid out, each validated in full.
@@ -91,20 +92,17 @@ class Receiver:
         if buffers not in (0, 1) or (buffers and memory.words(_POINTERS[1], valid, "pointers")[0]):
             raise BAD_REPLY.error("its rows have a validity of their own; only columns may")
         return [
-            _checked(memory, place, field, form, plain, length)
-            for place, (field, form, plain) in zip(_words(memory, inner, count), self._fields, strict=True)
+            _checked(memory, place, field, form, text, length)
+            for place, (field, form, text) in zip(_words(memory, inner, count), self._fields, strict=True)
             if wanted is None or field.name in wanted
         ]
 
 
-_TEXTS = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-
-
-def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, plain: pa.DataType | None, rows: int) -> pa.Array:
+def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, text: bool, rows: int) -> pa.Array:
     """Return a column, validated in full."""
     try:
         if form.shape in FLAT:
-            return _flat(memory, address, field.type, form, plain, rows)
+            return _flat(memory, address, field.type, form, text, rows)
         made = _array(memory, address, field.type, form, rows, 0)
         made.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, ValueError, OverflowError) as error:
@@ -112,18 +110,14 @@ def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, plain:
     return made
 
 
-def _flat(memory: Memory, address: int, kind: pa.DataType, form: Layout, plain: pa.DataType | None, rows: int) -> pa.Array:
-    """Return a column without children, validated in full.
-
-    What ASCII text is cut into is UTF-8 wherever it is cut, so that only the cuts are left to be looked at; and those of the very
-    offsets that were lent were valid before the guest saw them.
-    """
+def _flat(memory: Memory, address: int, kind: pa.DataType, form: Layout, text: bool, rows: int) -> pa.Array:
+    """Return a column without children, validated in full: of ASCII text nothing, when its cuts are the very offsets that were lent."""
     places, made = _buffers(memory, address, kind, form, rows, 0)
     column = pa.Array.from_buffers(kind, rows, made, 0 if made[0] is None else -1)
-    if plain is None or not rows or not memory.ascii:
+    if not text or not rows or not memory.ascii:
         column.validate(full=True)
     elif not memory.cuts(places[1], made[1], form.width):
-        pa.Array.from_buffers(plain, rows, made).validate(full=True)
+        validate(column, ascii=True)
     return column
 
 

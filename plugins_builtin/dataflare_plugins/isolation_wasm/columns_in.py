@@ -40,15 +40,17 @@ class Node:
         data: bytes of its buffers and all below it.
     """
 
+    head: int
+    data: int
     __slots__ = ("_buffers", "_children", "_cuts", "_held", "_nulls", "_rows", "data", "head")
 
     def __init__(self, held: Any, rows: int, nulls: int, buffers: list[pa.Buffer | None], inner: list[Node], cuts: int = 0) -> None:
         self._held = held  # what the addresses below belong to
         self._cuts = cuts  # width of the offsets of text, which are the second buffer
         self._rows, self._nulls, self._buffers, self._children = rows, nulls, buffers, inner
-        head: int = ARRAY.size + 4 * (len(buffers) + len(inner)) + sum(c.head for c in inner)
+        head = ARRAY.size + 4 * (len(buffers) + len(inner)) + sum(c.head for c in inner)
         self.head = (head + 7) & ~7
-        self.data: int = sum(aligned(b.size) for b in buffers if b is not None) + sum(c.data for c in inner)
+        self.data = sum(aligned(b.size) for b in buffers if b is not None) + sum(c.data for c in inner)
 
     def lay(self, head: bytearray, at: int, start: int, data: int, copies: dict[int, Lent]) -> int:
         """Write the node's header at `at` (the block of headers begins at `start`); returns where data goes on."""
@@ -107,7 +109,7 @@ def _entries(column: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays([column.keys, column.items], fields=[kind.key_field, kind.item_field])
 
 
-def _children(column: pa.Array, rows: int) -> list[_Node]:
+def _children(column: pa.Array, rows: int) -> list[Node]:
     if pa.types.is_fixed_size_list(column.type):
         return [_node(column.values, rows * column.type.list_size, layout(column.type.value_type))]
     return [_node(column.field(i), rows, layout(column.type.field(i).type)) for i in range(column.type.num_fields)]

@@ -111,7 +111,7 @@ class Memory:
         self.lent = {}
 
     def cuts(self, address: int, buffer: pa.Buffer | None, width: int) -> bool:
-        """Whether what `buffer` returned for an address is the very offsets of text that were lent, which were valid before the guest saw them.
+        """Whether what `buffer` returned for an address is the very offsets of text that were lent: valid before the guest saw them.
 
         Numbers that were lent as something else are no offsets, however much they look like some.
         """

@@ -211,7 +211,7 @@ class WasmProcessor(Processor[Any]):
         """Hand a batch in and return the {array*, schema*} of each output."""
         array, schema, out = self._sender.send([data.column(i) for i in self._reads], data.num_rows, guest.memory, guest.alloc)
         guest.ask("df_process", array, schema, out)
-        return [guest.memory.words(_PAIR, out + _PAIR.size * i, "answer") for i in range(len(self._outputs))]  # type: ignore[misc]
+        return [guest.memory.words(_PAIR, out + _PAIR.size * i, "answer") for i in range(len(self._outputs))]
 
     # -- state ---------------------------------------------------------------------------------------------
 
