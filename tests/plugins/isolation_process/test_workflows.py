@@ -1,5 +1,6 @@
 """A workflow with a stranger's source, step and destination gives the same rows in-process and isolated."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -109,6 +110,21 @@ def test_hooks_are_asked_in_a_worker(installed: Callable[..., Path]) -> None:
         (problems,) = runtime.host.hook("check_workflow", workflow=model, plan=None)
         assert [(p.code, p.message, p.severity) for p in problems] == [("stranger.note", "w has 1 nodes", "note")]
         assert "stranger" not in sys.modules
+
+
+def test_a_run_whose_monitor_hangs_is_done_and_says_so(installed: Callable[..., Path], stranger: Path) -> None:
+    installed("process", "hooks: [run_event]\n")
+    (stranger / "stranger" / "__init__.py").write_text("import time\ndef dataflare_run_event(event):\n    time.sleep(10_000)\n")
+    document = {
+        "dataflare": 1, "name": "w", "sources": {"s": {"use": "generate", "with": {"rows": 3, "columns": {"n": "i"}}}},
+        "destinations": {"d": {"use": "jsonl", "with": {"path": "out.jsonl"}}},
+    }  # fmt: skip
+    said = io.StringIO()
+    with Runtime(".", log_sink=said) as runtime:
+        assert runtime.run(document).status == "done"
+    assert Path("out.jsonl").read_text().count("\n") == 3
+    assert "events were not heard in time" in said.getvalue()
+    assert "did not answer in time" not in said.getvalue()  # nobody waited for that
 
 
 def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> None:
