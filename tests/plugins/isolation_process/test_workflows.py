@@ -15,6 +15,7 @@ from dataflare.discovery import discover
 from dataflare.errors import DataflareError
 from dataflare.lifecycle import Runtime
 from dataflare.workflow import Node, Workflow
+from dataflare_plugins.isolation_process.host import keeper
 
 HOOKS = "hooks: [authorize, check_workflow, run_event]\n"
 
@@ -95,6 +96,23 @@ def test_a_bad_row_is_the_same_dead_letter(installed: Callable[..., Path]) -> No
         found[level] = ((work / "out.csv").read_text(), made.rows)
     assert found["process"] == found["inprocess"]
     assert found["process"][1]["dead_lettered"] == 1
+
+
+def test_the_policy_says_which_layer_may_be_missing(installed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = keeper.confined_policy
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        policy = made(*arguments)
+        return {**policy, "read": [*policy["read"], "/not/there"]}
+
+    monkeypatch.setattr(keeper, "confined_policy", broken)
+    work = installed("process")
+    document = workflow(rows=10)
+    del document["destinations"]["target"]
+    for without, ended in (("[]", "plugin.not-confined"), ("[broker]", "plugin.not-confined"), ("[landlock]", None)):
+        (work / "policy.yaml").write_text(f"trust: [stranger]\nwithout: {without}\n")
+        error = dataflare.run(document).error
+        assert (None if error is None else error["code"]) == ended
 
 
 def test_hooks_are_asked_in_a_worker(installed: Callable[..., Path]) -> None:

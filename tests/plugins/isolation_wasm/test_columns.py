@@ -218,3 +218,23 @@ def test_one_reply_is_not_copied_without_end(tmp_path: Path, how: str) -> None:
         with pytest.raises(DataflareError, match="one reply longer than"):
             getattr(memory, how)(64, 1 << 16, "part")
     guest.close()
+
+
+def test_offsets_that_do_not_begin_at_nothing(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    ends = pa.py_buffer(struct.pack("<4i", 3, 5, 5, 9))
+    text = pa.Array.from_buffers(pa.string(), 3, [None, ends, pa.py_buffer(b"...ab1234")])
+    inner = pa.array(range(9), pa.int8())
+    listed = pa.Array.from_buffers(pa.list_(pa.int8()), 3, [None, ends], children=[inner])
+    for columns in ({"s": text}, {"s": text, "l": listed}):
+        data = pa.record_batch(columns)
+        bound(guest, data)
+        assert processed(guest, data).to_pydict() == data.to_pydict()
+        instance, memory = guest._instances.guest, guest._instances.guest.memory
+        array, _, _ = Sender(data.schema).send(data.columns, 3, memory, instance.alloc)
+        head = memory.words(ARRAY, array, "array")
+        for place in memory.words(struct.Struct(f"<{head[4]}I"), head[6], "pointers"):
+            _, offsets = memory.words(struct.Struct("<2I"), memory.words(ARRAY, place, "array")[5], "pointers")
+            assert memory.words(struct.Struct("<4i"), offsets, "offsets") == (0, 2, 2, 6)
+        instance.reset()
+    guest.close()
