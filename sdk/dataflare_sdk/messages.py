@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Origin:
         base: what all its positions share (`{"file": "a.csv"}`).
         first: number of its first row within `base`, from 1.
         rows: for each row of the batch the index of its row in `data`; None: the same row.
+        place: gives the place of its row number `first` + n, in words of its own, where rows are not counted one after the other
+            (the messages of a broker); None: `{"row": number}`.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Origin:
     base: Mapping[str, Any]
     first: int = 1
     rows: pa.Array | None = None
+    place: Callable[[int], Mapping[str, Any]] | None = None
 
     def take(self, indices: pa.Array) -> Origin:
         """Return the origin of the rows at `indices`."""
@@ -61,7 +64,8 @@ class Origin:
 
     def position(self, row: int) -> dict[str, Any]:
         """Return the position of a row of the batch in its source."""
-        return {**self.base, "row": self.first + self.index(row)}
+        number = self.first + self.index(row)
+        return {**self.base, **({"row": number} if self.place is None else self.place(number))}
 
     def values(self, row: int) -> dict[str, Any]:
         """Return the source row behind a row of the batch, as plain values."""
@@ -89,6 +93,8 @@ class Batch:
         origin: the source rows behind these, while every row still has exactly one.
         changes: what happened to each row, when the stream is one of changes; None: they are rows to be added.
         read: rows of the source that the batch stands for, where steps were done while reading; None: its own.
+        partition: the part of its source that the rows come from, as a reader of several parts names it; the engine puts
+            the source's id before it. What is late is judged within it. Empty after a step that mixes rows.
     """
 
     stream: str
@@ -98,10 +104,11 @@ class Batch:
     origin: Origin | None = None
     changes: Changes | None = None
     read: int | None = None
+    partition: str = ""
 
     def with_data(self, data: pa.RecordBatch) -> Batch:
         """Return the batch with other columns for the same rows."""
-        return Batch(self.stream, data, self.offset, (), self.origin, self.changes)
+        return Batch(self.stream, data, self.offset, (), self.origin, self.changes, partition=self.partition)
 
     def filter(self, mask: pa.Array) -> Batch:
         """Return the rows where `mask` is true (NULL is not)."""
@@ -111,16 +118,16 @@ class Batch:
         if origin is not None:
             origin = origin.take(pc.indices_nonzero(pc.fill_null(mask, False)))
         changes = None if self.changes is None else self.changes.filter(mask)
-        return Batch(self.stream, self.data.filter(mask), self.offset, (), origin, changes)
+        return Batch(self.stream, self.data.filter(mask), self.offset, (), origin, changes, partition=self.partition)
 
     def take(self, indices: pa.Array) -> Batch:
         """Return the rows at `indices`, in that order."""
         origin = None if self.origin is None else self.origin.take(indices)
         changes = None if self.changes is None else self.changes.take(indices)
-        return Batch(self.stream, self.data.take(indices), self.offset, (), origin, changes)
+        return Batch(self.stream, self.data.take(indices), self.offset, (), origin, changes, partition=self.partition)
 
     def slice(self, start: int, length: int) -> Batch:
         """Return `length` rows from `start`, without copying."""
         origin = None if self.origin is None else self.origin.slice(start, length)
         changes = None if self.changes is None else self.changes.slice(start, length)
-        return Batch(self.stream, self.data.slice(start, length), self.offset, (), origin, changes)
+        return Batch(self.stream, self.data.slice(start, length), self.offset, (), origin, changes, partition=self.partition)
