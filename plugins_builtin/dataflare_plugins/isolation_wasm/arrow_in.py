@@ -37,7 +37,7 @@ class Sender:
         self._block, self._at = b"", -1
         self._forms = [layout(f.type) for f in schema]
         self._flat = all(form.shape in FLAT for form in self._forms)
-        self._plan = _Plan([], (0,), 0)
+        self._plan: _Plan | None = None
 
     def send(self, columns: list[pa.Array], rows: int, memory: Memory, alloc: Callable[[int], int]) -> tuple[int, int, int]:
         """Copy columns in and return the addresses of their array, their schema, and zeros for the answer.
@@ -63,7 +63,7 @@ class Sender:
         found = [flat(column, rows, form) for column, form in zip(columns, self._forms, strict=True)]
         key = (rows, *[(buffers[0] is not None, buffers[1] is not None) for _, buffers in found])
         plan = self._plan
-        if key != plan.key:
+        if plan is None or key != plan.key:
             plan = self._plan = _Plan(self._forms, key, self._top)
         size = plan.size
         for _, buffers in found:

@@ -238,3 +238,17 @@ def test_offsets_that_do_not_begin_at_nothing(tmp_path: Path) -> None:
             assert memory.words(struct.Struct("<4i"), offsets, "offsets") == (0, 2, 2, 6)
         instance.reset()
     guest.close()
+
+
+def test_rows_of_which_nothing_is_read(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    bound(guest, orders(1).drop_columns("kind"))
+    instance, sender = guest._instances.guest, Sender(pa.schema([]), 8)
+    for rows in (0, 7, 0):
+        array, schema, out = sender.send([], rows, instance.memory, instance.alloc)
+        length, _, _, buffers, children, *_ = instance.memory.words(ARRAY, array, "array")
+        assert (length, buffers, children) == (rows, 1, 0)
+        assert schema < out < array
+        assert instance.memory.read(out, 8, "answer") == bytes(8)
+        instance.reset()
+    guest.close()
