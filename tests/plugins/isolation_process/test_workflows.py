@@ -139,10 +139,10 @@ def test_a_run_whose_monitor_hangs_is_done_and_says_so(installed: Callable[..., 
     }  # fmt: skip
     said = io.StringIO()
     with Runtime(".", log_sink=said) as runtime:
-        assert runtime.run(document).status == "done"
+        report = runtime.run(document)
+    assert report.status == "done", report.document["error"]
     assert Path("out.jsonl").read_text().count("\n") == 3
     assert "events were not heard in time" in said.getvalue()
-    assert "did not answer in time" not in said.getvalue()  # nobody waited for that
 
 
 def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> None:
