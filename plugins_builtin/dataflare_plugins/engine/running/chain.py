@@ -189,10 +189,10 @@ class Chain:
                     self._hand_on(operator, [(output, made)])
                 operator.counts.late = operator.component.late
                 done = FOREVER if self._flushed else operator.component.watermark()
-                marks[name, ""] = [Watermark(name, done)]
+                marks[name, ""] = [Watermark(done, name)]
                 marks.update({(name, output): every for output in operator.outputs if output})
             elif operator.mixes:
-                marks[name, ""] = [Watermark(name, FOREVER if self._flushed else None)]
+                marks[name, ""] = [Watermark(FOREVER if self._flushed else None, name)]
             else:
                 marks[name, ""] = every
         return marks
