@@ -6,6 +6,8 @@ destination holds is trimmed. A position is the number of messages before it, co
 The folder holds segments, `<number of the first message>.log`, each a sequence of frames. A frame is what one `append`
 brought: a header with length and checksum, then the messages as an Arrow record batch.
 
+Every opening begins a segment of its own: a process that was stopped and wakes up behind a newer one writes into no file of it.
+
 After a crash a frame that was not written to its end is cut off: nobody was told of it. A frame in which a byte is not as it was
 written is damage: what can still be read is kept, the segment as it was found goes to the folder `damaged`, and both the log
 and a counter tell how many messages are lost.
@@ -31,6 +33,7 @@ from dataflare.errors import code
 from dataflare_sdk import platform
 from dataflare_sdk.atomic import cut, explained, make_folder, put_file, read_record, write_record
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fence import FENCED
 from dataflare_sdk.inflow.messages import Messages, is_column
 
 declare("inflow.log.written", "inflow.log.durable", "inflow.log.trimmed")
@@ -237,16 +240,15 @@ class DurableLog:
             file.write(b"".join(frames))
             failpoint("inflow.log.written")
             os.fsync(file.fileno())
+            # A newer run may have taken the folder away, and have looked at it before this was written: then nobody has it.
+            if not self._segments[-1].path.exists():
+                raise FENCED.error(f"the log '{self._folder}' was taken over by a newer run")
             failpoint("inflow.log.durable")
 
     def _begin_segment(self) -> IO[bytes]:
         if self._file is not None:
             self._file.close()
             self._file = None
-        last = self._segments[-1] if self._segments else None
-        if last is not None and last.end == self._end and last.size < self._segment_bytes and last.path.exists():
-            self._file = last.path.open("ab", buffering=0)
-            return self._file
         path = self._folder / f"{self._end:020}.log"
         self._file = path.open("ab", buffering=0)
         platform.fsync_dir(self._folder)
