@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +41,7 @@ class MosquittoServer(ServerProcess):
         """Start it and wait until it answers."""
         lines = [
             f"listener {self.port} 127.0.0.1", "persistence true", f"persistence_location {self.folder}/", "autosave_on_changes true",
-            "autosave_interval 1", "sys_interval 1", "max_queued_messages 0", *self.options,
+            "autosave_interval 1", "max_queued_messages 0", *self.options,
         ]  # fmt: skip
         (self.folder / "conf").write_text("\n".join(lines) + "\n")
         self.process = spawn([str(PROGRAM), "-c", str(self.folder / "conf")], self.folder, self.log)
@@ -80,22 +79,22 @@ class MosquittoServer(ServerProcess):
     def publish_one(self, topic: str, payload: bytes, *options: str, qos: int = 1) -> None:
         """Publish one message of any bytes."""
         subprocess.run(
-            [str(PUBLISH), *self._where(), "-t", topic, "-q", str(qos), *options, "-s"], input=payload, check=True, timeout=60, capture_output=True
+            [str(PUBLISH), *self._where(), "-t", topic, "-q", str(qos), *options, "-s"],
+            input=payload,
+            check=True,
+            timeout=60,
+            capture_output=True,
         )
+
+    def remember(self, client_id: str, topic: str = "t/#", qos: int = 2, *, v5: bool = False) -> None:
+        """Let a client subscribe and leave, with a session that the broker keeps."""
+        version = ["-V", "5", "-x", "3600"] if v5 else ["-V", "mqttv311"]
+        self._ran([str(SUBSCRIBE), *self._where(), "-i", client_id, "-c", "-t", topic, "-q", str(qos), "-E", *version], "")
 
     def listen(self, topic: str, count: int, *options: str) -> subprocess.Popen[str]:
         """Start a subscriber that ends after `count` messages; its output is a topic, a space and a payload a line."""
-        command = [str(SUBSCRIBE), *self._where(), "-t", topic, "-C", str(count), "-v", "-q", "2", "-W", "60", *options]
+        command = ["stdbuf", "-oL", str(SUBSCRIBE), *self._where(), "-t", topic, "-C", str(count), "-v", "-q", "2", "-W", "60", *options]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def figure(self, name: str) -> int:
-        """Return one of the broker's own figures, `$SYS/broker/<name>`, as it tells it next."""
-        done = self._ran([str(SUBSCRIBE), *self._where(), "-t", f"$SYS/broker/{name}", "-C", "2", "-W", "20"], "")
-        return int(done.split()[-1])
-
-    def waiting(self) -> int:
-        """Return how many messages wait for subscribers, by the broker's own database once it is saved."""
-        return self.figure("store/messages/count")
 
     def _where(self) -> list[str]:
         return ["-h", "127.0.0.1", "-p", str(self.port)]
@@ -104,11 +103,3 @@ class MosquittoServer(ServerProcess):
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode in (0, 27), done.stderr
         return done.stdout
-
-
-def settled(server: MosquittoServer, name: str, wanted: int, seconds: float = 30.0) -> int:
-    """Wait until a figure of the broker is `wanted`, and return what it was at last."""
-    stop = time.monotonic() + seconds
-    while (found := server.figure(name)) != wanted and time.monotonic() < stop:
-        pass
-    return found

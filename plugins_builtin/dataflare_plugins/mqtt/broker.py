@@ -146,14 +146,14 @@ class Connection:
         self.connected, self.session_present = True, bool(flags.session_present)
         self.allowed = getattr(properties, "ReceiveMaximum", None) or 20
 
-    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
         self.connected = False
 
     def _properties(self) -> Any:
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
-        made = Properties(PacketTypes.CONNECT)
+        made: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call,unused-ignore]
         made.SessionExpiryInterval = min(round(self._expiry), 0xFFFFFFFF)
         made.ReceiveMaximum = self._window
         return made

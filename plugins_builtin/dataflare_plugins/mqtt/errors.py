@@ -9,7 +9,9 @@ from dataflare_sdk import DataflareError, RetriableError, code
 
 NO_CLIENT = code("mqtt.no-client", 4, "The library paho-mqtt is not installed.", "pip install 'dataflare[mqtt]'")
 BAD_URL = code("mqtt.bad-url", 3, "The URL is none of an MQTT broker.", "Write mqtt://host:1883 or mqtts://host:8883.")
-BAD_TOPIC = code("mqtt.bad-topic", 3, "A topic or topic filter is not one of MQTT.", "Use levels divided by `/`; `+` and a final `#` are for sources.")
+BAD_TOPIC = code(
+    "mqtt.bad-topic", 3, "A topic or topic filter is not one of MQTT.", "Use levels divided by `/`; `+` and a final `#` are for sources."
+)
 UNREACHABLE = code("mqtt.unreachable", 4, "The broker cannot be reached.", "Check `url`, and that the broker runs.")
 TLS_FAILED = code("mqtt.tls", 4, "The encrypted connection to the broker failed.", "Check `tls`, and the certificate of the broker.")
 DENIED = code("mqtt.denied", 4, "The broker refuses the user or the password.", "Check `username` and `password`.")

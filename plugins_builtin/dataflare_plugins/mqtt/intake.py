@@ -19,6 +19,8 @@ declare("mqtt.received", "mqtt.logged", "mqtt.acknowledged")
 
 PATIENCE = 30.0
 """Seconds without a connection after which the run is told."""
+STEADY = 5.0
+"""Seconds that a connection without messages must have held to count as one."""
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 """Seconds between attempts to connect again."""
 GATHER = 1_000
@@ -74,6 +76,8 @@ class Intake:
         self._thread: threading.Thread | None = None
         self._drain: threading.Event | None = None
         self._marked = self._unmarked = False
+        self._came = 0
+        """Messages that came so far."""
         self.error: BaseException | None = None
         """Why it ended, or why it cannot connect; for whoever reads the log."""
 
@@ -116,14 +120,21 @@ class Intake:
         wait, since = FIRST_WAIT, time.monotonic()
         connected_once = False
         while not self._stop.is_set():
+            came = self._came
             connection = self._connect(self._take, lambda mid: self._free.append(mid))
             # What was not acknowledged on an earlier connection comes again.
             self._got, self._known, self._free = [], [], []
             try:
                 connection.connect()
-                connected_once, wait = True, FIRST_WAIT
+                connected_once = True
+                began = time.monotonic()
                 self._serve(connection)
-                since = time.monotonic()
+                if self._came > came or time.monotonic() - began > STEADY:
+                    wait, since = FIRST_WAIT, time.monotonic()
+                elif time.monotonic() - since > PATIENCE:
+                    self.error = RetriableError(
+                        LOST.problem(f"{connection.place}: it ends every connection; is another client '{self._client_id}'?")
+                    )
             except RetriableError as error:
                 if not connected_once:
                     self.error = error
@@ -168,6 +179,8 @@ class Intake:
     def _mark(self, connection: Connection) -> None:
         """Publish the marker to ourselves; what the broker has for us stands before it."""
         self._marked = False
+        if self._unmarked:  # refused before: Mosquitto 2.0 ends the connection at that
+            return
         self._unmarked = bool(connection.subscribe({self._marker_topic: 1}, retained=False))
         if not self._unmarked:
             connection.client.on_publish = self._published
@@ -201,6 +214,7 @@ class Intake:
 
     def _take(self, message: Any) -> None:
         """Judge a message that came; its answer waits for `_flush`."""
+        self._came += 1
         if message.topic == self._marker_topic:
             self._marked = True
             self._known.append(message)

@@ -75,9 +75,7 @@ class Session:
 
     def _save(self) -> None:
         self._saved = self._log.end
-        write_record(
-            self._path, {"client_id": self.client_id, "filters": self.filters, "held": sorted(self._held), "at": self._saved}
-        )
+        write_record(self._path, {"client_id": self.client_id, "filters": self.filters, "held": sorted(self._held), "at": self._saved})
 
 
 def note(mid: int) -> bytes:

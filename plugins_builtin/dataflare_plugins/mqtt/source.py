@@ -173,7 +173,7 @@ class LogReader(MessageReader):
         super().__init__(source, partition, extract, offset, until)
         self._log, self._intake = log, intake
         self._next = int(self.positions.setdefault("", log.start - 1)) + 1
-        log.advance(self._next)
+        log.resume(self._next)
         intake.start()
 
     def fetch(self, max_rows: int, max_bytes: int, deadline: float) -> Messages | None:

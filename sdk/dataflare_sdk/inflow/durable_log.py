@@ -39,6 +39,12 @@ from dataflare_sdk.inflow.messages import Messages, is_column
 declare("inflow.log.written", "inflow.log.durable", "inflow.log.trimmed")
 
 CLOSED = code("inflow.closed", 4, "A message came when its source was being closed.", "Send it again; it was not taken.")
+TRIMMED = code(
+    "inflow.trimmed",
+    4,
+    "Messages are to be read again that every destination held already, and that are gone from the log.",
+    "The state is older than the log: restore both together, or start over with `dataflare state reset`.",
+)
 DAMAGED, LOST = "log_segments_damaged", "log_messages_lost"
 OVER = code("inflow.too-large", 4, "One message is larger than the whole buffer.", "Raise `buffer`.")
 
@@ -159,6 +165,16 @@ class DurableLog:
                 if self._file is not None:
                     self._file.close()
                     self._file = None
+
+    def resume(self, position: int) -> None:
+        """Go on at a position that was read to before; no number below it is given again.
+
+        Raises:
+            DataflareError: `inflow.trimmed`.
+        """
+        if position < self.start:
+            raise TRIMMED.error(f"message {position} of '{self._folder}' is wanted, and those before {self.start} are trimmed")
+        self.advance(position)
 
     def append(self, messages: Messages, notes: Sequence[bytes | None] | None = None) -> int:
         """Add messages in their order and return the position behind them, once they are on the disk.
