@@ -170,11 +170,25 @@ def _context(tls: TlsConfig, base: Path) -> ssl.SSLContext:
 
 
 def _client_class(mqtt: Any) -> Any:
-    """Return paho's client with the answers to messages of quality 2 left to its owner."""
+    """Return paho's client with the answers to messages of quality 2 left to its owner.
+
+    It reaches into paho where paho has no door: `pyproject.toml` holds the versions that this was tried with.
+    """
 
     class Client(mqtt.Client):  # type: ignore[misc,unused-ignore]
         on_publish_two: Callable[[Any], None] | None = None
         on_release: Callable[[int], None] | None = None
+
+        def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
+            # As paho does it, and closed when it fails.
+            wrapped = self._ssl_context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+            try:
+                wrapped.settimeout(self._connect_timeout)
+                wrapped.do_handshake()
+            except BaseException:
+                wrapped.close()
+                raise
+            return wrapped
 
         def _handle_publish(self) -> Any:
             answer = super()._handle_publish()

@@ -67,7 +67,7 @@ def test_what_was_appended_is_read_in_order_with_all_that_belongs_to_it(tmp_path
     trims=st.lists(st.integers(0, 60), max_size=4),
     segment=st.sampled_from([1, 300, 1 << 20]),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_any_appends_reads_trims_and_reopenings_give_the_list_that_was_appended(pages, rows, trims, segment):
     with tempfile.TemporaryDirectory() as folder:
         model, trimmed = [], 0
@@ -87,7 +87,7 @@ def test_any_appends_reads_trims_and_reopenings_give_the_list_that_was_appended(
 
 
 @given(cut=st.integers(1, 400))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_torn_tail_is_cut_and_costs_only_what_nobody_was_told_of(cut):
     with tempfile.TemporaryDirectory() as folder:
         told = Told()
