@@ -191,7 +191,7 @@ class MqttDestination(Destination[MqttDestinationConfig]):
                 connection.connect()
             except RetriableError as error:
                 if time.monotonic() > stop or self.ctx.cancelled():
-                    raise RetriableError(LOST.problem(f"{connection.place}: {error.problems[0].message}", path="url")) from error
+                    raise RetriableError(LOST.problem(error.problems[0].message, path="url")) from error
                 time.sleep(wait)
                 wait = min(wait * 2, 2.0)
             else:

@@ -121,10 +121,11 @@ class Intake:
         connected_once = False
         while not self._stop.is_set():
             came = self._came
-            connection = self._connect(self._take, lambda mid: self._free.append(mid))
             # What was not acknowledged on an earlier connection comes again.
             self._got, self._known, self._free = [], [], []
+            connection: Connection | None = None
             try:
+                connection = self._connect(self._take, lambda mid: self._free.append(mid))
                 connection.connect()
                 connected_once = True
                 began = time.monotonic()
@@ -139,11 +140,12 @@ class Intake:
                 if not connected_once:
                     self.error = error
                 elif time.monotonic() - since > PATIENCE:
-                    self.error = RetriableError(LOST.problem(f"{connection.place}: {error.problems[0].message}"))
+                    self.error = RetriableError(LOST.problem(error.problems[0].message))
             except BaseException as error:
                 self.error = error
             finally:
-                connection.close()
+                if connection is not None:
+                    connection.close()
             if self.error is not None:
                 self._log.wake()
                 return

@@ -319,7 +319,7 @@ class DurableLog:
                 cursor = self._seek(position)
                 if cursor is None:
                     return
-            frame = cursor.next(end)
+            frame = cursor.next(min(end, cursor.segment.end))
             if frame is None:
                 following = self._following(cursor.segment)
                 if following is None:
@@ -397,13 +397,20 @@ class DurableLog:
     def _recovered(self) -> list[_Segment]:
         """Look at every frame of every segment, cut off what was not finished, and set aside what is damaged."""
         paths = sorted(self._folder.glob("*.log"))
-        looked = [self._looked_at(path, last=path == paths[-1]) for path in paths]
+        looked = [self._looked_at(path, int(paths[i].stem) if i < len(paths) else None) for i, path in enumerate(paths, 1)]
         return [segment for segment in looked if segment is not None]
 
-    def _looked_at(self, path: Path, *, last: bool) -> _Segment | None:
+    def _looked_at(self, path: Path, following: int | None) -> _Segment | None:
+        """Return a segment with what of it is whole, before message `following`, with which the next one begins."""
         raw = path.read_bytes()
         frames, bad = _scan(raw)
-        if bad and last and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
+        late = next((f for f in frames if following is not None and f.first >= following), None)
+        if late is not None:
+            # A process that was stopped wrote it behind a newer one; it was refused, and told nobody that it had it.
+            cut(path, late.at)
+            raw = raw[: late.at]
+            frames, bad = _scan(raw)
+        if bad and following is None and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
             cut(path, bad[0][0])
         elif bad:
             self._set_aside(path, raw, frames, bad)

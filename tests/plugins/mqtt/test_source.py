@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,46 @@ def secured(own_mosquitto: Callable[..., MosquittoServer], folder: Path) -> Mosq
         )
     finally:
         shutil.rmtree(place)
+
+
+@pytest.fixture
+def without_paho(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python without paho-mqtt."""
+    stub = tmp_path / "stub" / "paho"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise ImportError('not here')")
+    return {"PYTHONPATH": str(stub.parent)}
+
+
+def validated(flow: Flow, env: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "dataflare", "validate", str(flow.file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "promise"),
+    [({"qos": 2}, "exactly_once"), ({"qos": 2, "session": "clean"}, "at_least_once"), ({"qos": 1}, "at_least_once")],
+)
+def test_validate_needs_neither_broker_nor_library_and_tells_the_promise(
+    options: dict[str, Any], promise: str, without_paho: dict[str, str], tmp_path: Path
+) -> None:
+    found = validated(Flow(tmp_path / "flow", "mqtt://127.0.0.1:1", **options), without_paho)
+    assert (found["valid"], found["guarantee"]) == (True, {"out": promise})
+
+
+def test_without_the_library_a_run_says_what_to_install(without_paho: dict[str, str], tmp_path: Path) -> None:
+    said = Flow(tmp_path / "flow", "mqtt://127.0.0.1:1").once(env=without_paho)
+    assert (said["error"]["code"], said["exit"]) == ("mqtt.no-client", 4)
+    assert "dataflare[mqtt]" in said["error"]["fix"]
+
+
+def test_a_topic_is_never_read_whole(tmp_path: Path) -> None:
+    flow = Flow(tmp_path, "mqtt://127.0.0.1:1")
+    flow.file.write_text(flow.file.read_text().replace("destinations:", "    extract: {mode: full}\ndestinations:"))
+    found = validated(flow, {})
+    assert [p["code"] for p in found["problems"]] == ["workflow.extract-mode"]
 
 
 # -- the source by itself, as the engine reads it ----------------------------------------------------------
