@@ -32,7 +32,7 @@ QUIET = 2.0
 
 
 class Intake:
-    """Receives in the background, from `start` to `close`.
+    """Receives in the background, from `start` to `leave`.
 
     Messages of quality 1 and 2 are acknowledged when they are on the disk; while the log is full nothing is, and the broker keeps
     what follows. One of quality 2 that comes again is known by its number and dropped; one of quality 1 cannot be told
@@ -87,11 +87,11 @@ class Intake:
             self._thread = threading.Thread(target=self._run, name=f"mqtt-{self._client_id}", daemon=True)
             self._thread.start()
 
-    def close(self) -> None:
-        """Leave the broker and end the thread."""
+    def leave(self, seconds: float | None = None) -> None:
+        """Leave the broker and wait for the end of the thread, for so long; it may wait for room in the log."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def drained(self, cancelled: Callable[[], bool]) -> int:
         """Wait until all that the broker has for us at this moment is in the log, and return the position behind it.
@@ -230,31 +230,40 @@ class Intake:
 
     def _flush(self, connection: Connection) -> bool:
         """Put what came into the log, then tell the broker; False when the connection is gone."""
-        if not self._make_room(connection):
-            self._got = [(m, t) for m, t in self._got if m.qos == 0 or not self._persistent]
-            self._write()
-            return False
-        taken = self._write()
-        for message in (*taken, *self._known):
-            if message.qos == 2:
-                connection.client.received(message.mid)
-            else:
-                connection.client.ack(message.mid, message.qos)
+        while self._got:
+            count = self._some()
+            if not self._make_room(connection, count):
+                self._got = [(m, t) for m, t in self._got if m.qos == 0 or not self._persistent]
+                self._write(len(self._got))
+                return False
+            for message in self._write(count):
+                _answer(connection, message)
+            failpoint("mqtt.acknowledged")
+        for message in self._known:
+            _answer(connection, message)
         self._known = []
         if self._free:
             free, self._free = self._free, []
             self._session.released(free)
             for mid in free:
                 connection.client.ack(mid, 2)
-        if taken:
-            failpoint("mqtt.acknowledged")
         return connection.connected
 
-    def _make_room(self, connection: Connection) -> bool:
-        """Wait until what came fits into the log; False when the connection is gone, or we are to end."""
+    def _some(self) -> int:
+        """Return how many of the messages that came go into the log at once: a part of it, so that there will be room."""
+        size = count = 0
+        for message, _ in self._got:
+            size += len(message.payload) + OVERHEAD
+            if count and size > self._log.max_bytes // 8:
+                break
+            count += 1
+        return count
+
+    def _make_room(self, connection: Connection, count: int) -> bool:
+        """Wait until the first messages that came fit into the log; False when the connection is gone, or we are to end."""
+        need = sum(len(m.payload) + OVERHEAD for m, _ in self._got[:count])
         while connection.connected:
-            need = sum(len(m.payload) + OVERHEAD for m, _ in self._got)
-            if not self._got or self._log.wait_for_room(need, time.monotonic() + 0.5):
+            if self._log.wait_for_room(need, time.monotonic() + 0.5):
                 return True
             if self._stop.is_set():
                 return False
@@ -264,9 +273,9 @@ class Intake:
                 connection.loop(0.0)
         return False
 
-    def _write(self) -> list[Any]:
-        """Append what came to the log, and return it."""
-        got, self._got = self._got, []
+    def _write(self, count: int) -> list[Any]:
+        """Append the first messages that came to the log, and return them."""
+        got, self._got = self._got[:count], self._got[count:]
         if not got:
             return []
         failpoint("mqtt.received")
@@ -282,6 +291,13 @@ class Intake:
         self._session.took(m.mid for m in messages if m.qos == 2)
         failpoint("mqtt.logged")
         return messages
+
+
+def _answer(connection: Connection, message: Any) -> None:
+    if message.qos == 2:
+        connection.client.received(message.mid)
+    else:
+        connection.client.ack(message.mid, message.qos)
 
 
 def _headers(message: Any) -> dict[str, str] | None:

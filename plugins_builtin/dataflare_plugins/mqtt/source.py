@@ -21,6 +21,8 @@ from dataflare_sdk.inflow.source import MessageSource
 
 SAMPLE_SECONDS = 5.0
 """How long is listened at most for messages to learn the columns from."""
+PATIENCE = 2.0
+"""Seconds for what has come to get into the log when a run ends; what does not is not acknowledged."""
 SAMPLE_QUIET = 0.5
 """Seconds without a further message after which what came is enough."""
 
@@ -149,12 +151,12 @@ class MqttSource(MessageSource[MqttConfig]):
 
     def close(self) -> None:
         """Leave the broker; what came is in the log."""
-        if self._log is not None:
-            self._log.wake()
         if self._intake is not None:
-            self._intake.close()
+            self._intake.leave(PATIENCE)
         if self._log is not None:
             self._log.close()
+        if self._intake is not None:
+            self._intake.leave()
 
 
 class LogReader(MessageReader):

@@ -113,7 +113,7 @@ class DurableLog:
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._folder = Path(folder)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._segment_bytes = min(segment_bytes, max(max_bytes // 4, 1))
         self._log, self._count = log, count
         self._changed = threading.Condition()
@@ -193,12 +193,12 @@ class DurableLog:
             return self.end
         body = _packed(messages, notes)
         need = _HEADER.size + len(body)
-        if need > self._max_bytes and count > 1:
+        if need > self.max_bytes and count > 1:
             half = count // 2
             self.append(messages.cut(0, half), None if notes is None else notes[:half])
             return self.append(messages.cut(half, count), None if notes is None else notes[half:])
-        if need > self._max_bytes:
-            raise OVER.error(f"{count} messages of {need} bytes do not fit into a buffer of {self._max_bytes} bytes")
+        if need > self.max_bytes:
+            raise OVER.error(f"{count} messages of {need} bytes do not fit into a buffer of {self.max_bytes} bytes")
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._failed is not None or self._fits(need))
             self._check()
@@ -220,7 +220,7 @@ class DurableLog:
 
     def _fits(self, need: int) -> bool:
         # With nothing in it that is needed, what lies there is about to go.
-        return self._used() + need <= self._max_bytes or self._trimmed >= self._next
+        return self._used() + need <= self.max_bytes or self._trimmed >= self._next
 
     def _check(self) -> None:
         if self._closed:
