@@ -7,6 +7,7 @@ from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
+from tests.servers.mosquitto_fixtures import mosquitto, own_mosquitto
 from tests.template.clean import clean, new_plugin
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "mariadb",
     "mariadb_minimal",
     "mariadb_servers",
+    "mosquitto",
     "new_plugin",
     "own_mariadb",
+    "own_mosquitto",
     "own_postgres",
     "place",
     "postgres",

@@ -80,7 +80,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         self._select = dict(config.select)
         self._lookup: Lookup | None = None
         if config.on_miss == "keep" and config.on_many != "all":
-            self.features = EnrichmentProcessor.features | {"one_to_one"}  # type: ignore[misc]
+            self.features = EnrichmentProcessor.features | {"one_to_one"}
 
     # -- plan time ---------------------------------------------------------------------------------------
 
