@@ -6,6 +6,7 @@ from hypothesis import settings
 from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
+from tests.servers.kafka_fixtures import kafka, kafka_broker, kafka_brokers, kafka_mock, own_kafka
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
 from tests.template.clean import clean, new_plugin
 
@@ -13,10 +14,15 @@ __all__ = [
     "clean",
     "confines",
     "every_postgres",
+    "kafka",
+    "kafka_broker",
+    "kafka_brokers",
+    "kafka_mock",
     "mariadb",
     "mariadb_minimal",
     "mariadb_servers",
     "new_plugin",
+    "own_kafka",
     "own_mariadb",
     "own_postgres",
     "place",

@@ -1,0 +1,201 @@
+"""Clients of one set of brokers: made the one way that everything here relies on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dataflare_plugins.kafka.errors import BAD_OPTION, NO_TOPIC, driver, explained, reason
+from dataflare_plugins.kafka.options import Security
+
+OURS = frozenset(
+    "bootstrap.servers metadata.broker.list transactional.id enable.idempotence isolation.level enable.auto.commit "
+    "enable.auto.offset.store auto.offset.reset enable.partition.eof group.id acks request.required.acks".split()
+)
+"""Properties that what is promised rests on; `client` may not change them."""
+_SECURITY = {
+    "mechanism": "sasl.mechanisms",
+    "username": "sasl.username",
+    "password": "sasl.password",
+    "ca": "ssl.ca.location",
+    "certificate": "ssl.certificate.location",
+    "key": "ssl.key.location",
+    "key_password": "ssl.key.password",
+}
+_FILES = ("ca", "certificate", "key")
+SEVERE = 40
+"""Level of Python's logging from which a line of the client's is a warning of ours."""
+
+
+class Reach(Protocol):
+    """What of a `with:` block says how to reach the brokers."""
+
+    brokers: str
+    security: Security | None
+    client: Mapping[str, Any]
+    timeout: float
+
+
+class _ClientLog:
+    """Takes what librdkafka logs, which would go to standard error otherwise."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        line = text % arguments if arguments else text
+        (self._log.warning if level >= SEVERE else self._log.debug)("kafka: {}", line)
+
+
+class Brokers:
+    """Makes clients and asks the brokers about topics.
+
+    Args:
+        reach: the `with:` block.
+        ctx: the component's context: log, base folder.
+    """
+
+    def __init__(self, reach: Reach, ctx: Any) -> None:
+        self.timeout = reach.timeout
+        self.name = reach.brokers
+        self._log = _ClientLog(ctx.log)
+        self._last: Any = None
+        self._properties = _properties(reach, Path(ctx.base_dir))
+
+    # -- clients -------------------------------------------------------------------------------------------
+
+    def consumer(self, **properties: Any) -> Any:
+        """Return a consumer that never commits or resets an offset by itself."""
+        fixed = {
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "allow.auto.create.topics": False,
+        }
+        return self._made(driver().Consumer, {**fixed, **properties})
+
+    def producer(self, **properties: Any) -> Any:
+        """Return an idempotent producer."""
+        return self._made(driver().Producer, {"enable.idempotence": True, "delivery.report.only.error": True, **properties})
+
+    def admin(self) -> Any:
+        """Return a client that makes and describes topics."""
+        from confluent_kafka.admin import AdminClient
+
+        return self._made(AdminClient, {})
+
+    def _made(self, kind: Callable[..., Any], properties: Mapping[str, Any]) -> Any:
+        whole = {**self._properties, **{k.replace("_", "."): v for k, v in properties.items()}, "error_cb": self._failed}
+        try:
+            return kind(whole, logger=self._log)
+        except (driver().KafkaException, ValueError, TypeError) as error:
+            # The client names the property; it repeats the value of none that is secret.
+            raise BAD_OPTION.error(f"the client does not take an option: {_told(error)}", path="client") from error
+
+    def _failed(self, error: Any) -> None:
+        """Keep what the client says of its connections: what fails for it later fails as a time-out only."""
+        self._last = error
+
+    @property
+    def down(self) -> bool:
+        """Whether the client has said that no broker can be reached, since it was asked last."""
+        last, self._last = self._last, None
+        return last is not None and last.name() == "_ALL_BROKERS_DOWN"
+
+    @contextlib.contextmanager
+    def errors(self, what: str, path: str | None = None) -> Iterator[None]:
+        """Turn the client's errors into ours.
+
+        Args:
+            what: what is being done, for messages.
+            path: the key of the `with:` block it is about.
+        """
+        try:
+            yield
+        except driver().KafkaException as error:
+            raise self.explained(error, what, path) from error
+
+    def explained(self, error: Any, what: str, path: str | None = None) -> Exception:
+        """Return what an error means; behind a time-out often lies a refused login."""
+        found, last = reason(error), self._last
+        if last is not None and found.name() in ("_TRANSPORT", "_TIMED_OUT", "_ALL_BROKERS_DOWN") and last.name() in ("_AUTHENTICATION", "_SSL"):
+            found = last
+        return explained(found, f"{what} ({self.name})", path)
+
+    # -- topics --------------------------------------------------------------------------------------------
+
+    def partitions(self, client: Any, topics: Sequence[str], path: str = "topic") -> dict[str, list[int]]:
+        """Return the partitions of topics.
+
+        Raises:
+            DataflareError: `kafka.no-topic`, `kafka.permission`, `kafka.unreachable`.
+        """
+        found: dict[str, list[int]] = {}
+        for topic in topics:
+            with self.errors(f"looking for the topic '{topic}'", path):
+                there = client.list_topics(topic, timeout=self.timeout).topics[topic]
+            if there.error is not None:
+                raise self.explained(there.error, f"the topic '{topic}'", path)
+            if not there.partitions:
+                raise NO_TOPIC.error(f"there is no topic '{topic}' ({self.name})", path=path)
+            found[topic] = sorted(there.partitions)
+        return found
+
+    def exists(self, client: Any, topic: str) -> bool:
+        """Return whether a topic is there."""
+        with self.errors(f"looking for the topic '{topic}'"):
+            there = client.list_topics(topic, timeout=self.timeout).topics[topic]
+        return there.error is None and bool(there.partitions)
+
+    def create(self, client: Any, topic: str, partitions: int, replication: int, settings: Mapping[str, str], path: str) -> None:
+        """Make a topic; -1 stands for what the brokers do by default. Somebody else may make it at the same time."""
+        from confluent_kafka.admin import NewTopic
+
+        with self.errors(f"making the topic '{topic}'", path):
+            wanted = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=dict(settings))
+            try:
+                client.create_topics([wanted], operation_timeout=self.timeout, request_timeout=self.timeout)[topic].result()
+            except driver().KafkaException as error:
+                if reason(error).name() != "TOPIC_ALREADY_EXISTS":
+                    raise
+
+    def setting(self, client: Any, topic: str, name: str) -> str | None:
+        """Return a setting of a topic, None when it may not be looked at."""
+        from confluent_kafka.admin import ConfigResource, ResourceType
+
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        try:
+            found = client.describe_configs([resource], request_timeout=self.timeout)[resource].result()
+        except driver().KafkaException:
+            return None
+        return str(found[name].value) if name in found else None
+
+
+def _properties(reach: Reach, base: Path) -> dict[str, Any]:
+    properties: dict[str, Any] = {"client.id": "dataflare", "bootstrap.servers": reach.brokers}
+    security = reach.security
+    if security is not None:
+        properties["security.protocol"] = security.protocol
+        if not security.verify:
+            properties["ssl.endpoint.identification.algorithm"] = "none"
+            properties["enable.ssl.certificate.verification"] = False
+        for key, name in _SECURITY.items():
+            value = getattr(security, key)
+            if value is not None:
+                properties[name] = str((base / value).absolute()) if key in _FILES else value
+        if security.protocol.startswith("sasl") and None in (security.mechanism, security.username, security.password):
+            missing = next(k for k in ("mechanism", "username", "password") if getattr(security, k) is None)
+            raise BAD_OPTION.error(f"the protocol {security.protocol} needs `{missing}`", path=f"security.{missing}")
+    for name, value in reach.client.items():
+        if name in OURS:
+            raise BAD_OPTION.error(f"'{name}' cannot be set: what the connector promises rests on it", path=f"client.{name}")
+        properties[name] = value
+    return properties
+
+
+def _told(error: Exception) -> str:
+    found = reason(error)
+    return str(found.str()) if hasattr(found, "str") else str(error)

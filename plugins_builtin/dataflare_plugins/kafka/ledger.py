@@ -1,0 +1,214 @@
+"""The checkpoint record of a destination: the truth about what it holds, in the transaction of its rows.
+
+Records of all workflows lie in one compacted topic of one partition, the newest of a key counts. Committed offsets of a group could
+carry as much, but the brokers forget them a week after the last one: a workflow that stood still for longer would be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dataflare_plugins.kafka.connection import Brokers
+from dataflare_plugins.kafka.errors import BUSY
+from dataflare_sdk import Target, code
+from dataflare_sdk.checkpoints import DAMAGED
+from dataflare_sdk.fence import FENCED, check_fence
+from dataflare_sdk.records import record
+
+NOT_COMPACTED = code(
+    "kafka.checkpoints-expire",
+    4,
+    "The topic of the checkpoints is not compacted: its records would be deleted some day.",
+    "Set cleanup.policy=compact on it, or name another one in `checkpoints`.",
+)
+SETTINGS = {"cleanup.policy": "compact", "segment.ms": "3600000", "segment.bytes": str(16 << 20)}
+"""Of the topic: small segments, so that what is superseded goes soon."""
+WINDOW = 1_000
+"""Records looked at from the end backwards at first; ten times as many each time nothing was found."""
+PATIENCE = 75.0
+"""Seconds that others' unfinished transactions may stand before the records that are looked for."""
+PAUSE = 0.005
+PARTITION = 0
+
+
+@record
+class Held:
+    """What a destination durably holds.
+
+    Attributes:
+        run_id: the run that committed it.
+        epoch: its last epoch, 0 when it has only claimed the topic.
+        fence: of the newest run that has claimed it.
+        offsets: source offsets after that epoch.
+    """
+
+    run_id: str
+    epoch: int
+    fence: int
+    offsets: Mapping[str, Any]
+
+
+class Ledger:
+    """Reads and makes the checkpoint records of one destination.
+
+    Args:
+        brokers: where they are.
+        topic: the topic of the records.
+        target: whose records.
+    """
+
+    def __init__(self, brokers: Brokers, topic: str, target: Target) -> None:
+        self._brokers = brokers
+        self.topic = topic
+        self._target = target
+        self.key = f"{target.workflow_id}/{target.node}".encode()
+        self._what = f"reading the checkpoints in '{topic}'"
+        self._reader: Any = None
+        self._admin: Any = None
+        self._next: int | None = None
+        self._newest: bytes | None = None
+
+    def prepare(self) -> None:
+        """Make the topic where it is missing, and see that its records are kept.
+
+        Raises:
+            DataflareError: `kafka.checkpoints-expire`, `kafka.permission`.
+        """
+        self._admin = self._brokers.admin()
+        if not self._brokers.exists(self._admin, self.topic):
+            self._brokers.create(self._admin, self.topic, 1, -1, SETTINGS, "checkpoints")
+            return
+        policy = self._brokers.setting(self._admin, self.topic, "cleanup.policy")
+        if policy is not None and "compact" not in policy.split(","):
+            raise NOT_COMPACTED.error(f"the topic '{self.topic}' has cleanup.policy={policy}", path="checkpoints")
+
+    def held(self) -> Held | None:
+        """Return the newest committed record, None when there is none.
+
+        Raises:
+            DataflareError: `state.damaged-checkpoint`, `kafka.busy`.
+        """
+        with self._brokers.errors(self._what, "checkpoints"):
+            self._refresh()
+        if self._newest is None:
+            return None
+        try:
+            found = json.loads(self._newest)
+            made = Held(str(found["run_id"]), int(found["epoch"]), int(found["fence"]), dict(found["offsets"]))
+            whole = int(found["crc"]) == self._crc(made)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DAMAGED.error(f"the checkpoint record of '{self._target.node}' in '{self.topic}' is damaged") from error
+        if not whole:
+            raise DAMAGED.error(f"the checkpoint record of '{self._target.node}' in '{self.topic}' is damaged")
+        return made
+
+    def claimable(self) -> Held:
+        """Return what is held, as this run takes it over: the epochs of another run do not count.
+
+        Raises:
+            DataflareError: `state.fenced`: a newer run has claimed it.
+        """
+        target, held = self._target, self.held()
+        if held is None:
+            return Held(target.run_id, 0, target.fence, {})
+        check_fence(held.fence, target.fence, f"'{self.topic}'")
+        if held.run_id != target.run_id:
+            return Held(target.run_id, 0, target.fence, {})
+        return replace(held, fence=target.fence)
+
+    def check(self, epoch: int) -> None:
+        """Refuse to write an epoch that does not follow the one that this run holds.
+
+        Raises:
+            DataflareError: `state.fenced`.
+        """
+        target, held = self._target, self.held()
+        mine = (target.run_id, epoch - 1, target.fence)
+        if held is None or (held.run_id, held.epoch, held.fence) != mine:
+            raise FENCED.error(f"'{self.topic}' does not hold epoch {epoch - 1} of this run any more: another run has claimed it")
+
+    def written(self, held: Held) -> bytes:
+        """Return a record as it is kept."""
+        shown = {"v": 1, "run_id": held.run_id, "epoch": held.epoch, "fence": held.fence, "offsets": dict(held.offsets)}
+        return json.dumps({**shown, "plan_hash": self._target.plan_hash, "crc": self._crc(held)}, sort_keys=True).encode()
+
+    def _crc(self, held: Held) -> int:
+        offsets = json.dumps(dict(held.offsets), sort_keys=True)
+        return zlib.crc32("\0".join((self.key.decode(), held.run_id, str(held.epoch), str(held.fence), offsets)).encode())
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Read what was committed since, or from the end backwards until a record of ours is found."""
+        stop = self._settled()
+        if self._next is not None:
+            self._scan(self._next, stop)
+        else:
+            low, window, high = self._end(earliest=True), WINDOW, stop
+            while high > low and self._newest is None:
+                start = max(low, high - window)
+                self._scan(start, high)
+                high, window = start, window * 10
+        self._next = stop
+
+    def _settled(self) -> int:
+        """Return where the topic ends, once nothing before that is undecided any more.
+
+        A record of ours may stand behind one of another workflow whose process died within its transaction: until the
+        brokers have given that up, readers of what is committed do not get past it.
+        """
+        stop = self._end(committed=False)
+        give_up = time.monotonic() + PATIENCE
+        while self._end() < stop:
+            if time.monotonic() > give_up:
+                raise BUSY.retriable(f"an unfinished transaction of another workflow stands in '{self.topic}'", path="checkpoints")
+            time.sleep(PAUSE)
+        return stop
+
+    def _end(self, *, committed: bool = True, earliest: bool = False) -> int:
+        from confluent_kafka import IsolationLevel, TopicPartition
+        from confluent_kafka.admin import OffsetSpec
+
+        place = TopicPartition(self.topic, PARTITION)
+        spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        found = self._admin.list_offsets({place: spec}, isolation_level=level, request_timeout=self._brokers.timeout)
+        return int(found[place].result().offset)
+
+    def _scan(self, start: int, stop: int) -> None:
+        """Keep the newest record of ours among those from `start` to before `stop`."""
+        from confluent_kafka import KafkaException, TopicPartition
+
+        if start >= stop:
+            return
+        if self._reader is None:
+            self._reader = self._brokers.consumer(group_id="dataflare-checkpoints", isolation_level="read_committed")
+        self._reader.assign([TopicPartition(self.topic, PARTITION, start)])
+        give_up = time.monotonic() + PATIENCE
+        at = start
+        while at < stop:
+            if time.monotonic() > give_up:
+                raise BUSY.retriable(f"'{self.topic}' cannot be read", path="checkpoints")
+            for message in self._reader.consume(WINDOW, 0.05):
+                error = message.error()
+                if error is None:
+                    at = message.offset() + 1
+                    if at <= stop and message.key() == self.key:
+                        self._newest = message.value()
+                elif error.name() == "_PARTITION_EOF":
+                    at = message.offset()
+                elif not error.retriable() and error.name() not in ("_TRANSPORT", "_ALL_BROKERS_DOWN", "GROUP_AUTHORIZATION_FAILED"):
+                    raise KafkaException(error)
+        self._reader.unassign()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._admin = None
