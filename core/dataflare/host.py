@@ -203,7 +203,7 @@ class HostContext:
 
     def clock(self) -> float:
         """Return the time, seconds since 1970 UTC."""
-        return time.time()
+        return self._around.clock()
 
     def secret(self, ref: str) -> str:
         """Return a secret the plugin was granted.
