@@ -137,6 +137,7 @@ class Kafka:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
                 "isolation.level": "read_committed" if committed else "read_uncommitted",
             }
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dataflare_plugins.kafka.errors import BAD_OPTION, NO_TOPIC, driver, explained, reason
+from dataflare_plugins.kafka.errors import BAD_OPTION, BUSY, NO_TOPIC, driver, explained, reason
 from dataflare_plugins.kafka.options import Security
 
 OURS = frozenset(
@@ -62,11 +63,12 @@ class Brokers:
         self.name = reach.brokers
         self._log = _ClientLog(ctx.log)
         self._last: Any = None
+        self._looking: Any = None
         self._properties = _properties(reach, Path(ctx.base_dir))
 
     # -- clients -------------------------------------------------------------------------------------------
 
-    def consumer(self, **properties: Any) -> Any:
+    def consumer(self, properties: Mapping[str, Any]) -> Any:
         """Return a consumer that never commits or resets an offset by itself."""
         fixed = {
             "enable.auto.commit": False,
@@ -77,7 +79,7 @@ class Brokers:
         }
         return self._made(driver().Consumer, {**fixed, **properties})
 
-    def producer(self, **properties: Any) -> Any:
+    def producer(self, properties: Mapping[str, Any]) -> Any:
         """Return an idempotent producer."""
         return self._made(driver().Producer, {"enable.idempotence": True, "delivery.report.only.error": True, **properties})
 
@@ -88,7 +90,7 @@ class Brokers:
         return self._made(AdminClient, {})
 
     def _made(self, kind: Callable[..., Any], properties: Mapping[str, Any]) -> Any:
-        whole = {**self._properties, **{k.replace("_", "."): v for k, v in properties.items()}, "error_cb": self._failed}
+        whole = {**self._properties, **properties, "error_cb": self._failed}
         try:
             return kind(whole, logger=self._log)
         except (driver().KafkaException, ValueError, TypeError) as error:
@@ -127,31 +129,40 @@ class Brokers:
 
     # -- topics --------------------------------------------------------------------------------------------
 
-    def partitions(self, client: Any, topics: Sequence[str], path: str = "topic") -> dict[str, list[int]]:
-        """Return the partitions of topics.
+    def partitions(self, topic: str, path: str = "topic") -> list[int]:
+        """Return the partitions of a topic.
 
         Raises:
             DataflareError: `kafka.no-topic`, `kafka.permission`, `kafka.unreachable`.
         """
-        found: dict[str, list[int]] = {}
-        for topic in topics:
-            with self.errors(f"looking for the topic '{topic}'", path):
-                there = client.list_topics(topic, timeout=self.timeout).topics[topic]
-            if there.error is not None:
-                raise self.explained(there.error, f"the topic '{topic}'", path)
-            if not there.partitions:
-                raise NO_TOPIC.error(f"there is no topic '{topic}' ({self.name})", path=path)
-            found[topic] = sorted(there.partitions)
-        return found
+        there = self._found(topic, path)
+        if there.error is not None:
+            raise self.explained(there.error, f"the topic '{topic}'", path)
+        if not there.partitions:
+            raise NO_TOPIC.error(f"there is no topic '{topic}' ({self.name})", path=path)
+        return sorted(there.partitions)
 
-    def exists(self, client: Any, topic: str) -> bool:
+    def exists(self, topic: str, path: str = "topic") -> bool:
         """Return whether a topic is there."""
-        with self.errors(f"looking for the topic '{topic}'"):
-            there = client.list_topics(topic, timeout=self.timeout).topics[topic]
+        there = self._found(topic, path)
         return there.error is None and bool(there.partitions)
 
+    def _found(self, topic: str, path: str) -> Any:
+        with self.errors(f"looking for the topic '{topic}'", path):
+            return self.looking.list_topics(topic, timeout=self.timeout).topics[topic]
+
+    @property
+    def looking(self) -> Any:
+        """A client that only looks: brokers that make topics when they are asked for make none for it."""
+        if self._looking is None:
+            self._looking = self.consumer({"group.id": "dataflare-looking"})
+        return self._looking
+
     def create(self, client: Any, topic: str, partitions: int, replication: int, settings: Mapping[str, str], path: str) -> None:
-        """Make a topic; -1 stands for what the brokers do by default. Somebody else may make it at the same time."""
+        """Make a topic and wait until it can be used; -1 stands for what the brokers do by default.
+
+        Somebody else may make it at the same time.
+        """
         from confluent_kafka.admin import NewTopic
 
         with self.errors(f"making the topic '{topic}'", path):
@@ -161,6 +172,15 @@ class Brokers:
             except driver().KafkaException as error:
                 if reason(error).name() != "TOPIC_ALREADY_EXISTS":
                     raise
+            give_up = time.monotonic() + self.timeout
+            while not self._led(topic, path):
+                if time.monotonic() > give_up:
+                    raise BUSY.retriable(f"the topic '{topic}' was made and cannot be used yet ({self.name})", path=path)
+                time.sleep(0.02)
+
+    def _led(self, topic: str, path: str) -> bool:
+        found = self._found(topic, path)
+        return found.error is None and bool(found.partitions) and all(p.leader >= 0 for p in found.partitions.values())
 
     def setting(self, client: Any, topic: str, name: str) -> str | None:
         """Return a setting of a topic, None when it may not be looked at."""
@@ -172,6 +192,12 @@ class Brokers:
         except driver().KafkaException:
             return None
         return str(found[name].value) if name in found else None
+
+    def close(self) -> None:
+        """Let go of what looks."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.close()
 
 
 def _properties(reach: Reach, base: Path) -> dict[str, Any]:

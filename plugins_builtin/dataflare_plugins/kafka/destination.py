@@ -75,7 +75,7 @@ class KafkaDestination(Destination[KafkaTarget]):
         Raises:
             DataflareError: `kafka.unreachable`, `kafka.denied`.
         """
-        self._brokers.exists(self._brokers.admin(), self.config.topic)
+        self._brokers.exists(self.config.topic)
 
     def accepts(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:
         """Refuse what a topic cannot do, and columns that are not there."""
@@ -110,7 +110,7 @@ class KafkaDestination(Destination[KafkaTarget]):
 
     def ddl(self, schema: pa.Schema, write: WriteSpec) -> Sequence[str]:  # noqa: ARG002
         """Return that the topic would be made."""
-        there = self._brokers.exists(self._brokers.admin(), self.config.topic)
+        there = self._brokers.exists(self.config.topic)
         return () if there else (f"create the topic '{self.config.topic}'",)
 
     def _named_key(self) -> list[str]:
@@ -140,10 +140,10 @@ class KafkaDestination(Destination[KafkaTarget]):
         return self._claimed(target) if options.transactions else self._noted(target)
 
     def _make_topic(self, *, compacted: bool) -> None:
-        admin, options = self._brokers.admin(), self.config
-        if not self._brokers.exists(admin, options.topic):
+        options = self.config
+        if not self._brokers.exists(options.topic):
             settings = {"cleanup.policy": "compact"} if compacted else {}
-            self._brokers.create(admin, options.topic, options.partitions or -1, options.replication or -1, settings, "topic")
+            self._brokers.create(self._brokers.admin(), options.topic, options.partitions or -1, options.replication or -1, settings, "topic")
 
     def _claimed(self, target: Target) -> Opened:
         from dataflare_plugins.kafka.ledger import Ledger
@@ -280,6 +280,6 @@ class KafkaDestination(Destination[KafkaTarget]):
     def close(self) -> None:
         """Give up what is not committed, and the connections."""
         self.abort()
-        for part in (self._sender, self._ledger, self._encoder):
+        for part in (self._sender, self._ledger, self._encoder, self._brokers):
             if part is not None:
                 part.close()

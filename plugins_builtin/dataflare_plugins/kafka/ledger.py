@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from dataflare_plugins.kafka.connection import Brokers
-from dataflare_plugins.kafka.errors import BUSY
+from dataflare_plugins.kafka.errors import BUSY, driver
 from dataflare_sdk import Target, code
 from dataflare_sdk.checkpoints import DAMAGED
 from dataflare_sdk.fence import FENCED, check_fence
@@ -68,7 +68,6 @@ class Ledger:
         self._target = target
         self.key = f"{target.workflow_id}/{target.node}".encode()
         self._what = f"reading the checkpoints in '{topic}'"
-        self._reader: Any = None
         self._admin: Any = None
         self._next: int | None = None
         self._newest: bytes | None = None
@@ -80,7 +79,7 @@ class Ledger:
             DataflareError: `kafka.checkpoints-expire`, `kafka.permission`.
         """
         self._admin = self._brokers.admin()
-        if not self._brokers.exists(self._admin, self.topic):
+        if not self._brokers.exists(self.topic, "checkpoints"):
             self._brokers.create(self._admin, self.topic, 1, -1, SETTINGS, "checkpoints")
             return
         policy = self._brokers.setting(self._admin, self.topic, "cleanup.policy")
@@ -182,33 +181,34 @@ class Ledger:
 
     def _scan(self, start: int, stop: int) -> None:
         """Keep the newest record of ours among those from `start` to before `stop`."""
-        from confluent_kafka import KafkaException, TopicPartition
-
         if start >= stop:
             return
-        if self._reader is None:
-            self._reader = self._brokers.consumer(group_id="dataflare-checkpoints", isolation_level="read_committed")
-        self._reader.assign([TopicPartition(self.topic, PARTITION, start)])
-        give_up = time.monotonic() + PATIENCE
-        at = start
-        while at < stop:
-            if time.monotonic() > give_up:
-                raise BUSY.retriable(f"'{self.topic}' cannot be read", path="checkpoints")
-            for message in self._reader.consume(WINDOW, 0.05):
-                error = message.error()
-                if error is None:
-                    at = message.offset() + 1
-                    if at <= stop and message.key() == self.key:
-                        self._newest = message.value()
-                elif error.name() == "_PARTITION_EOF":
-                    at = message.offset()
-                elif not error.retriable() and error.name() not in ("_TRANSPORT", "_ALL_BROKERS_DOWN", "GROUP_AUTHORIZATION_FAILED"):
-                    raise KafkaException(error)
-        self._reader.unassign()
+        # A reader for each look: to move one takes a second, and one that stays would ask all the time.
+        reader = self._brokers.consumer({"group.id": "dataflare-checkpoints", "isolation.level": "read_committed", "fetch.wait.max.ms": 5})
+        try:
+            reader.assign([driver().TopicPartition(self.topic, PARTITION, start)])
+            give_up = time.monotonic() + PATIENCE
+            while start < stop:
+                if time.monotonic() > give_up:
+                    raise BUSY.retriable(f"'{self.topic}' cannot be read", path="checkpoints")
+                for message in reader.consume(WINDOW, 0.01):
+                    start = max(start, self._looked_at(message, stop))
+        finally:
+            reader.close()
+
+    def _looked_at(self, message: Any, stop: int) -> int:
+        """Keep a record of ours; return where the topic goes on behind it."""
+        error = message.error()
+        if error is None:
+            if message.offset() < stop and message.key() == self.key:
+                self._newest = message.value()
+            return int(message.offset()) + 1
+        if error.name() == "_PARTITION_EOF":
+            return int(message.offset())
+        if not error.retriable() and error.name() not in ("_TRANSPORT", "_ALL_BROKERS_DOWN", "GROUP_AUTHORIZATION_FAILED"):
+            raise driver().KafkaException(error)
+        return 0
 
     def close(self) -> None:
         """Let go of the connections."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
         self._admin = None

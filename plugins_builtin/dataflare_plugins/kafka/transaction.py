@@ -32,7 +32,7 @@ class Sender:
         self._brokers = brokers
         self._patience = patience
         self._failed: Any = None
-        self.producer = brokers.producer(on_delivery=self._delivered, **properties)
+        self.producer = brokers.producer({"on_delivery": self._delivered, **properties})
 
     def _delivered(self, error: Any, message: Any) -> None:  # noqa: ARG002
         self._failed = self._failed or error
@@ -57,9 +57,10 @@ class Sender:
             DataflareError: the first failure of a message.
         """
         give_up = time.monotonic() + self._patience
-        while self.producer.flush(0.2) and self._failed is None:
-            if time.monotonic() > give_up:
-                raise UNREACHABLE.retriable(f"{what}: the brokers did not take everything in {self._patience:g} s", path="brokers")
+        with self._brokers.errors(what):
+            while self.producer.flush(0.2) and self._failed is None:
+                if time.monotonic() > give_up:
+                    raise UNREACHABLE.retriable(f"{what}: the brokers did not take everything in {self._patience:g} s", path="brokers")
         self._check(what)
 
     def _check(self, what: str) -> None:
