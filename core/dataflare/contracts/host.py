@@ -56,6 +56,7 @@ class Surroundings:
         gauge: receives `(name, value)` of every gauge.
         clock: gives the time, seconds since 1970 UTC; virtual in tests of a workflow.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
+        linger: seconds for which a batch may wait to be filled.
     """
 
     node: str = ""
@@ -72,6 +73,7 @@ class Surroundings:
     gauge: Callable[[str, float], None] | None = None
     clock: Callable[[], float] = time.time
     path: tuple[str | int, ...] = field(default_factory=tuple)
+    linger: float = 0.1
 
 
 PLAIN = Surroundings()

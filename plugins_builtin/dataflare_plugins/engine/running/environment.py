@@ -75,6 +75,7 @@ class Environment:
             staging_dir=self.staging / node.id,
             memory=self.shares.engine,
             threads=self.shares.threads if node.kind == "source" else 1,
+            linger=self.shares.linger,
             on_record=str(node.settings.get("on_record") or "fail"),
             state=self.store,
             cancelled=self.cancelled,
