@@ -44,6 +44,14 @@ class Kafka:
         self.bootstrap = bootstrap
         self.real = real
         self._producer: Any = None
+        self._admin: Any = None
+
+    @property
+    def admin(self) -> Any:
+        """Return a client that administers."""
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        return self._admin
 
     @property
     def producer(self) -> Any:
@@ -58,8 +66,7 @@ class Kafka:
         if not self.real:
             self.producer.list_topics(name, timeout=10)
         else:
-            made = AdminClient({"bootstrap.servers": self.bootstrap}).create_topics([NewTopic(name, partitions, 1, config=config)])
-            made[name].result(20)
+            self.admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(20)
         wait_until(lambda: self.partitions(name) > 0, lambda: f"{name} was not made")
         return name
 
@@ -74,19 +81,18 @@ class Kafka:
 
     def add_partitions(self, topic: str, total: int) -> None:
         """Give a topic more partitions."""
-        AdminClient({"bootstrap.servers": self.bootstrap}).create_partitions([NewPartitions(topic, total)])[topic].result(20)
+        self.admin.create_partitions([NewPartitions(topic, total)])[topic].result(20)
         wait_until(lambda: self.partitions(topic) == total, lambda: f"{topic} did not get {total} partitions")
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Delete what lies before an offset, as retention does."""
-        from confluent_kafka import TopicPartition as Part
-
-        AdminClient({"bootstrap.servers": self.bootstrap}).delete_records([Part(topic, partition, offset)])
+        for done in self.admin.delete_records([TopicPartition(topic, partition, offset)]).values():
+            done.result(20)
         wait_until(lambda: self.ends(topic, beginning=True)[partition] >= offset, lambda: "records were not deleted")
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic."""
-        AdminClient({"bootstrap.servers": self.bootstrap}).delete_topics([topic])[topic].result(20)
+        self.admin.delete_topics([topic])[topic].result(20)
         wait_until(lambda: self.partitions(topic) == 0, lambda: f"{topic} was not deleted")
 
     def send(
@@ -130,6 +136,9 @@ class Kafka:
 
     def read(self, topic: str, *, committed: bool = True, partition: int | None = None) -> list[Any]:
         """Return the messages of a topic that are there now, in the order of partitions and offsets."""
+        starts, stops = self.ends(topic, beginning=True), self.ends(topic, committed=committed)
+        open_ = {p for p, stop in stops.items() if stop > starts[p] and partition in (None, p)}
+        # Made right before it is assigned to: one that has been idle for a moment begins a second late.
         client = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
@@ -142,8 +151,6 @@ class Kafka:
             }
         )
         try:
-            starts, stops = self.ends(topic, beginning=True), self.ends(topic, committed=committed)
-            open_ = {p for p, stop in stops.items() if stop > starts[p] and partition in (None, p)}
             client.assign([TopicPartition(topic, p, starts[p]) for p in open_])
             found: list[Any] = []
             limit = time.monotonic() + 60

@@ -107,6 +107,14 @@ class Brokers:
         last, self._last = self._last, None
         return last is not None and last.name() == "_ALL_BROKERS_DOWN"
 
+    def answers(self) -> bool:
+        """Ask for an answer, any answer."""
+        try:
+            self.looking.list_topics("", timeout=self.timeout)
+        except driver().KafkaException:
+            return False
+        return True
+
     @contextlib.contextmanager
     def errors(self, what: str, path: str | None = None) -> Iterator[None]:
         """Turn the client's errors into ours.
