@@ -83,6 +83,7 @@ class Kafka:
         """Give a topic more partitions."""
         self.admin.create_partitions([NewPartitions(topic, total)])[topic].result(20)
         wait_until(lambda: self.partitions(topic) == total, lambda: f"{topic} did not get {total} partitions")
+        wait_until(lambda: len(self.producer.list_topics(topic, timeout=10).topics[topic].partitions) == total, lambda: "nobody was told")
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """Delete what lies before an offset, as retention does."""

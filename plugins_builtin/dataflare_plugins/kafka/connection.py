@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,14 +56,16 @@ class Brokers:
     Args:
         reach: the `with:` block.
         ctx: the component's context: log, base folder.
+        looking: properties of the client that looks.
     """
 
-    def __init__(self, reach: Reach, ctx: Any) -> None:
+    def __init__(self, reach: Reach, ctx: Any, looking: Mapping[str, Any] | None = None) -> None:
         self.timeout = reach.timeout
         self.name = reach.brokers
         self._log = _ClientLog(ctx.log)
         self._last: Any = None
         self._looking: Any = None
+        self._looks_as = {"group.id": "dataflare-looking", **(looking or {})}
         self._properties = _properties(reach, Path(ctx.base_dir))
 
     # -- clients -------------------------------------------------------------------------------------------
@@ -159,11 +161,25 @@ class Brokers:
         with self.errors(f"looking for the topic '{topic}'", path):
             return self.looking.list_topics(topic, timeout=self.timeout).topics[topic]
 
+    def identities(self, topics: Sequence[str]) -> dict[str, str]:
+        """Return the ids of topics, as far as they can be told: one that is made anew under its old name has another."""
+        with self.errors("looking at topics"):
+            known = self.looking.list_topics(topics[0], timeout=self.timeout)
+        if known.controller_id not in known.brokers:
+            return {}  # nobody who could be asked
+        admin = self.admin()
+        asked = admin.describe_topics(driver().TopicCollection(list(topics)), request_timeout=self.timeout)
+        found: dict[str, str] = {}
+        for topic, answer in asked.items():
+            with contextlib.suppress(driver().KafkaException):
+                found[topic] = str(answer.result().topic_id)
+        return found
+
     @property
     def looking(self) -> Any:
         """A client that only looks: brokers that make topics when they are asked for make none for it."""
         if self._looking is None:
-            self._looking = self.consumer({"group.id": "dataflare-looking"})
+            self._looking = self.consumer(self._looks_as)
         return self._looking
 
     def create(self, client: Any, topic: str, partitions: int, replication: int, settings: Mapping[str, str], path: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.kafka.errors import UNREACHABLE
-from dataflare_plugins.kafka.parts import EARLIEST, LATEST, part_of, place
-from dataflare_sdk import ExtractSpec, Offset, Partition, code
+from dataflare_plugins.kafka.parts import EARLIEST, LATEST, part_of, place, split
+from dataflare_sdk import Batch, ExtractSpec, Offset, Partition, code
 from dataflare_sdk.inflow.messages import Messages
 from dataflare_sdk.inflow.reader import MessageReader
 
@@ -21,6 +23,7 @@ LOST = code(
     "The brokers have deleted messages that were not read yet, or the topic was made anew.",
     "Set `on_lost` to earliest or latest to go on without them, or start over with `dataflare state reset`.",
 )
+ERROR, TOPIC, PARTITION, OFFSET, VALUE = map(methodcaller, ("error", "topic", "partition", "offset", "value"))
 PAGE = 16_384
 """Messages taken from the client at once at most."""
 PATIENCE = 30.0
@@ -40,10 +43,12 @@ class KafkaReader(MessageReader):
         super().__init__(source, partition, extract, offset, until)
         self._source = source
         self._anew = offset is None
+        self._topics: dict[str, str] = dict((offset or {}).get("topics") or {})
         self._client: Any = None
         self._pages: deque[Messages] = deque()
         self._broken: deque[tuple[str, Any]] = deque()
         self._usual = 256
+        self._moved: dict[str, int] = {}
         self._looked = 0.0
         self._down: float | None = None
         self._skips = source.config.tombstones == "skip"
@@ -59,9 +64,42 @@ class KafkaReader(MessageReader):
         gone = [n for n in wanted if n not in names]
         if gone:
             raise LOST.error(f"there is no partition '{gone[0]}' any more", path="on_lost")
+        self._recognise()
         starts = self._source.begun(names) if self._anew else {}
         self._stand([n for n in wanted if n not in self.positions], starts)
-        self._client = self._source.consumer({n: self.positions[n] + 1 for n in wanted})
+        self._client = self._source.consumer({n: self._moved.pop(n, self.positions[n] + 1) for n in wanted})
+
+    def _recognise(self) -> None:
+        """See that the topics are those that were read before: offsets mean nothing in one that was made anew.
+
+        Raises:
+            DataflareError: `kafka.offset-lost`.
+        """
+        for topic, identity in self._source.brokers.identities(self._source.topics).items():
+            if self._topics.setdefault(topic, identity) == identity:
+                continue
+            policy, told = self._source.config.on_lost, f"the topic '{topic}' was made anew since it was read"
+            if policy == "fail" or self.until is not None:
+                raise LOST.error(told, path="on_lost")
+            self._source.ctx.log.warning("{}: it is read from its {} (on_lost: {})", told, policy, policy)
+            self._topics[topic] = identity
+            for part in [p for p in self.positions if split(p)[0] == topic]:
+                del self.positions[part]
+            there = [n for n in self._source.parts_there() if split(n)[0] == topic]
+            for part, onward in self._source.offsets(there, EARLIEST if policy == "earliest" else LATEST).items():
+                self._move(part, onward)
+
+    def _move(self, part: str, onward: int) -> None:
+        """Have a partition stand before an offset, and that handed on: forgotten again, it would be lost once more."""
+        self.positions[part] = min(self.positions.get(part, onward), onward - 2)
+        self._pages.append(Messages([], [], part, topic=split(part)[0], after=onward - 1, size=0))
+        self._moved[part] = onward
+
+    def _batch(self, page: Messages) -> Batch:
+        made = super()._batch(page)
+        assert made.offset is not None
+        made.offset = {**made.offset, "topics": self._topics} if self._topics else made.offset
+        return made
 
     def _stand(self, names: list[str], starts: dict[str, int]) -> None:
         """Give partitions a position; one that came later is read from its beginning."""
@@ -89,7 +127,9 @@ class KafkaReader(MessageReader):
         if self._client is None:
             self._begin()
         while not self._pages:
-            self._mend()
+            if self._broken:
+                self._mend()
+                continue
             self._look_for_new()
             self._take(max(1, min(max_rows, PAGE, max_bytes // self._usual)), deadline - time.monotonic())
             if not self._pages and (time.monotonic() >= deadline or self._source.cancelled.is_set()):
@@ -103,29 +143,26 @@ class KafkaReader(MessageReader):
         if not taken and wait > 0:
             taken = self._client.consume(1, min(wait, 0.2))
         self._watch(bool(taken))
-        parts: dict[tuple[str, int], list[Any]] = {}
         told = []
-        for message in taken:
-            if message.error() is None:
-                parts.setdefault((message.topic(), message.partition()), []).append(message)
-            else:
-                told.append(message)
-        for (topic, number), messages in parts.items():
+        if any(map(ERROR, taken)):
+            told = [m for m in taken if m.error() is not None]
+            taken = [m for m in taken if m.error() is None]
+        for topic, number, messages in _by_part(taken):
             self._pages.append(self._page(topic, number, messages))
         for message in told:  # after the messages: an end stands behind them
             self._told(message)
 
     def _page(self, topic: str, number: int, messages: list[Any]) -> Messages:
         after = messages[-1].offset()
-        payloads = [m.value() for m in messages]
+        payloads = list(map(VALUE, messages))
         if None in payloads:
             if self._skips:
                 messages = [m for m in messages if m.value() is not None]
                 payloads = [m.value() for m in messages]
             else:
                 payloads = [self._empty if p is None else p for p in payloads]
-        positions = [m.offset() for m in messages]
-        size = sum(len(p) for p in payloads if p is not None)
+        positions = list(map(OFFSET, messages))
+        size = sum(map(len, filter(None, payloads)))
         self._usual = max(1, (self._usual + size // max(1, len(payloads))) // 2)
         metadata = self._source.config.metadata
         return Messages(
@@ -173,9 +210,9 @@ class KafkaReader(MessageReader):
                 onward = first if policy == "earliest" else end
                 self._source.ctx.log.warning("{}: reading goes on at {} (on_lost: {})", told, onward, policy)
                 self._source.ctx.metric("offsets_lost", float(max(0, onward - wanted)))
-            self.positions[part] = onward - 1
+                self._move(part, onward)
             self._client.incremental_unassign([place(part, 0)])
-            self._client.incremental_assign([place(part, onward)])
+            self._client.incremental_assign([place(part, self._moved.pop(part, onward))])
 
     def _watch(self, got: bool) -> None:
         """Give the attempt up when there is no broker for long.
@@ -200,6 +237,19 @@ class KafkaReader(MessageReader):
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+
+def _by_part(messages: list[Any]) -> Iterator[tuple[str, int, list[Any]]]:
+    """Yield topic, number and messages of each partition; mostly there is one, and no message is looked at twice."""
+    numbers, topics = list(map(PARTITION, messages)), list(map(TOPIC, messages))
+    if len(set(numbers)) == 1 and len(set(topics)) == 1:
+        yield topics[0], numbers[0], messages
+        return
+    found: dict[tuple[str, int], list[Any]] = {}
+    for part, message in zip(zip(topics, numbers, strict=True), messages, strict=True):
+        found.setdefault(part, []).append(message)
+    for (topic, number), of_it in found.items():
+        yield topic, number, of_it
 
 
 def _moment(message: Any) -> int | None:

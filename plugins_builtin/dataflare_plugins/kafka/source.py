@@ -62,8 +62,8 @@ class KafkaSource(MessageSource[KafkaConfig]):
             raise WHAT.error("give exactly one of `topic` and `topics`", path="topic")
         self.topics: tuple[str, ...] = (config.topic,) if config.topic is not None else tuple(dict.fromkeys(config.topics or ()))
         self._since = _moment(config.start)
-        self.brokers = Brokers(config, ctx)
-        self._committer: Any = None
+        looking = {"isolation.level": config.isolation, **({"group.id": config.group} if config.group is not None else {})}
+        self.brokers = Brokers(config, ctx, looking)
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -119,22 +119,13 @@ class KafkaSource(MessageSource[KafkaConfig]):
             return {}
         with self.brokers.errors("asking for offsets"):
             asked = [place(name, when) for name in names]
-            client = self.brokers.looking if self.config.isolation == "read_uncommitted" else self._careful
-            found = client.offsets_for_times(asked, timeout=self.config.timeout)
+            found = self.brokers.looking.offsets_for_times(asked, timeout=self.config.timeout)
             for answer in found:
                 if answer.error is not None:
                     raise driver().KafkaException(answer.error)
         made = {part_of(p.topic, p.partition): int(p.offset) for p in found}
         late = [n for n, offset in made.items() if offset < 0]  # nothing is as young as that
         return {**made, **self.offsets(late, LATEST)} if when >= 0 and late else made
-
-    @property
-    def _careful(self) -> Any:
-        """A client that sees no further than what is committed; also the one that commits for the group."""
-        if self._committer is None:
-            group = self.config.group or "dataflare-looking"
-            self._committer = self.brokers.consumer({"group.id": group, "isolation.level": "read_committed"})
-        return self._committer
 
     def begun(self, names: Sequence[str]) -> dict[str, int]:
         """Return where the first epoch of this run begins; asked again, after a crash, the same.
@@ -161,7 +152,7 @@ class KafkaSource(MessageSource[KafkaConfig]):
         places = [place(name, int(at) + 1) for name, at in (offset.get("parts") or {}).items() if int(at) >= 0]
         try:
             if places:
-                self._careful.commit(offsets=places, asynchronous=False)
+                self.brokers.looking.commit(offsets=places, asynchronous=False)
         except driver().KafkaException as error:
             self.ctx.log.warning("the offsets of the group '{}' were not committed: {}", self.config.group, error.args[0].str())
 
@@ -195,9 +186,6 @@ class KafkaSource(MessageSource[KafkaConfig]):
 
     def close(self) -> None:
         """Close every connection."""
-        committer, self._committer = self._committer, None
-        if committer is not None:
-            committer.close()
         self.brokers.close()
 
 
