@@ -38,26 +38,32 @@ class Kafka:
     Attributes:
         bootstrap: where clients begin.
         real: whether it isolates, fences, compacts; the mock does not.
+        login: more properties of the tests' own clients.
     """
 
     def __init__(self, bootstrap: str, *, real: bool) -> None:
         self.bootstrap = bootstrap
         self.real = real
+        self.login: dict[str, Any] = {}
         self._producer: Any = None
         self._admin: Any = None
+
+    def _to(self) -> dict[str, Any]:
+        """Return how the tests' own clients connect."""
+        return {"bootstrap.servers": self.bootstrap, **self.login}
 
     @property
     def admin(self) -> Any:
         """Return a client that administers."""
         if self._admin is None:
-            self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
+            self._admin = AdminClient(self._to())
         return self._admin
 
     @property
     def producer(self) -> Any:
         """Return a producer of its own."""
         if self._producer is None:
-            self._producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 1, "acks": "all"})
+            self._producer = Producer({**self._to(), "linger.ms": 1, "acks": "all"})
         return self._producer
 
     def topic(self, partitions: int = 2, name: str | None = None, **config: str) -> str:
@@ -72,7 +78,7 @@ class Kafka:
 
     def partitions(self, topic: str) -> int:
         """Return how many partitions a topic has, 0 when there is no such topic."""
-        with_it = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "look"})
+        with_it = Consumer({**self._to(), "group.id": "look"})
         try:
             found = with_it.list_topics(topic, timeout=10).topics[topic]
             return 0 if found.error is not None else len(found.partitions)
@@ -124,7 +130,7 @@ class Kafka:
         """Return the offset after the last message of each partition, or the first one that is there."""
         client = Consumer(
             {
-                "bootstrap.servers": self.bootstrap,
+                **self._to(),
                 "group.id": "look",
                 "isolation.level": "read_committed" if committed else "read_uncommitted",
             }
@@ -142,7 +148,7 @@ class Kafka:
         # Made right before it is assigned to: one that has been idle for a moment begins a second late.
         client = Consumer(
             {
-                "bootstrap.servers": self.bootstrap,
+                **self._to(),
                 "group.id": "look",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
@@ -177,7 +183,7 @@ class Kafka:
 
     def group_offsets(self, group: str, topic: str) -> dict[int, int]:
         """Return what a group has committed, partition to offset."""
-        client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group})
+        client = Consumer({**self._to(), "group.id": group})
         try:
             wanted = [TopicPartition(topic, p) for p in range(self.partitions(topic))]
             return {p.partition: p.offset for p in client.committed(wanted, timeout=10) if p.offset >= 0}
@@ -195,13 +201,18 @@ class MockKafka(Kafka):
 
 
 class KafkaServer(Kafka, ServerProcess):
-    """A broker of one node that is its own controller, in a folder of its own."""
+    """A broker of one node that is its own controller, in a folder of its own.
+
+    Attributes:
+        settings: of the broker, beside those of every one; to be changed before it is started.
+    """
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        """Take settings of the broker; `{port}` and `{controller}` in them are its ports."""
         ServerProcess.__init__(self, "kafka")
         self.controller = free_port()
         Kafka.__init__(self, f"127.0.0.1:{self.port}", real=True)
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         self._formatted = False
 
     def _java(self, main: str, *arguments: str) -> list[str]:
@@ -210,6 +221,7 @@ class KafkaServer(Kafka, ServerProcess):
 
     def start(self) -> KafkaServer:
         """Start it, on what it has kept, and wait until it answers."""
+        assert not self.alive
         file = self.folder / "server.properties"
         settings = {
             "process.roles": "broker,controller",
@@ -226,9 +238,10 @@ class KafkaServer(Kafka, ServerProcess):
             "transaction.state.log.num.partitions": "1",
             "group.initial.rebalance.delay.ms": "0",
             "auto.create.topics.enable": "false",
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
             "log.cleaner.dedupe.buffer.size": "4194304",
             "log.cleaner.backoff.ms": "100",
-            **self._settings,
+            **{name: value.replace("{port}", str(self.port)).replace("{controller}", str(self.controller)) for name, value in self.settings.items()},
         }
         file.write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         if not self._formatted:
@@ -242,16 +255,12 @@ class KafkaServer(Kafka, ServerProcess):
 
     def _answers(self) -> bool:
         assert self.alive, self.log.read_text()[-4000:]
-        client = AdminClient({**self.client(), "log_level": 0})
+        client = AdminClient({**self._to(), "log_level": 0})
         try:
             client.list_topics(timeout=1)
         except KafkaException:
             return False
         return True
-
-    def client(self) -> dict[str, Any]:
-        """Return how the tests' own clients connect."""
-        return {"bootstrap.servers": self.bootstrap}
 
     def kill(self) -> None:
         """End it as a power cut would."""

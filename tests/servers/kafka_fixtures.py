@@ -61,17 +61,17 @@ def kafka_broker(kafka_brokers: Callable[[str], Any]) -> Any:
 
 @pytest.fixture
 def own_kafka() -> Iterator[Callable[..., Any]]:
-    """Start brokers for one test alone, to kill them or with other settings; ended with the test."""
+    """Make brokers for one test alone, to kill them or with other settings; the test starts them, they end with it."""
     from tests.servers.kafka import KafkaServer, installed
 
     if not installed():
         _absent()
     made: list[Any] = []
 
-    def start(settings: dict[str, str] | None = None) -> Any:
+    def make(settings: dict[str, str] | None = None) -> Any:
         made.append(KafkaServer(settings))
-        return made[-1].start()
+        return made[-1]
 
-    yield start
+    yield make
     for server in made:
         server.remove()
