@@ -50,7 +50,7 @@ class Kafka:
 
     def _to(self) -> dict[str, Any]:
         """Return how the tests' own clients connect."""
-        return {"bootstrap.servers": self.bootstrap, **self.login}
+        return {"bootstrap.servers": self.bootstrap, "log_level": 0, **self.login}
 
     @property
     def admin(self) -> Any:
@@ -255,7 +255,7 @@ class KafkaServer(Kafka, ServerProcess):
 
     def _answers(self) -> bool:
         assert self.alive, self.log.read_text()[-4000:]
-        client = AdminClient({**self._to(), "log_level": 0})
+        client = AdminClient(self._to())
         try:
             client.list_topics(timeout=1)
         except KafkaException:

@@ -118,16 +118,19 @@ class Brokers:
         return True
 
     @contextlib.contextmanager
-    def errors(self, what: str, path: str | None = None) -> Iterator[None]:
+    def errors(self, what: str, path: str | None = None, client: Any = None) -> Iterator[None]:
         """Turn the client's errors into ours.
 
         Args:
             what: what is being done, for messages.
             path: the key of the `with:` block it is about.
+            client: who does it; asked for what it has to say of its connections.
         """
         try:
             yield
         except driver().KafkaException as error:
+            if client is not None:
+                client.poll(0)
             raise self.explained(error, what, path) from error
 
     def explained(self, error: Any, what: str, path: str | None = None) -> Exception:
@@ -158,7 +161,7 @@ class Brokers:
         return there.error is None and bool(there.partitions)
 
     def _found(self, topic: str, path: str) -> Any:
-        with self.errors(f"looking for the topic '{topic}'", path):
+        with self.errors(f"looking for the topic '{topic}'", path, self.looking):
             return self.looking.list_topics(topic, timeout=self.timeout).topics[topic]
 
     def identities(self, topics: Sequence[str]) -> dict[str, str]:

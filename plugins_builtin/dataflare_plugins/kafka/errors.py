@@ -15,7 +15,7 @@ BUSY = code("kafka.busy", 4, "The brokers cannot do it at this moment.", "The ru
 BAD_OPTION = code("kafka.bad-option", 3, "The client does not take an option, or not this value.", "See `security` and `client`.")
 TOO_LARGE = code("kafka.too-large", 4, "The brokers refuse a message because of its size.", "Lower `max_message`, or raise the topic's limit.")
 NO_DRIVER = code("kafka.no-driver", 4, "The library confluent-kafka is not installed.", "pip install 'dataflare[kafka]'")
-FAILED = code("kafka.failed", 4, "A broker failed.", "See its message.")
+FAILED = code("kafka.failed", 4, "A broker failed.", "See its message; the run has tried again already.")
 
 _UNREACHABLE = frozenset(
     "_TRANSPORT _ALL_BROKERS_DOWN _RESOLVE _TIMED_OUT _TIMED_OUT_QUEUE _MSG_TIMED_OUT REQUEST_TIMED_OUT NETWORK_EXCEPTION "
@@ -31,7 +31,7 @@ _BUSY = frozenset(
     "LEADER_NOT_AVAILABLE NOT_LEADER_FOR_PARTITION COORDINATOR_LOAD_IN_PROGRESS COORDINATOR_NOT_AVAILABLE NOT_COORDINATOR "
     "CONCURRENT_TRANSACTIONS NOT_ENOUGH_REPLICAS NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_CONTROLLER _STATE_CHANGED_WAITING "
     "KAFKA_STORAGE_ERROR THROTTLING_QUOTA_EXCEEDED INVALID_TXN_STATE UNKNOWN_PRODUCER_ID INVALID_PRODUCER_ID_MAPPING "
-    "OUT_OF_ORDER_SEQUENCE_NUMBER _PURGE_QUEUE _PURGE_INFLIGHT".split()
+    "_NOENT OUT_OF_ORDER_SEQUENCE_NUMBER _PURGE_QUEUE _PURGE_INFLIGHT".split()
 )
 _TOO_LARGE = frozenset("MSG_SIZE_TOO_LARGE RECORD_LIST_TOO_LARGE INVALID_MSG_SIZE".split())
 _FENCED = frozenset("_FENCED PRODUCER_FENCED INVALID_PRODUCER_EPOCH".split())
@@ -85,4 +85,4 @@ def explained(error: Any, place: str, path: str | None = None) -> DataflareError
         return BUSY.retriable(message, path=path)
     if name == "_INVALID_ARG":
         return BAD_OPTION.error(message, path=path or "client")
-    return FAILED.error(message, path=path)
+    return FAILED.retriable(message, path=path)

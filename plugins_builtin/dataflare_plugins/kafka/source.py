@@ -117,7 +117,7 @@ class KafkaSource(MessageSource[KafkaConfig]):
         """
         if not names:
             return {}
-        with self.brokers.errors("asking for offsets"):
+        with self.brokers.errors("asking for offsets", None, self.brokers.looking):
             asked = [place(name, when) for name in names]
             found = self.brokers.looking.offsets_for_times(asked, timeout=self.config.timeout)
             for answer in found:

@@ -112,7 +112,7 @@ class Transaction(Sender):
         self._open = False
 
     def _repeated(self, call: Callable[[], None]) -> None:
-        with self._brokers.errors(self._what):
+        with self._brokers.errors(self._what, None, self.producer):
             for _ in range(TRIES):
                 try:
                     call()
