@@ -150,7 +150,7 @@ class KafkaDestination(Destination[KafkaTarget]):
 
         self._ledger = ledger = Ledger(self._brokers, self.config.checkpoints, target)
         ledger.prepare()
-        ledger.claimable()  # before it is fenced: an older run must not end the transaction of a newer one
+        ledger.look()  # first of all: an older run must not end the transaction of a newer one
         claim = self._transaction()
         try:
             claim.begin()
@@ -209,7 +209,7 @@ class KafkaDestination(Destination[KafkaTarget]):
         failpoint("kafka.staged")
         if not self.config.transactions:
             return
-        self._ledger.check(epoch)  # before it is fenced, so that an older run leaves a newer one alone
+        self._ledger.look()
         self._sending = self._transaction()
         self._sending.begin()
         self._ledger.check(epoch)  # nobody has claimed it up to here, and who does from here on ends this transaction

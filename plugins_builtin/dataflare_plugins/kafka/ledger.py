@@ -86,14 +86,17 @@ class Ledger:
         if policy is not None and "compact" not in policy.split(","):
             raise NOT_COMPACTED.error(f"the topic '{self.topic}' has cleanup.policy={policy}", path="checkpoints")
 
-    def held(self) -> Held | None:
+    def held(self, *, settled: bool = True) -> Held | None:
         """Return the newest committed record, None when there is none.
+
+        Args:
+            settled: nothing before it may be undecided; else what is seen now is enough.
 
         Raises:
             DataflareError: `state.damaged-checkpoint`, `kafka.busy`.
         """
         with self._brokers.errors(self._what, "checkpoints"):
-            self._refresh()
+            self._refresh(self._settled() if settled else self._end())
         if self._newest is None:
             return None
         try:
@@ -105,6 +108,19 @@ class Ledger:
         if not whole:
             raise DAMAGED.error(f"the checkpoint record of '{self._target.node}' in '{self.topic}' is damaged")
         return made
+
+    def look(self) -> None:
+        """Refuse to go on behind a newer run that can be seen: who fences others first has to be the newest.
+
+        What it does not see yet does no harm: the newer run is fenced, begins again and is found to be the newer one then. It
+        waits for nothing, as what stands in the way may be this run's own transaction, which it is about to end.
+
+        Raises:
+            DataflareError: `state.fenced`.
+        """
+        held = self.held(settled=False)
+        if held is not None:
+            check_fence(held.fence, self._target.fence, f"'{self.topic}'")
 
     def claimable(self) -> Held:
         """Return what is held, as this run takes it over: the epochs of another run do not count.
@@ -142,9 +158,8 @@ class Ledger:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _refresh(self) -> None:
+    def _refresh(self, stop: int) -> None:
         """Read what was committed since, or from the end backwards until a record of ours is found."""
-        stop = self._settled()
         if self._next is not None:
             self._scan(self._next, stop)
         else:
