@@ -241,7 +241,10 @@ class KafkaServer(Kafka, ServerProcess):
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
             "log.cleaner.dedupe.buffer.size": "4194304",
             "log.cleaner.backoff.ms": "100",
-            **{name: value.replace("{port}", str(self.port)).replace("{controller}", str(self.controller)) for name, value in self.settings.items()},
+            **{
+                name: value.replace("{port}", str(self.port)).replace("{controller}", str(self.controller))
+                for name, value in self.settings.items()
+            },
         }
         file.write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         if not self._formatted:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dataflare_plugins.kafka.errors import BAD_OPTION, BUSY, NO_TOPIC, driver, explained, reason
+from dataflare_plugins.kafka.errors import BAD_OPTION, BUSY, NO_TOPIC, administration, driver, explained, named, reason
 from dataflare_plugins.kafka.options import Security
+from dataflare_sdk import DataflareError
 
-OURS = frozenset(
+OURS = named(
     "bootstrap.servers metadata.broker.list transactional.id enable.idempotence isolation.level enable.auto.commit "
-    "enable.auto.offset.store auto.offset.reset enable.partition.eof group.id acks request.required.acks".split()
+    "enable.auto.offset.store auto.offset.reset enable.partition.eof group.id acks request.required.acks"
 )
 """Properties that what is promised rests on; `client` may not change them."""
 _SECURITY = {
@@ -33,10 +34,25 @@ SEVERE = 40
 class Reach(Protocol):
     """What of a `with:` block says how to reach the brokers."""
 
-    brokers: str
-    security: Security | None
-    client: Mapping[str, Any]
-    timeout: float
+    @property
+    def brokers(self) -> str:
+        """Where to begin."""
+        ...
+
+    @property
+    def security(self) -> Security | None:
+        """How connections are secured."""
+        ...
+
+    @property
+    def client(self) -> Mapping[str, Any]:
+        """More properties of the client."""
+        ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds an answer may take."""
+        ...
 
 
 class _ClientLog:
@@ -87,9 +103,7 @@ class Brokers:
 
     def admin(self) -> Any:
         """Return a client that makes and describes topics."""
-        from confluent_kafka.admin import AdminClient
-
-        return self._made(AdminClient, {})
+        return self._made(administration().AdminClient, {})
 
     def _made(self, kind: Callable[..., Any], properties: Mapping[str, Any]) -> Any:
         whole = {**self._properties, **properties, "error_cb": self._failed}
@@ -133,10 +147,14 @@ class Brokers:
                 client.poll(0)
             raise self.explained(error, what, path) from error
 
-    def explained(self, error: Any, what: str, path: str | None = None) -> Exception:
+    def explained(self, error: Any, what: str, path: str | None = None) -> DataflareError:
         """Return what an error means; behind a time-out often lies a refused login."""
         found, last = reason(error), self._last
-        if last is not None and found.name() in ("_TRANSPORT", "_TIMED_OUT", "_ALL_BROKERS_DOWN") and last.name() in ("_AUTHENTICATION", "_SSL"):
+        if (
+            last is not None
+            and found.name() in ("_TRANSPORT", "_TIMED_OUT", "_ALL_BROKERS_DOWN")
+            and last.name() in ("_AUTHENTICATION", "_SSL")
+        ):
             found = last
         return explained(found, f"{what} ({self.name})", path)
 
@@ -190,10 +208,8 @@ class Brokers:
 
         Somebody else may make it at the same time.
         """
-        from confluent_kafka.admin import NewTopic
-
         with self.errors(f"making the topic '{topic}'", path):
-            wanted = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=dict(settings))
+            wanted = administration().NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=dict(settings))
             try:
                 client.create_topics([wanted], operation_timeout=self.timeout, request_timeout=self.timeout)[topic].result()
             except driver().KafkaException as error:
@@ -211,9 +227,8 @@ class Brokers:
 
     def setting(self, client: Any, topic: str, name: str) -> str | None:
         """Return a setting of a topic, None when it may not be looked at."""
-        from confluent_kafka.admin import ConfigResource, ResourceType
-
-        resource = ConfigResource(ResourceType.TOPIC, topic)
+        admin = administration()
+        resource = admin.ConfigResource(admin.ResourceType.TOPIC, topic)
         try:
             found = client.describe_configs([resource], request_timeout=self.timeout)[resource].result()
         except driver().KafkaException:

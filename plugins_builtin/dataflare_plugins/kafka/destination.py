@@ -102,7 +102,9 @@ class KafkaDestination(Destination[KafkaTarget]):
         """Return what a person should know before relying on it."""
         if not self.config.transactions:
             return ["without transactions the last epoch may be published again after a crash"]
-        return ["rows appear exactly once to consumers that read what is committed (`isolation.level=read_committed`), on brokers with KIP-890"]
+        return [
+            "rows appear exactly once to consumers that read what is committed (`isolation.level=read_committed`), on brokers with KIP-890"
+        ]
 
     def commit_scope(self) -> str:
         """Return the topic."""
@@ -143,7 +145,9 @@ class KafkaDestination(Destination[KafkaTarget]):
         options = self.config
         if not self._brokers.exists(options.topic):
             settings = {"cleanup.policy": "compact"} if compacted else {}
-            self._brokers.create(self._brokers.admin(), options.topic, options.partitions or -1, options.replication or -1, settings, "topic")
+            self._brokers.create(
+                self._brokers.admin(), options.topic, options.partitions or -1, options.replication or -1, settings, "topic"
+            )
 
     def _claimed(self, target: Target) -> Opened:
         from dataflare_plugins.kafka.ledger import Ledger

@@ -13,28 +13,36 @@ PERMISSION = code("kafka.permission", 4, "The user lacks a right.", "Let an admi
 NO_TOPIC = code("kafka.no-topic", 4, "The topic does not exist.", "Check its name, or create it.")
 BUSY = code("kafka.busy", 4, "The brokers cannot do it at this moment.", "The run tries again by itself.")
 BAD_OPTION = code("kafka.bad-option", 3, "The client does not take an option, or not this value.", "See `security` and `client`.")
-TOO_LARGE = code("kafka.too-large", 4, "The brokers refuse a message because of its size.", "Lower `max_message`, or raise the topic's limit.")
+TOO_LARGE = code(
+    "kafka.too-large", 4, "The brokers refuse a message because of its size.", "Lower `max_message`, or raise the topic's limit."
+)
 NO_DRIVER = code("kafka.no-driver", 4, "The library confluent-kafka is not installed.", "pip install 'dataflare[kafka]'")
 FAILED = code("kafka.failed", 4, "A broker failed.", "See its message; the run has tried again already.")
 
-_UNREACHABLE = frozenset(
+
+def named(text: str) -> frozenset[str]:
+    """Return the names in a text."""
+    return frozenset(text.split())
+
+
+_UNREACHABLE = named(
     "_TRANSPORT _ALL_BROKERS_DOWN _RESOLVE _TIMED_OUT _TIMED_OUT_QUEUE _MSG_TIMED_OUT REQUEST_TIMED_OUT NETWORK_EXCEPTION "
-    "BROKER_NOT_AVAILABLE".split()
+    "BROKER_NOT_AVAILABLE"
 )
-_DENIED = frozenset("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE".split())
-_PERMISSION = frozenset(
+_DENIED = named("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE")
+_PERMISSION = named(
     "TOPIC_AUTHORIZATION_FAILED GROUP_AUTHORIZATION_FAILED CLUSTER_AUTHORIZATION_FAILED TRANSACTIONAL_ID_AUTHORIZATION_FAILED "
-    "DELEGATION_TOKEN_AUTHORIZATION_FAILED POLICY_VIOLATION".split()
+    "DELEGATION_TOKEN_AUTHORIZATION_FAILED POLICY_VIOLATION"
 )
-_NO_TOPIC = frozenset("UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION TOPIC_EXCEPTION UNKNOWN_TOPIC_ID".split())
-_BUSY = frozenset(
+_NO_TOPIC = named("UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION TOPIC_EXCEPTION UNKNOWN_TOPIC_ID")
+_BUSY = named(
     "LEADER_NOT_AVAILABLE NOT_LEADER_FOR_PARTITION COORDINATOR_LOAD_IN_PROGRESS COORDINATOR_NOT_AVAILABLE NOT_COORDINATOR "
-    "CONCURRENT_TRANSACTIONS NOT_ENOUGH_REPLICAS NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_CONTROLLER _STATE_CHANGED_WAITING "
+    "CONCURRENT_TRANSACTIONS NOT_ENOUGH_REPLICAS NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_CONTROLLER "
     "KAFKA_STORAGE_ERROR THROTTLING_QUOTA_EXCEEDED INVALID_TXN_STATE UNKNOWN_PRODUCER_ID INVALID_PRODUCER_ID_MAPPING "
-    "_NOENT OUT_OF_ORDER_SEQUENCE_NUMBER _PURGE_QUEUE _PURGE_INFLIGHT".split()
+    "_NOENT OUT_OF_ORDER_SEQUENCE_NUMBER _PURGE_QUEUE _PURGE_INFLIGHT"
 )
-_TOO_LARGE = frozenset("MSG_SIZE_TOO_LARGE RECORD_LIST_TOO_LARGE INVALID_MSG_SIZE".split())
-_FENCED = frozenset("_FENCED PRODUCER_FENCED INVALID_PRODUCER_EPOCH".split())
+_TOO_LARGE = named("MSG_SIZE_TOO_LARGE RECORD_LIST_TOO_LARGE INVALID_MSG_SIZE")
+_FENCED = named("_FENCED PRODUCER_FENCED INVALID_PRODUCER_EPOCH")
 
 
 def driver() -> Any:
@@ -48,6 +56,14 @@ def driver() -> Any:
     except ImportError as error:
         raise NO_DRIVER.error("Kafka needs confluent-kafka, which is not installed") from error
     return confluent_kafka
+
+
+def administration() -> Any:
+    """Return the part of confluent_kafka that administers."""
+    driver()
+    from confluent_kafka import admin
+
+    return admin
 
 
 def reason(error: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from dataflare_plugins.kafka.connection import Brokers
-from dataflare_plugins.kafka.errors import BUSY, driver
+from dataflare_plugins.kafka.errors import BUSY, administration, driver
 from dataflare_sdk import Target, code
 from dataflare_sdk.checkpoints import DAMAGED
 from dataflare_sdk.fence import FENCED, check_fence
@@ -185,14 +185,21 @@ class Ledger:
         return stop
 
     def _end(self, *, committed: bool = True, earliest: bool = False) -> int:
-        from confluent_kafka import IsolationLevel, TopicPartition
-        from confluent_kafka.admin import OffsetSpec
-
-        place = TopicPartition(self.topic, PARTITION)
-        spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()
-        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-        found = self._admin.list_offsets({place: spec}, isolation_level=level, request_timeout=self._brokers.timeout)
-        return int(found[place].result().offset)
+        place, spec = driver().TopicPartition(self.topic, PARTITION), administration().OffsetSpec
+        levels = driver().IsolationLevel
+        level = levels.READ_COMMITTED if committed else levels.READ_UNCOMMITTED
+        give_up = time.monotonic() + self._brokers.timeout
+        while True:
+            found = self._admin.list_offsets(
+                {place: spec.earliest() if earliest else spec.latest()}, isolation_level=level, request_timeout=self._brokers.timeout
+            )
+            try:
+                return int(found[place].result().offset)
+            except driver().KafkaException as error:
+                # Of a topic that was just made, and of one whose leader just changed, brokers do not know yet who leads it.
+                if self._brokers.explained(error, self._what).code != BUSY.name or time.monotonic() > give_up:
+                    raise
+                time.sleep(PAUSE)
 
     def _scan(self, start: int, stop: int) -> None:
         """Keep the newest record of ours among those from `start` to before `stop`."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
-from dataflare_plugins.kafka.errors import UNREACHABLE
+from dataflare_plugins.kafka.errors import UNREACHABLE, named
 from dataflare_plugins.kafka.parts import EARLIEST, LATEST, part_of, place, split
 from dataflare_sdk import Batch, ExtractSpec, Offset, Partition, code
 from dataflare_sdk.inflow.messages import Messages
@@ -30,7 +30,7 @@ PATIENCE = 30.0
 """Seconds without any broker after which the attempt is given up; the client itself would try for ever."""
 ENDED = "_PARTITION_EOF"
 OUT_OF_RANGE = "_AUTO_OFFSET_RESET"
-TOLD_LATER = frozenset("_TRANSPORT _ALL_BROKERS_DOWN _TIMED_OUT _RESOLVE GROUP_AUTHORIZATION_FAILED".split())
+TOLD_LATER = named("_TRANSPORT _ALL_BROKERS_DOWN _TIMED_OUT _RESOLVE GROUP_AUTHORIZATION_FAILED")
 """Errors of connections that the client mends by itself, and one of a group that is none of ours."""
 
 

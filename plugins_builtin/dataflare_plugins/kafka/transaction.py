@@ -85,9 +85,7 @@ class Transaction(Sender):
     """
 
     def __init__(self, brokers: Brokers, name: str, properties: dict[str, Any], patience: float) -> None:
-        super().__init__(
-            brokers, {**properties, "transactional.id": name, "transaction.timeout.ms": int(patience * 1000)}, patience
-        )
+        super().__init__(brokers, {**properties, "transactional.id": name, "transaction.timeout.ms": int(patience * 1000)}, patience)
         self._what = f"the transaction '{name}'"
         self._open = False
 
@@ -113,16 +111,14 @@ class Transaction(Sender):
 
     def _repeated(self, call: Callable[[], None]) -> None:
         with self._brokers.errors(self._what, None, self.producer):
-            for _ in range(TRIES):
+            for left in reversed(range(TRIES)):
                 try:
                     call()
                     return
                 except driver().KafkaException as error:
                     found = reason(error)
-                    if not found.retriable() or found.txn_requires_abort():
+                    if not left or not found.retriable() or found.txn_requires_abort():
                         raise
-                    last = error
-            raise last
 
     def close(self) -> None:
         """Give it up, if it is not committed."""

@@ -129,7 +129,11 @@ def test_one_key_is_one_partition_in_order(kafka: Any, tmp_path: Path) -> None:
     there = made(kafka, tmp_path, topic, transactions=False, key="name")
     there.open(target(ORDERS))
     for epoch in range(1, 4):
-        put(there, epoch, *(orders(list(range(100 * epoch + 20 * b, 100 * epoch + 20 * b + 20)), [f"k{i % 7}" for i in range(20)]) for b in range(5)))
+        put(
+            there,
+            epoch,
+            *(orders(list(range(100 * epoch + 20 * b, 100 * epoch + 20 * b + 20)), [f"k{i % 7}" for i in range(20)]) for b in range(5)),
+        )
     there.close()
     placed: dict[bytes, set[int]] = {}
     order: dict[bytes, list[int]] = {}
@@ -144,7 +148,9 @@ def test_one_key_is_one_partition_in_order(kafka: Any, tmp_path: Path) -> None:
 
 def changes(ops: Sequence[int], **more: Any) -> Changes:
     nothing = pa.nulls(len(ops), pa.int64())
-    return Changes(pa.array(ops, pa.uint8()), pa.array(range(len(ops)), pa.int64()), nothing, pa.nulls(len(ops), pa.timestamp("us", "UTC")), **more)
+    return Changes(
+        pa.array(ops, pa.uint8()), pa.array(range(len(ops)), pa.int64()), nothing, pa.nulls(len(ops), pa.timestamp("us", "UTC")), **more
+    )
 
 
 @pytest.mark.parametrize("deletes", ["hard", "ignore"])
@@ -166,7 +172,11 @@ def test_what_cannot_be_a_message_is_a_bad_row(kafka: Any, tmp_path: Path) -> No
     there.open(target(ORDERS, "upsert", changes=True))
     flags = pa.array([False, False, True, True, False])
     refused = there.write(
-        orders([1, None, 3, 4, 5], ["a", "b", None, None, "x" * 3000], changes=changes([CREATE] * 3 + [DELETE, CREATE], unchanged={"name": flags}))
+        orders(
+            [1, None, 3, 4, 5],
+            ["a", "b", None, None, "x" * 3000],
+            changes=changes([CREATE] * 3 + [DELETE, CREATE], unchanged={"name": flags}),
+        )
     )
     assert [(r.index, r.code) for r in refused] == [(1, "data.null-key"), (2, "data.partial-row"), (4, "data.message-too-large")]
     with pytest.raises(DataflareError) as caught:
@@ -190,7 +200,9 @@ def test_what_a_topic_cannot_do_is_refused_offline(tmp_path: Path) -> None:
         "a deletion is a message without a value; set `deletes: hard` or `ignore`",
         "`key` names (id) and the upsert (name): leave one out",
     ]
-    promised = [made(Nowhere, tmp_path, "t", transactions=t).guarantee(WriteSpec(mode=m)) for t in (True, False) for m in ("append", "upsert")]
+    promised = [
+        made(Nowhere, tmp_path, "t", transactions=t).guarantee(WriteSpec(mode=m)) for t in (True, False) for m in ("append", "upsert")
+    ]
     assert promised == ["exactly_once", "exactly_once", "at_least_once", "effectively_once"]
 
 

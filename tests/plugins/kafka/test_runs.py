@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.mission.flows import cli, told
 from tests.servers.processes import wait_until
 from tests.servers.proxy import Proxy
@@ -216,7 +215,10 @@ def test_without_transactions_nothing_is_lost(kafka: Any, tmp_path: Path) -> Non
 def test_the_broker_is_killed_and_comes_back(own_kafka: Callable[..., Any], tmp_path: Path) -> None:
     broker = own_kafka().start()
     topic = broker.topic(partitions=2)
-    put(tmp_path, flow(broker, topic, state={"checkpoint": {"every": "200ms"}}, errors={"retry": {"attempts": 20, "initial": "200ms", "max": "1s"}}))
+    put(
+        tmp_path,
+        flow(broker, topic, state={"checkpoint": {"every": "200ms"}}, errors={"retry": {"attempts": 20, "initial": "200ms", "max": "1s"}}),
+    )
     sent = list(range(500))
     broker.send(topic, [message(i) for i in sent])
     with running(tmp_path) as process:
@@ -237,7 +239,10 @@ def test_connections_are_cut_again_and_again(own_kafka: Callable[..., Any], tmp_
     broker.settings["advertised.listeners"] = f"PLAINTEXT://127.0.0.1:{proxy.port}"
     broker.start()
     topic = broker.topic(partitions=2)
-    put(tmp_path, flow(broker, topic, state={"checkpoint": {"every": "150ms"}}, errors={"retry": {"attempts": 50, "initial": "100ms", "max": "1s"}}))
+    put(
+        tmp_path,
+        flow(broker, topic, state={"checkpoint": {"every": "150ms"}}, errors={"retry": {"attempts": 50, "initial": "100ms", "max": "1s"}}),
+    )
     sent: list[int] = []
     try:
         with running(tmp_path) as process:
@@ -247,7 +252,9 @@ def test_connections_are_cut_again_and_again(own_kafka: Callable[..., Any], tmp_
                 sent += more
                 proxy.cut()
                 time.sleep(0.1)
-            wait_until(lambda: len(kept(tmp_path)) >= len(sent) or process.poll() is not None, lambda: f"{len(kept(tmp_path))} arrived", 120)
+            wait_until(
+                lambda: len(kept(tmp_path)) >= len(sent) or process.poll() is not None, lambda: f"{len(kept(tmp_path))} arrived", 120
+            )
         found = copied(broker, topic)
     finally:
         proxy.close()

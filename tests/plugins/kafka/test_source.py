@@ -229,9 +229,7 @@ def test_open_and_aborted_transactions_are_not_read(kafka_broker: Any, tmp_path:
 
     def decided() -> None:
         """Wait until the brokers have marked the end of the transaction: they do that after they have said it is done."""
-        wait_until(
-            lambda: kafka_broker.ends(topic) == kafka_broker.ends(topic, committed=False), lambda: "a transaction was not decided"
-        )
+        wait_until(lambda: kafka_broker.ends(topic) == kafka_broker.ends(topic, committed=False), lambda: "a transaction was not decided")
 
     transaction([1, 2], producer.commit_transaction)
     transaction([3, 4], producer.abort_transaction)
@@ -316,7 +314,8 @@ def test_a_topic_that_was_made_anew_is_told_from_the_old_one(kafka_broker: Any, 
 def test_what_is_compacted_away_does_not_keep_it_waiting(kafka_broker: Any, tmp_path: Path) -> None:
     """The message that `until` names may be gone; the stretch ends there all the same."""
     topic = kafka_broker.topic(
-        partitions=1, **{"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100"}
+        partitions=1,
+        **{"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100"},
     )
     kafka_broker.send(topic, [message(i) for i in range(6)], keys=[b"a"] * 6)
     reading = Reading(tmp_path, kafka_broker, topic)
@@ -333,12 +332,15 @@ def test_what_is_compacted_away_does_not_keep_it_waiting(kafka_broker: Any, tmp_
 def test_what_cannot_be_read_says_why(kafka: Any, tmp_path: Path) -> None:
     def refusal(**config: Any) -> DataflareError:
         with pytest.raises(DataflareError) as caught:
-            made = KafkaSource(KafkaSource.configure({"brokers": kafka.bootstrap, **config}), FakeContext(tmp_path, "source"))
-            try:
-                made.check()
-            finally:
-                made.close()
+            checked(**config)
         return caught.value
+
+    def checked(**config: Any) -> None:
+        made = KafkaSource(KafkaSource.configure({"brokers": kafka.bootstrap, **config}), FakeContext(tmp_path, "source"))
+        try:
+            made.check()
+        finally:
+            made.close()
 
     assert refusal(topic="a", topics=["b"]).code == "kafka.what-to-read"
     assert refusal().code == "kafka.what-to-read"
