@@ -31,6 +31,10 @@ SEVERE = 40
 """Level of Python's logging from which a line of the client's is a warning of ours."""
 
 
+QUIET = 10.0
+"""Seconds after a warning in which there is no other one."""
+
+
 class Reach(Protocol):
     """What of a `with:` block says how to reach the brokers."""
 
@@ -56,14 +60,18 @@ class Reach(Protocol):
 
 
 class _ClientLog:
-    """Takes what librdkafka logs, which would go to standard error otherwise."""
+    """Takes what librdkafka logs, which would go to standard error otherwise: without a broker that is a line for every try."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
+        self._warned = -QUIET
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
         line = text % arguments if arguments else text
-        (self._log.warning if level >= SEVERE else self._log.debug)("kafka: {}", line)
+        severe = level >= SEVERE and time.monotonic() - self._warned >= QUIET
+        if severe:
+            self._warned = time.monotonic()
+        (self._log.warning if severe else self._log.debug)("kafka: {}", line)
 
 
 class Brokers:

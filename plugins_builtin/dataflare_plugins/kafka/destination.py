@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dataflare_plugins.kafka.connection import Brokers
-from dataflare_plugins.kafka.options import BROKERS, CLIENT, SECURITY, TIMEOUT, Duration, Security
-from dataflare_sdk import Batch, Destination, Opened, RowRejection, Size, Target, WriteSpec, config, option
+from dataflare_plugins.kafka.options import BROKERS, CLIENT, SECURITY, TIMEOUT, Security
+from dataflare_sdk import Batch, Destination, Duration, Opened, RowRejection, Size, Target, WriteSpec, config, option
 from dataflare_sdk.atomic import make_folder, read_record, write_record
 from dataflare_sdk.failpoints import declare, failpoint
 

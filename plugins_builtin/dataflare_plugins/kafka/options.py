@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dataflare_sdk import Duration, config, option
+from dataflare_sdk import config, option
 
 
 @config
@@ -26,5 +26,3 @@ BROKERS = option("Addresses to begin at, `host:port`.", example="kafka-1:9092,ka
 SECURITY = option("How connections are secured; by default not at all.", default=None)
 CLIENT = option("More properties of librdkafka, by their names.", default_factory=dict, example={"client.rack": "eu-1a"})
 TIMEOUT = option("How long the brokers may take to answer.", default=10.0, example="10s")
-
-__all__ = ["BROKERS", "CLIENT", "SECURITY", "TIMEOUT", "Duration", "Security"]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dataflare_plugins.kafka.connection import Brokers
 from dataflare_plugins.kafka.errors import driver
-from dataflare_plugins.kafka.options import BROKERS, CLIENT, SECURITY, TIMEOUT, Duration, Security
+from dataflare_plugins.kafka.options import BROKERS, CLIENT, SECURITY, TIMEOUT, Security
 from dataflare_plugins.kafka.parts import EARLIEST, LATEST, part_of, place
-from dataflare_sdk import ExtractSpec, Offset, Partition, Reader, StreamInfo, code, config, option
+from dataflare_sdk import Duration, ExtractSpec, Offset, Partition, Reader, StreamInfo, code, config, option
 from dataflare_sdk.inflow.options import MessageConfig
 from dataflare_sdk.inflow.source import MessageSource
 
