@@ -96,7 +96,7 @@ class Ledger:
             DataflareError: `state.damaged-checkpoint`, `kafka.busy`.
         """
         with self._brokers.errors(self._what, "checkpoints"):
-            self._refresh(self._settled() if settled else self._end())
+            self._refresh(self._end(committed=not settled))
         if self._newest is None:
             return None
         try:
@@ -159,7 +159,11 @@ class Ledger:
     # -- reading -------------------------------------------------------------------------------------------
 
     def _refresh(self, stop: int) -> None:
-        """Read what was committed since, or from the end backwards until a record of ours is found."""
+        """Read what was committed since, or from the end backwards until a record of ours is found.
+
+        A record of ours may stand behind one of another workflow whose process died within its transaction: until the
+        brokers have given that up, readers of what is committed do not get past it.
+        """
         if self._next is not None:
             self._scan(self._next, stop)
         else:
@@ -169,20 +173,6 @@ class Ledger:
                 self._scan(start, high)
                 high, window = start, window * 10
         self._next = stop
-
-    def _settled(self) -> int:
-        """Return where the topic ends, once nothing before that is undecided any more.
-
-        A record of ours may stand behind one of another workflow whose process died within its transaction: until the
-        brokers have given that up, readers of what is committed do not get past it.
-        """
-        stop = self._end(committed=False)
-        give_up = time.monotonic() + PATIENCE
-        while self._end() < stop:
-            if time.monotonic() > give_up:
-                raise BUSY.retriable(f"an unfinished transaction of another workflow stands in '{self.topic}'", path="checkpoints")
-            time.sleep(PAUSE)
-        return stop
 
     def _end(self, *, committed: bool = True, earliest: bool = False) -> int:
         place, spec = driver().TopicPartition(self.topic, PARTITION), administration().OffsetSpec
@@ -212,7 +202,7 @@ class Ledger:
             give_up = time.monotonic() + PATIENCE
             while start < stop:
                 if time.monotonic() > give_up:
-                    raise BUSY.retriable(f"'{self.topic}' cannot be read", path="checkpoints")
+                    raise BUSY.retriable(f"an unfinished transaction of another workflow stands in '{self.topic}'", path="checkpoints")
                 for message in reader.consume(WINDOW, 0.01):
                     start = max(start, self._looked_at(message, stop))
         finally:

@@ -90,9 +90,8 @@ class KafkaReader(MessageReader):
                 self._move(part, onward)
 
     def _move(self, part: str, onward: int) -> None:
-        """Have a partition stand before an offset, and that handed on: forgotten again, it would be lost once more."""
+        """Have a partition go on at an offset; its position is told by what comes from there, a message or the end."""
         self.positions[part] = min(self.positions.get(part, onward), onward - 2)
-        self._pages.append(Messages([], [], part, topic=split(part)[0], after=onward - 1, size=0))
         self._moved[part] = onward
 
     def _batch(self, page: Messages) -> Batch:

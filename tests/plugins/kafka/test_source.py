@@ -197,6 +197,44 @@ def test_the_group_is_told_what_is_durable_and_nothing_earlier(kafka: Any, tmp_p
     assert kafka.group_offsets(group, topic)[0] == durable, "closing commits nothing"
 
 
+class Came:
+    """What the client hands over, in one answer of a script."""
+
+    def __init__(self, topic: str, offset: int, error: Any = None) -> None:
+        self._told = (topic, offset, error)
+
+    def topic(self) -> str:
+        return self._told[0]
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._told[1]
+
+    def error(self) -> Any:
+        return self._told[2]
+
+    def value(self) -> bytes:
+        return message(self._told[1])
+
+
+def test_an_end_that_comes_with_the_messages_before_it_takes_none_of_them(kafka_mock: Any, tmp_path: Path) -> None:
+    from confluent_kafka import KafkaError
+
+    topic = kafka_mock.topic()
+    made, reader = Reading(tmp_path, kafka_mock, topic).open()
+    assert reader.read(10, 1 << 20, time.monotonic()) is None
+    two, four = (Came(topic, end, KafkaError(KafkaError._PARTITION_EOF)) for end in (2, 4))
+    answers = [[two, Came(topic, 0), Came(topic, 1)], [Came(topic, 2), Came(topic, 3), four]]
+    reader._client.close()
+    reader._client = type("Script", (), {"consume": lambda s, n, t: answers.pop(0) if answers else [], "close": lambda s: None})()
+    got = [b for b in (reader.read(10, 1 << 20, time.monotonic() + 0.05) for _ in range(6)) if b is not None]
+    reader.close()
+    made.close()
+    assert ids(got) == [0, 1, 2, 3]
+
+
 # -- what only a broker does ------------------------------------------------------------------------------------------
 
 
