@@ -6,6 +6,7 @@ from hypothesis import settings
 from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
+from tests.servers.kafka_fixtures import kafka, kafka_broker, kafka_brokers, kafka_mock, own_kafka
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
 from tests.servers.mosquitto_fixtures import mosquitto, own_mosquitto
 from tests.template.clean import clean, new_plugin
@@ -14,11 +15,16 @@ __all__ = [
     "clean",
     "confines",
     "every_postgres",
+    "kafka",
+    "kafka_broker",
+    "kafka_brokers",
+    "kafka_mock",
     "mariadb",
     "mariadb_minimal",
     "mariadb_servers",
     "mosquitto",
     "new_plugin",
+    "own_kafka",
     "own_mariadb",
     "own_mosquitto",
     "own_postgres",
