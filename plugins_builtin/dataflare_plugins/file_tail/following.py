@@ -1,0 +1,422 @@
+"""Which files there are now: new ones, rotated ones, copies of truncated ones; and where each stands.
+
+Files are told apart by inode and first bytes, never by name. A name is followed from file to file: what is left of the old
+one is read before the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataflare_plugins.file_tail.marks import TAIL, Mark, pread
+from dataflare_plugins.file_tail.piece import Piece, last_line_end, new_mark
+from dataflare_sdk import CODES, code
+
+GONE = code(
+    "file-tail.gone",
+    4,
+    "A followed file was removed or cut before all of it was read.",
+    "Bring the file back (also under another name in its folder), or set `on_lost: skip` to go on without it.",
+)
+MOST_OPEN = 256
+"""Handles held at most; the file read longest ago is opened again when it grows."""
+LOOKS = 20
+"""A look for files takes at most this part of the time."""
+
+
+class Follower:
+    """Keeps the list of followed files up to date.
+
+    Args:
+        pattern: file or glob, absolute or relative to `base`.
+        base: folder that relative paths start from.
+        marks: files that an offset knows, by key.
+        following: number of the next key.
+        wait: seconds after which a file that lost its name and does not grow is let go.
+        latest: files that are there at the first look are read from their end.
+        lost: told (message, bytes) of what can never be read; raises where the policy is to fail.
+        note: told of events, for the log.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        base: Path,
+        marks: Mapping[str, Mark],
+        following: int,
+        *,
+        wait: float,
+        latest: bool,
+        lost: Callable[[str, int], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._pattern = pattern
+        self._base = base
+        self._single = None if glob.has_magic(pattern) else base / pattern
+        self._wait = wait
+        self._latest = latest
+        self._lost = lost
+        self._note = note
+        self._next = following
+        self._cost = 0.0
+        self._waiting: dict[tuple[int, int], float] = {}
+        self._missing: dict[str, Mark] = dict(marks)
+        self.pieces: dict[str, Piece] = {}
+        self.finished: dict[str, Mark] = {}
+
+    # -- offsets -----------------------------------------------------------------------------------------
+
+    def offset(self) -> dict[str, Any]:
+        """Return where all files stand."""
+        files = {k: m.to_json() for k, m in self.finished.items()}
+        files.update((k, p.mark.to_json()) for k, p in self.pieces.items())
+        return {"v": 1, "next": self._next, "files": files}
+
+    def forget(self, offset: Mapping[str, Any]) -> None:
+        """Drop files that were done with at an offset which is durable everywhere, and that are not there any more."""
+        acked = offset.get("files") or {}
+        for key in [k for k in self.finished if (acked.get(k) or {}).get("done")]:
+            if self._path_of(self.finished[key]) is None:
+                del self.finished[key]
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def names(self) -> list[tuple[str, Path, os.stat_result]]:
+        """Return the files that the pattern means now, with the names that people know them by."""
+        if self._single is not None:
+            paths = [self._single]
+        else:
+            found = glob.iglob(str(self._base / self._pattern), recursive=True)  # noqa: PTH207 - absolute patterns
+            paths = sorted(Path(p) for p in found)
+        made = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    made.append((name_of(path, self._base), path, status))
+        return made
+
+    @property
+    def rest(self) -> float:
+        """Seconds to rest between two looks, by what the last one cost."""
+        return self._cost * LOOKS
+
+    def look(self) -> bool:
+        """Look for what is new, gone or longer; True when there is something to read or to do.
+
+        Raises:
+            DataflareError: `world.permission`, `file-tail.gone`.
+        """
+        began = time.monotonic()
+        there = self.names()
+        changed = self._recall(there) if self._missing else False
+        changed |= self._watch(there)
+        changed |= self._meet(there)
+        self._latest = False
+        self._cost = time.monotonic() - began
+        return changed
+
+    def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Find the files of an offset again, under whatever name."""
+        for key, mark in sorted(self._missing.items(), key=lambda item: int(item[0])):
+            if mark.done:
+                self.finished[key] = mark
+                continue
+            fd, path = self.find(mark, there)
+            if fd is None or path is None:
+                self._note(f"'{mark.name}' is not there any more; what was appended to it after byte {mark.at} was not read")
+                self.finished[key] = _done(mark)
+                continue
+            piece = self._add(key, mark, path, fd)
+            home = self._base / mark.name
+            piece.home = home
+            if mark.late or (path != home and not self._is_named(piece, there)):
+                piece.left = True
+                self._between(piece, there)
+        self._missing = {}
+        return True
+
+    def find(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> tuple[int | None, Path | None]:
+        """Open the file that a mark means, or a copy that holds what was read of it; (None, None) when there is none."""
+        home = self._base / mark.name
+        for sure in (True, False):
+            for path, status in self._candidates(home, there):
+                if ((status.st_dev, status.st_ino) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
+                    continue
+                if not sure and mark.size == 0:
+                    continue  # nothing is known of it that others have not
+                fd = self._open(path)
+                if fd is None:
+                    continue
+                if mark.fits(fd):
+                    return fd, path
+                os.close(fd)
+        return None, None
+
+    def _candidates(self, home: Path, there: Sequence[tuple[str, Path, os.stat_result]] | None) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the files a mark may mean: its name, its folder, whatever the pattern finds; plain files of the system's only."""
+        seen = set[Path]()
+        beside = [Path(e.path) for e in _entries(home.parent)]
+        for path in (home, *beside, *(p for _, p, _ in there or ())):
+            if path in seen:
+                continue
+            seen.add(path)
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+    def _between(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
+        """Take up the generations that came and went under a name while nobody looked: newer than this, not the present one."""
+        known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self._missing.values()}
+        known |= {(s.st_dev, s.st_ino) for _, _, s in there}
+        assert piece.fd is not None
+        since = os.fstat(piece.fd).st_mtime_ns
+        stem = piece.home.name.split(".", 1)[0] if "." in piece.home.name else piece.home.name
+        newer = []
+        for entry in _entries(piece.home.parent):
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                rotated = entry.name.startswith(stem) and entry.name != piece.home.name
+                if rotated and stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in known and status.st_mtime_ns > since:
+                    newer.append((status.st_mtime_ns, Path(entry.path)))
+        for _, path in sorted(newer):
+            fd = self._open(path)
+            if fd is not None:
+                self._note(f"'{path.name}' is a generation of '{piece.name}' that nobody has read yet")
+                made = self._begin(piece.name, path, fd, late=True)
+                made.home = piece.home
+
+    def _watch(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Look at the files that are followed: longer, shorter, renamed, gone."""
+        by_path = {path: status for _, path, status in there}
+        changed = False
+        now = time.monotonic()
+        for piece in list(self.pieces.values()):
+            status = self._status(piece, by_path)
+            if status is None:
+                self._finish(piece)
+                changed = True
+                continue
+            changed |= piece.looked(status)
+            if status.st_size < piece.at:
+                self.cut(piece)
+                changed = True
+                continue
+            if not piece.left and not piece.late:
+                named = by_path.get(piece.home)
+                if named is None or (named.st_dev, named.st_ino) != (piece.dev, piece.ino):
+                    piece.left, piece.changed, changed = True, now, True
+        return changed
+
+    def _status(self, piece: Piece, by_path: Mapping[Path, os.stat_result]) -> os.stat_result | None:
+        """Return what the system says of a piece's file, wherever it is; None: it is gone and nobody holds it."""
+        if piece.fd is not None:
+            return os.fstat(piece.fd)
+        status = by_path.get(piece.path)
+        if status is not None and (status.st_dev, status.st_ino) == (piece.dev, piece.ino):
+            return status
+        path = self._path_of(piece.mark)
+        if path is None:
+            return None
+        piece.path = path
+        return path.stat()
+
+    def _path_of(self, mark: Mark) -> Path | None:
+        """Return where the inode of a mark is: its name, else another one in that folder."""
+        home = self._base / mark.name
+        for path in (home, *(Path(e.path) for e in _entries(home.parent) if e.inode() == mark.ino)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if (status.st_dev, status.st_ino) == (mark.dev, mark.ino):
+                    return path
+        return None
+
+    def _meet(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Begin to follow files that are new; a copy that somebody is about to cut the original of is none."""
+        known = {(p.dev, p.ino) for p in self.pieces.values() if not p.truncated}
+        done = {(m.dev, m.ino): k for k, m in self.finished.items()}
+        changed = False
+        for name, path, status in sorted(there, key=lambda one: (one[2].st_mtime_ns, one[0])):
+            inode = (status.st_dev, status.st_ino)
+            if inode in known:
+                continue
+            if inode in done and status.st_size == self.finished[done[inode]].at:
+                continue
+            fd = self._open(path)
+            if fd is None:
+                continue
+            if inode in done and self._revived(done[inode], path, fd):
+                changed = True
+                continue
+            if self._is_copy(inode, fd):
+                os.close(fd)
+                continue
+            self._begin(name, path, fd)
+            known.add(inode)
+            changed = True
+        if self._waiting:
+            here = {(s.st_dev, s.st_ino) for _, _, s in there}
+            self._waiting = {k: v for k, v in self._waiting.items() if k in here}
+        return changed
+
+    def _revived(self, key: str, path: Path, fd: int) -> bool:
+        """Follow a file again that was let go and has grown since."""
+        mark = self.finished[key]
+        if not mark.fits(fd):
+            return False  # the number of an inode that was given away again
+        del self.finished[key]
+        piece = self._add(key, mark, path, fd)
+        piece.done, piece.left, piece.home = False, path != self._base / mark.name, self._base / mark.name
+        return True
+
+    def _is_copy(self, inode: tuple[int, int], fd: int) -> bool:
+        """Whether a new file so far holds just what a followed one does: it may be a copy made before the original is cut."""
+        size = os.fstat(fd).st_size
+        for piece in self.pieces.values():
+            if piece.fd is None or piece.truncated or size == 0:
+                continue
+            mark = piece.mark
+            end = min(size, os.fstat(piece.fd).st_size)
+            part = min(mark.size, end)
+            at = max(0, end - TAIL)
+            if part and pread(fd, part, 0) == pread(piece.fd, part, 0) and pread(fd, end - at, at) == pread(piece.fd, end - at, at):
+                since = self._waiting.setdefault(inode, time.monotonic())
+                return time.monotonic() - since < self._wait
+        return False
+
+    # -- ends --------------------------------------------------------------------------------------------
+
+    def cut(self, piece: Piece) -> None:
+        """A file does not hold any more what was read of it: go on in the copy that was made of it, then begin it anew.
+
+        Raises:
+            DataflareError: `file-tail.gone`: there is no copy, and bytes are known to be lost.
+        """
+        mark, seen = piece.mark, piece.size
+        last = self._seen_before_cut(piece, seen)
+        piece.truncated = True
+        piece.close()
+        self.finished[piece.key] = _done(mark)
+        del self.pieces[piece.key]
+        fd, path = self._copy_of(mark)
+        if fd is not None and path is not None:
+            self._note(f"'{piece.name}' was cut; the rest of it is read from its copy '{path.name}'")
+            status = os.fstat(fd)
+            late = Mark(
+                mark.name, status.st_dev, status.st_ino, mark.size, mark.head, mark.tail, mark.first, mark.at, mark.lines, late=True
+            )
+            self._add(piece.key, late, path, fd).home = piece.home
+            del self.finished[piece.key]
+        else:
+            self._note(f"'{piece.name}' was cut at byte {mark.at} and begins anew")
+            if last > mark.at:
+                self._lost(f"'{piece.name}' was cut when {last - mark.at} bytes of it were not read yet", last - mark.at)
+
+    def _seen_before_cut(self, piece: Piece, seen: int) -> int:
+        """Return the size it was known to have before it was cut; a half line at its end was none."""
+        return 0 if seen == piece.at else seen
+
+    def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
+        """Open the copy of a file that was cut."""
+        if mark.size == 0:
+            return None, None
+        for path, status in self._candidates(self._base / mark.name, None):
+            if (status.st_dev, status.st_ino) == (mark.dev, mark.ino) or status.st_size < mark.at:
+                continue
+            fd = self._open(path)
+            if fd is not None and mark.fits(fd):
+                return fd, path
+            if fd is not None:
+                os.close(fd)
+        return None, None
+
+    def settle(self, piece: Piece) -> None:
+        """Let go a file that was read to its end, has lost its name, and does not grow any more."""
+        if piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait):
+            self._finish(piece)
+
+    def ended(self, piece: Piece) -> bool:
+        """Whether what stands behind the last line feed of a file is a line: nobody writes to it any more."""
+        return piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait)
+
+    def _finish(self, piece: Piece) -> None:
+        piece.close()
+        del self.pieces[piece.key]
+        self.finished[piece.key] = _done(piece.mark)
+
+    # -- handles -----------------------------------------------------------------------------------------
+
+    def hold(self, piece: Piece) -> bool:
+        """Have a piece's file open; False when it is gone."""
+        piece.used = time.monotonic()
+        if piece.fd is not None:
+            return True
+        fd, path = self.find(piece.mark)
+        if fd is None or path is None:
+            return False
+        piece.fd, piece.path = fd, path
+        self._close_some()
+        return True
+
+    def _close_some(self) -> None:
+        held = [p for p in self.pieces.values() if p.fd is not None]
+        if len(held) > MOST_OPEN:
+            for piece in sorted((p for p in held if not p.left and not p.unread), key=lambda p: p.used)[: len(held) - MOST_OPEN]:
+                piece.close()
+
+    def _begin(self, name: str, path: Path, fd: int, *, late: bool = False) -> Piece:
+        at = last_line_end(fd) if self._latest else 0
+        key, self._next = str(self._next), self._next + 1
+        return self._add(key, new_mark(name, fd, at=at, late=late), path, fd)
+
+    def _add(self, key: str, mark: Mark, path: Path, fd: int) -> Piece:
+        piece = Piece(key, mark, path, fd)
+        status = os.fstat(fd)
+        piece.dev, piece.ino, piece.size = status.st_dev, status.st_ino, status.st_size
+        self.pieces[key] = piece
+        self._close_some()
+        return piece
+
+    def _open(self, path: Path) -> int | None:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            if glob.has_magic(self._pattern) or path == self._single:
+                raise CODES["world.permission"].error(f"the file '{path}' may not be read", file=str(path)) from error
+            return None
+
+    def _is_named(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        return any(p == piece.home and (s.st_dev, s.st_ino) == (piece.dev, piece.ino) for _, p, s in there)
+
+    def close(self) -> None:
+        """Let every handle go."""
+        for piece in self.pieces.values():
+            piece.close()
+
+
+def _done(mark: Mark) -> Mark:
+    return Mark(mark.name, mark.dev, mark.ino, mark.size, mark.head, mark.tail, mark.first, mark.at, mark.lines, done=True, late=mark.late)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        return []
+
+
+def name_of(path: Path, base: Path) -> str:
+    """Return a file's name as people know it: relative to the workflow where it lies below."""
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
