@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,8 @@ class Follower:
         return changed
 
     def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
-        """Find the files of an offset again, under whatever name."""
+        """Find the files of an offset again, under whatever name, and what came and went meanwhile."""
+        moved: list[Mark] = []
         for key, mark in sorted(self._missing.items(), key=lambda item: int(item[0])):
             if mark.done:
                 self.finished[key] = mark
@@ -132,15 +135,18 @@ class Follower:
             fd, path = self.find(mark, there)
             if fd is None or path is None:
                 self._note(f"'{mark.name}' is not there any more; what was appended to it after byte {mark.at} was not read")
-                self.finished[key] = _done(mark)
+                self.finished[key] = replace(mark, done=True)
+                moved.append(mark)
                 continue
             piece = self._add(key, mark, path, fd)
-            home = self._base / mark.name
-            piece.home = home
-            if mark.late or (path != home and not self._is_named(piece, there)):
+            piece.home = self._base / mark.name
+            piece.late = piece.late or (piece.dev, piece.ino) != (mark.dev, mark.ino)
+            if piece.late or not self._is_named(piece, there):
                 piece.left = True
-                self._between(piece, there)
+                moved.append(mark)
         self._missing = {}
+        for mark in sorted(moved, key=lambda m: m.time):
+            self._between(mark, there)
         return True
 
     def find(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> tuple[int | None, Path | None]:
@@ -173,26 +179,30 @@ class Follower:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _between(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
-        """Take up the generations that came and went under a name while nobody looked: newer than this, not the present one."""
-        known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self._missing.values()}
+    def _between(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
+        """Take up the generations that came and went under a name while nobody looked: rotated, newer, and read by nobody."""
+        known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
         known |= {(s.st_dev, s.st_ino) for _, _, s in there}
-        assert piece.fd is not None
-        since = os.fstat(piece.fd).st_mtime_ns
-        stem = piece.home.name.split(".", 1)[0] if "." in piece.home.name else piece.home.name
+        home = self._base / mark.name
         newer = []
-        for entry in _entries(piece.home.parent):
+        for entry in _entries(home.parent):
+            if not is_rotated(entry.name, home.name):
+                continue
             with contextlib.suppress(OSError):
                 status = entry.stat()
-                rotated = entry.name.startswith(stem) and entry.name != piece.home.name
-                if rotated and stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in known and status.st_mtime_ns > since:
-                    newer.append((status.st_mtime_ns, Path(entry.path)))
-        for _, path in sorted(newer):
+                inode = (status.st_dev, status.st_ino)
+                if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= mark.time:
+                    newer.append((status.st_mtime_ns, Path(entry.path), inode))
+        for _, path, inode in sorted(newer):
             fd = self._open(path)
-            if fd is not None:
-                self._note(f"'{path.name}' is a generation of '{piece.name}' that nobody has read yet")
-                made = self._begin(piece.name, path, fd, late=True)
-                made.home = piece.home
+            if fd is None:
+                continue
+            if self._is_copy(inode, fd):
+                os.close(fd)
+                continue
+            self._note(f"'{path.name}' is a generation of '{mark.name}' that nobody has read yet")
+            piece = self._begin(mark.name, path, fd)
+            piece.home, piece.left = home, True
 
     def _watch(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
         """Look at the files that are followed: longer, shorter, renamed, gone."""
@@ -205,15 +215,18 @@ class Follower:
                 self._finish(piece)
                 changed = True
                 continue
-            changed |= piece.looked(status)
-            if status.st_size < piece.at:
-                self.cut(piece)
+            if status.st_size < piece.size and (piece.fd is None or not piece.mark.fits(piece.fd)):
+                self.cut(piece, there)
                 changed = True
                 continue
+            if status.st_size < piece.size and piece.unread:
+                self._lost(f"'{piece.name}' was cut back to {status.st_size} bytes before all of it was read", piece.size - status.st_size)
+            changed |= piece.looked(status)
             if not piece.left and not piece.late:
                 named = by_path.get(piece.home)
                 if named is None or (named.st_dev, named.st_ino) != (piece.dev, piece.ino):
                     piece.left, piece.changed, changed = True, now, True
+                    self._between(piece.mark, there)
         return changed
 
     def _status(self, piece: Piece, by_path: Mapping[Path, os.stat_result]) -> os.stat_result | None:
@@ -259,6 +272,9 @@ class Follower:
             if self._is_copy(inode, fd):
                 os.close(fd)
                 continue
+            before = [m for m in (*self.finished.values(), *(p.mark for p in self.pieces.values())) if m.name == name]
+            if before:
+                self._between(max(before, key=lambda m: m.time), there)
             self._begin(name, path, fd)
             known.add(inode)
             changed = True
@@ -294,35 +310,29 @@ class Follower:
 
     # -- ends --------------------------------------------------------------------------------------------
 
-    def cut(self, piece: Piece) -> None:
+    def cut(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> None:
         """A file does not hold any more what was read of it: go on in the copy that was made of it, then begin it anew.
 
         Raises:
             DataflareError: `file-tail.gone`: there is no copy, and bytes are known to be lost.
         """
         mark, seen = piece.mark, piece.size
-        last = self._seen_before_cut(piece, seen)
         piece.truncated = True
         piece.close()
-        self.finished[piece.key] = _done(mark)
+        self.finished[piece.key] = replace(mark, done=True)
         del self.pieces[piece.key]
         fd, path = self._copy_of(mark)
         if fd is not None and path is not None:
             self._note(f"'{piece.name}' was cut; the rest of it is read from its copy '{path.name}'")
             status = os.fstat(fd)
-            late = Mark(
-                mark.name, status.st_dev, status.st_ino, mark.size, mark.head, mark.tail, mark.first, mark.at, mark.lines, late=True
-            )
+            late = replace(mark, dev=status.st_dev, ino=status.st_ino, late=True)
             self._add(piece.key, late, path, fd).home = piece.home
             del self.finished[piece.key]
         else:
             self._note(f"'{piece.name}' was cut at byte {mark.at} and begins anew")
-            if last > mark.at:
-                self._lost(f"'{piece.name}' was cut when {last - mark.at} bytes of it were not read yet", last - mark.at)
-
-    def _seen_before_cut(self, piece: Piece, seen: int) -> int:
-        """Return the size it was known to have before it was cut; a half line at its end was none."""
-        return 0 if seen == piece.at else seen
+            if seen > mark.at:
+                self._lost(f"'{piece.name}' was cut when {seen - mark.at} bytes of it were not read yet", seen - mark.at)
+        self._between(mark, self.names() if there is None else there)
 
     def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
         """Open the copy of a file that was cut."""
@@ -350,7 +360,7 @@ class Follower:
     def _finish(self, piece: Piece) -> None:
         piece.close()
         del self.pieces[piece.key]
-        self.finished[piece.key] = _done(piece.mark)
+        self.finished[piece.key] = replace(piece.mark, done=True)
 
     # -- handles -----------------------------------------------------------------------------------------
 
@@ -372,10 +382,10 @@ class Follower:
             for piece in sorted((p for p in held if not p.left and not p.unread), key=lambda p: p.used)[: len(held) - MOST_OPEN]:
                 piece.close()
 
-    def _begin(self, name: str, path: Path, fd: int, *, late: bool = False) -> Piece:
+    def _begin(self, name: str, path: Path, fd: int) -> Piece:
         at = last_line_end(fd) if self._latest else 0
         key, self._next = str(self._next), self._next + 1
-        return self._add(key, new_mark(name, fd, at=at, late=late), path, fd)
+        return self._add(key, new_mark(name, fd, at=at), path, fd)
 
     def _add(self, key: str, mark: Mark, path: Path, fd: int) -> Piece:
         piece = Piece(key, mark, path, fd)
@@ -404,10 +414,6 @@ class Follower:
             piece.close()
 
 
-def _done(mark: Mark) -> Mark:
-    return Mark(mark.name, mark.dev, mark.ino, mark.size, mark.head, mark.tail, mark.first, mark.at, mark.lines, done=True, late=mark.late)
-
-
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return what lies in a folder; nothing where there is none."""
     try:
@@ -420,3 +426,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def name_of(path: Path, base: Path) -> str:
     """Return a file's name as people know it: relative to the workflow where it lies below."""
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+
+_ROTATED = r"[0-9][0-9T.:_-]*"
+
+
+def is_rotated(name: str, home: str) -> bool:
+    """Whether a name is what rotation makes of another: `app.log.1`, `app.log-20260101`, `app.2026-01-01.log`, `app.log.old`."""
+    stem, dot, ending = home.rpartition(".")
+    forms = [rf"{re.escape(home)}[._-]({_ROTATED}|old)"]
+    if stem:
+        forms.append(rf"{re.escape(stem)}[._-]{_ROTATED}{re.escape(dot + ending)}")
+    return any(re.fullmatch(form, name) for form in forms)

@@ -9,12 +9,13 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
-from dataflare_sdk.inflow.decoder import SHOWN, TOO_LARGE, Decoder
-from dataflare_sdk.inflow.messages import Messages
-from dataflare_sdk.json_text import BAD_ENCODING
 
 from dataflare_plugins.file_tail.piece import Lines, Piece
 from dataflare_sdk import Origin, RowRejection
+from dataflare_sdk.csv_text import BAD_QUOTES
+from dataflare_sdk.inflow.decoder import SHOWN, TOO_LARGE, Decoder
+from dataflare_sdk.inflow.messages import Messages
+from dataflare_sdk.json_text import BAD_ENCODING
 
 METADATA: dict[str, pa.DataType] = {"file": pa.string(), "line": pa.int64(), "position": pa.int64()}
 """Type of the column that each piece of metadata becomes."""
@@ -63,6 +64,11 @@ class LineFormat(ABC):
             cause = f"the line has {lines.longer} bytes, {self._longest} are allowed"
             data = self.empty()
             return data, [RowRejection(TOO_LARGE.name, cause, position, raw=shown)], Origin(self._node, data, base)
+        if lines.unclosed:
+            position = {**base, **_line(piece, lines, 0), "position": lines.at}
+            shown = lines.texts[0][:SHOWN].decode(self._encoding, "backslashreplace")
+            open_quote = RowRejection(BAD_QUOTES.name, "a quoted value does not end", position, raw=shown)
+            return self.empty(), [open_quote], Origin(self._node, self.empty(), base)
         starts = cache(lines.starts)
         texts, kept, rejected = self._readable(piece, lines, starts)
 
@@ -74,7 +80,12 @@ class LineFormat(ABC):
         data, good, bad = self.rows(piece, messages)
         index = kept if good is None else good.to_pylist() if kept is None else [kept[i] for i in good.to_pylist()]
         data = self._with_metadata(data, piece, lines, index, starts)
-        return data, [*rejected, *bad], _origin(self._node, data, base, lines, index)
+
+        def row(number: int) -> dict[str, Any]:
+            at = number if index is None else index[number]
+            return {**_line(piece, lines, at), "position": starts()[at]}
+
+        return data, [*rejected, *bad], Origin(self._node, data, base, first=0, place=row)
 
     def _readable(self, piece: Piece, lines: Lines, starts: Any) -> tuple[list[bytes], list[int] | None, list[RowRejection]]:
         """Return the lines in UTF-8 without blank ones, the index of each (None: all), and those that are no text."""
@@ -121,8 +132,7 @@ class LineFormat(ABC):
             if name == "file":
                 made[column] = pa.repeat(pa.scalar(piece.name, pa.string()), count)
             elif name == "line":
-                first = lines.number + 1
-                numbers = range(first, first + count) if index is None else [first + i for i in index]
+                numbers = [lines.line(i) for i in (range(count) if index is None else index)]
                 made[column] = pa.array(numbers if piece.first == 0 else [None] * count, pa.int64())
             else:
                 found = starts()
@@ -173,16 +183,4 @@ class TextLines(LineFormat):
 
 def _line(piece: Piece, lines: Lines, index: int) -> dict[str, int]:
     """Return the number of a line, where it is known: a file that was not read from its beginning has none."""
-    return {"line": lines.number + index + 1} if piece.first == 0 else {}
-
-
-def _origin(node: str, data: pa.RecordBatch, base: dict[str, Any], lines: Lines, index: list[int] | None) -> Origin:
-    """Return where rows came from: each by the number of its line."""
-    if index is None:
-        return Origin(node, data, base, first=lines.number + 1)
-    if not index:
-        return Origin(node, data, base)
-    places: list[int | None] = [None] * (index[-1] + 1)
-    for row, line in enumerate(index):
-        places[line] = row
-    return Origin(node, data.take(pa.array(places, pa.int64())), base, lines.number + 1, pa.array(index, pa.int64()))
+    return {"line": lines.line(index)} if piece.first == 0 else {}

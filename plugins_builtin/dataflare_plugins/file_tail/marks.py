@@ -47,8 +47,9 @@ class Mark:
         first: byte its reading began at.
         at: byte after the last line that was read.
         lines: lines read before `at`.
+        time: when it was last written to, as far as was seen, nanoseconds since 1970.
         done: it was read to its end and nobody writes to it any more.
-        late: it is itself a copy or an older generation, read only to its end.
+        late: it is a copy that was made of a file before that was cut: it does not grow.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Mark:
     first: int
     at: int
     lines: int
+    time: int
     done: bool = False
     late: bool = False
 
@@ -67,7 +69,7 @@ class Mark:
         """Return it for an offset."""
         made: dict[str, Any] = {
             "name": self.name, "dev": self.dev, "ino": self.ino, "size": self.size, "head": self.head, "tail": self.tail,
-            "first": self.first, "at": self.at, "lines": self.lines,
+            "first": self.first, "at": self.at, "lines": self.lines, "time": self.time,
         }  # fmt: skip
         if self.done:
             made["done"] = True
@@ -80,7 +82,7 @@ class Mark:
         """Read what `to_json` gave."""
         return cls(
             str(raw["name"]), int(raw["dev"]), int(raw["ino"]), int(raw["size"]), str(raw["head"]), str(raw["tail"]),
-            int(raw["first"]), int(raw["at"]), int(raw["lines"]), bool(raw.get("done")), bool(raw.get("late")),
+            int(raw["first"]), int(raw["at"]), int(raw["lines"]), int(raw["time"]), bool(raw.get("done")), bool(raw.get("late")),
         )  # fmt: skip
 
     def fits(self, fd: int) -> bool:

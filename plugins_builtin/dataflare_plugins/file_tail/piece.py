@@ -28,6 +28,8 @@ class Lines:
         number: lines before it, counted from where the reading of the file began.
         bare: the last of them has no line feed.
         longer: length of the only line when it is longer than allowed; `texts` then holds its beginning.
+        unclosed: the only line opens a quote that is not closed.
+        firsts: of records of several lines, the number of lines before the first of each.
     """
 
     texts: list[bytes]
@@ -35,6 +37,12 @@ class Lines:
     number: int
     bare: bool = False
     longer: int | None = None
+    unclosed: bool = False
+    firsts: list[int] | None = None
+
+    def line(self, index: int) -> int:
+        """Return the number of a line, or of the first of a record, from 1."""
+        return self.number + (index if self.firsts is None else self.firsts[index]) + 1
 
     def starts(self) -> list[int]:
         """Return the byte that each of them begins at."""
@@ -70,6 +78,7 @@ class Piece:
         self.dev, self.ino = mark.dev, mark.ino
         self.first, self.at, self.lines = mark.first, mark.at, mark.lines
         self.done, self.late = mark.done, mark.late
+        self.time = mark.time
         self._head, self._head_size = mark.head, mark.size
         self._tail = mark.tail
         self._before = b""
@@ -87,15 +96,19 @@ class Piece:
     def mark(self) -> Mark:
         """Return where it stands."""
         return Mark(
-            self.name, self.dev, self.ino, self._head_size, self._head, self._tail, self.first, self.at, self.lines, self.done, self.late
-        )
+            self.name, self.dev, self.ino, self._head_size, self._head, self._tail, self.first, self.at, self.lines, self.time,
+            self.done, self.late,
+        )  # fmt: skip
 
     def looked(self, status: os.stat_result) -> bool:
         """Take notice of what the system says of the file; True when it changed."""
+        self.time = status.st_mtime_ns
         if status.st_size == self.size:
             return False
         self.size = status.st_size
         self.changed = time.monotonic()
+        if self._head_size < HEAD and self.fd is not None:
+            self._take_head()
         return True
 
     @property
@@ -166,15 +179,15 @@ class Piece:
         self._scanned = 0
         self._before = (self._before + ending)[-min(TAIL, self.at) :]
         self._tail = digest(self._before)
-        if self._head_size < HEAD:
+        if self._head_size < min(HEAD, self.at):
             self._take_head()
         self.size = max(self.size, self.at)
         self.used = time.monotonic()
 
     def _take_head(self) -> None:
         assert self.fd is not None
-        head = pread(self.fd, min(HEAD, self.at), 0)
-        if len(head) > self._head_size:
+        head = pread(self.fd, HEAD, 0)
+        if len(head) > self._head_size and digest(head[: self._head_size]) == self._head:
             self._head, self._head_size = digest(head), len(head)
 
     def _read(self, want: int) -> bytes:
@@ -187,6 +200,8 @@ class Piece:
         before = min(TAIL, self.at)
         data = pread(self.fd, before + want, self.at - before)
         if len(data) < before or digest(data[:before]) != self._tail:
+            raise Truncated
+        if self.at == 0 and digest(pread(self.fd, self._head_size, 0)) != self._head:
             raise Truncated
         self._before = data[:before]
         return data[before:]
@@ -220,12 +235,13 @@ class Piece:
             self.fd = None
 
 
-def new_mark(name: str, fd: int, *, at: int = 0, late: bool = False) -> Mark:
+def new_mark(name: str, fd: int, *, at: int = 0) -> Mark:
     """Return the mark of an open file of which nothing was read yet."""
     status = os.fstat(fd)
     head = pread(fd, min(HEAD, status.st_size), 0)
     before = min(TAIL, at)
-    return Mark(name, status.st_dev, status.st_ino, len(head), digest(head), digest(pread(fd, before, at - before)), at, at, 0, False, late)
+    tail = digest(pread(fd, before, at - before))
+    return Mark(name, status.st_dev, status.st_ino, len(head), digest(head), tail, at, at, 0, status.st_mtime_ns)
 
 
 def last_line_end(fd: int) -> int:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at files, while they grow and after they have not for a while."""
-LINGER = 0.1
-"""Seconds that a few new lines wait for more."""
 FEW = 64 << 10
 """Bytes that wait no longer."""
 
@@ -111,7 +110,8 @@ class TailReader:
     def _reached(self) -> bool:
         """Whether all files were read as far as they went when the run began."""
         pieces = self._follower.pieces
-        return not any(p.late for p in pieces.values()) and all(k not in pieces or pieces[k].at >= at for k, at in self._wanted.items())
+        whole = all(p.at == p.size for p in pieces.values() if p.left and p.key not in self._wanted)
+        return whole and all(k not in pieces or pieces[k].at >= at for k, at in self._wanted.items())
 
     def _waited(self, deadline: float) -> bool:
         """Wait for the next look and take it; False when `deadline` comes first."""
@@ -150,15 +150,15 @@ class TailReader:
 
     def _of(self, name: str, max_rows: int, max_bytes: int, deadline: float) -> Batch | None:
         """Return the next lines under a name: the older of its files first, to its end."""
-        pieces = sorted((p for p in self._follower.pieces.values() if p.name == name), key=lambda p: (not p.late, int(p.key)))
+        pieces = sorted((p for p in self._follower.pieces.values() if p.name == name), key=lambda p: int(p.key))
         for piece in pieces:
             stop = self._wanted.get(piece.key)
-            if self._until is not None and not piece.late and (stop is None or piece.at >= stop):
+            if self._until is not None and (piece.at >= stop if stop is not None else not piece.left):
                 continue
-            final = self._follower.ended(piece)
+            final = self._follower.ended(piece) or (self._until is not None and piece.left)
             if piece.unread or (final and piece.size != piece.at):
                 if self._few(piece, final):
-                    self._wake.wait(max(0.0, min(LINGER, deadline - time.monotonic())))
+                    self._wake.wait(max(0.0, min(self._ctx.linger, deadline - time.monotonic())))
                     self.look()
                 batch = self._taken(piece, max_rows, max_bytes, stop, final=final)
                 if batch is not None:
@@ -170,7 +170,8 @@ class TailReader:
         return None
 
     def _few(self, piece: Piece, final: bool) -> bool:
-        return self._until is None and not final and piece.size - piece.at < FEW and time.monotonic() - piece.changed < LINGER
+        lingers = time.monotonic() - piece.changed < self._ctx.linger
+        return self._until is None and not final and lingers and piece.size - piece.at < FEW
 
     def _taken(self, piece: Piece, max_rows: int, max_bytes: int, stop: int | None, *, final: bool) -> Batch | None:
         if not self._follower.hold(piece):
@@ -212,9 +213,10 @@ class TailReader:
                     lines = self._format.next(piece, max_rows, max_bytes, wanted.at, final=False)
                 except Truncated:
                     lines = None
-                if lines is None:
+                if lines is None and piece.at < wanted.at:
                     self._lost(f"'{piece.name}' was cut while an epoch of it was read again", wanted.at - piece.at)
                     piece.at = wanted.at
+                if lines is None:
                     break
                 marks = {k: m.to_json() for k, m in self._marks.items()}
                 marks[key] = piece.mark.to_json()
@@ -236,10 +238,8 @@ class TailReader:
             return None
         status = os.fstat(fd)
         keep = min(TAIL, at)
-        mark = Mark(
-            wanted.name, status.st_dev, status.st_ino, wanted.size, wanted.head, digest(pread(fd, keep, at - keep)),
-            wanted.first, at, number,
-        )  # fmt: skip
+        tail = digest(pread(fd, keep, at - keep))
+        mark = replace(wanted, dev=status.st_dev, ino=status.st_ino, tail=tail, at=at, lines=number, done=False)
         piece = self._follower.pieces[key] = Piece(key, mark, path, fd)
         return piece
 

@@ -129,11 +129,11 @@ class FileTailSource(Source[FileTailConfig]):
         return [StreamInfo(self.ctx.node, whole, pins=pins)]
 
     def _declared(self) -> pa.Schema | None:
-        from dataflare_sdk.inflow.options import VALUE, typed
+        from dataflare_sdk.inflow.options import VALUE, declared
 
         if self.config.format == "text":
             return pa.schema([(VALUE, pa.string())])
-        return None if self.config.columns is None else typed(self.config.columns)
+        return None if self.config.columns is None else declared(self.config.columns)
 
     def _learned(self) -> pa.Schema | None:
         """Return the columns that the files show, None when they hold nothing yet."""
@@ -171,10 +171,10 @@ class FileTailSource(Source[FileTailConfig]):
         whole = schemas.from_json(partition.spec["schema"])
         wanted = whole if extract.columns is None else pa.schema([whole.field(n) for n in extract.columns])
         extra = {"schema": partition.spec["own"]} if "own" in partition.spec else {}
-        self._reader = TailReader(self, self._format(wanted), offset, until, extra)
+        self._reader = TailReader(self, self._format(whole, wanted), offset, until, extra)
         return self._reader
 
-    def _format(self, wanted: pa.Schema) -> LineFormat:
+    def _format(self, whole: pa.Schema, wanted: pa.Schema) -> LineFormat:
         from dataflare_plugins.file_tail.formats import JsonLines, TextLines
 
         config = self.config
@@ -187,8 +187,18 @@ class FileTailSource(Source[FileTailConfig]):
             return JsonLines(self.ctx.node, wanted, **shared, timezone=zone)
         from dataflare_plugins.file_tail.csv_lines import CsvLines
 
-        place = Path(self.ctx.staging_dir)
-        return CsvLines(self.ctx.node, wanted, config, place, **shared, timezone=zone)
+        extra = {"_" + m for m in config.metadata}
+        nulls = [config.null_values] if isinstance(config.null_values, str) else config.null_values
+        return CsvLines(
+            self.ctx.node,
+            wanted,
+            names=[n for n in whole.names if n not in extra],
+            declared=config.columns is not None,
+            options=(config.delimiter, config.header, nulls),
+            place=Path(self.ctx.staging_dir),
+            timezone=zone,
+            **shared,
+        )
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return the files that are there now, each with the end of its last whole line."""

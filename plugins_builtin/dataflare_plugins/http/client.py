@@ -122,17 +122,20 @@ class Client:
 
     def _asked(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[Answer, float | None]:
         if self._connection is None:
-            where, seconds = (self._target.host, self._target.port), self._config.timeout
-            if self._tls is not None:
-                self._connection = http.client.HTTPSConnection(*where, timeout=seconds, context=self._tls)
-            else:
-                self._connection = http.client.HTTPConnection(*where, timeout=seconds)
+            self._connection = self._connected()
         self._connection.request(self._config.method, path, body, dict(headers))
         response = self._connection.getresponse()
         raw = response.read(ANSWER)
         if not response.isclosed():
             self.close()
         return Answer(response.status, self._shown(raw)), _seconds(response.headers.get("Retry-After"))
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """Return a connection that is made with its first request."""
+        host, port, seconds = self._target.host, self._target.port, self._config.timeout
+        if self._tls is not None:
+            return http.client.HTTPSConnection(host, port, timeout=seconds, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=seconds)
 
     def _shown(self, raw: bytes) -> str:
         """Return the beginning of an answer for people, without what we sent in headers."""
@@ -154,9 +157,7 @@ class Client:
         Raises:
             DataflareError: `http.unreachable`.
         """
-        kind = http.client.HTTPSConnection if self._tls is not None else http.client.HTTPConnection
-        options = {"context": self._tls} if self._tls is not None else {}
-        connection = kind(self._target.host, self._target.port, timeout=self._config.timeout, **options)
+        connection = self._connected()
         try:
             connection.connect()
         except OSError as error:
