@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -301,8 +300,7 @@ _HINTS: dict[type[Any], dict[str, Any]] = {}
 def _hints(cls: type[Any]) -> dict[str, Any]:
     """Return the resolved annotations of a class, marks included; kept, as resolving is slow."""
     if cls not in _HINTS:
-        module = sys.modules.get(cls.__module__)
-        _HINTS[cls] = typing.get_type_hints(cls, vars(module) if module else None, include_extras=True)
+        _HINTS[cls] = typing.get_type_hints(cls, include_extras=True)  # each base in the words of its own module
     return _HINTS[cls]
 
 

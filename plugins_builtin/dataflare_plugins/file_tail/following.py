@@ -29,8 +29,14 @@ GONE = code(
 )
 MOST_OPEN = 256
 """Handles held at most; the file read longest ago is opened again when it grows."""
+AGAIN = 10
+"""Times a look is begun again at once because files moved under it."""
 LOOKS = 20
 """A look for files takes at most this part of the time."""
+
+
+class Moved(Exception):  # noqa: N818 - an event to act upon, not an error for a person
+    """A file was rotated in the middle of a look: the look is begun again, so that generations are met in their order."""
 
 
 class Follower:
@@ -117,10 +123,16 @@ class Follower:
             DataflareError: `world.permission`, `file-tail.gone`.
         """
         began = time.monotonic()
-        there = self.names()
-        changed = self._recall(there) if self._missing else False
-        changed |= self._watch(there)
-        changed |= self._meet(there)
+        changed = True
+        for _ in range(AGAIN):
+            there = self.names()
+            try:
+                changed = self._recall(there) if self._missing else False
+                changed |= self._watch(there)
+                changed |= self._meet(there)
+            except Moved:
+                continue
+            break
         self._latest = False
         self._cost = time.monotonic() - began
         return changed
@@ -154,7 +166,7 @@ class Follower:
         home = self._base / mark.name
         for sure in (True, False):
             for path, status in self._candidates(home, there):
-                if ((status.st_dev, status.st_ino) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
+                if (_inode(status) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
                     continue
                 if not sure and mark.size == 0:
                     continue  # nothing is known of it that others have not
@@ -180,17 +192,25 @@ class Follower:
                     yield path, status
 
     def _between(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
-        """Take up the generations that came and went under a name while nobody looked: rotated, newer, and read by nobody."""
+        """Take up the generations that came and went under a name while nobody looked: rotated, newer, and read by nobody.
+
+        Raises:
+            Moved: the name means another file by now than when the look began.
+        """
         known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
-        known |= {(s.st_dev, s.st_ino) for _, _, s in there}
+        known |= {_inode(s) for _, _, s in there}
         home = self._base / mark.name
         newer = []
-        for entry in _entries(home.parent):
+        entries = _entries(home.parent)
+        named = _named(there, home)
+        if named != _inode_of(home) and (named is not None or any(p == home for _, p, _ in self.names())):
+            raise Moved
+        for entry in entries:
             if not is_rotated(entry.name, home.name):
                 continue
             with contextlib.suppress(OSError):
                 status = entry.stat()
-                inode = (status.st_dev, status.st_ino)
+                inode = _inode(status)
                 if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= mark.time:
                     newer.append((status.st_mtime_ns, Path(entry.path), inode))
         for _, path, inode in sorted(newer):
@@ -224,9 +244,9 @@ class Follower:
             changed |= piece.looked(status)
             if not piece.left and not piece.late:
                 named = by_path.get(piece.home)
-                if named is None or (named.st_dev, named.st_ino) != (piece.dev, piece.ino):
-                    piece.left, piece.changed, changed = True, now, True
+                if named is None or _inode(named) != (piece.dev, piece.ino):
                     self._between(piece.mark, there)
+                    piece.left, piece.changed, changed = True, now, True
         return changed
 
     def _status(self, piece: Piece, by_path: Mapping[Path, os.stat_result]) -> os.stat_result | None:
@@ -234,7 +254,7 @@ class Follower:
         if piece.fd is not None:
             return os.fstat(piece.fd)
         status = by_path.get(piece.path)
-        if status is not None and (status.st_dev, status.st_ino) == (piece.dev, piece.ino):
+        if status is not None and _inode(status) == (piece.dev, piece.ino):
             return status
         path = self._path_of(piece.mark)
         if path is None:
@@ -248,7 +268,7 @@ class Follower:
         for path in (home, *(Path(e.path) for e in _entries(home.parent) if e.inode() == mark.ino)):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                if (status.st_dev, status.st_ino) == (mark.dev, mark.ino):
+                if _inode(status) == (mark.dev, mark.ino):
                     return path
         return None
 
@@ -258,7 +278,7 @@ class Follower:
         done = {(m.dev, m.ino): k for k, m in self.finished.items()}
         changed = False
         for name, path, status in sorted(there, key=lambda one: (one[2].st_mtime_ns, one[0])):
-            inode = (status.st_dev, status.st_ino)
+            inode = _inode(status)
             if inode in known:
                 continue
             if inode in done and status.st_size == self.finished[done[inode]].at:
@@ -266,6 +286,9 @@ class Follower:
             fd = self._open(path)
             if fd is None:
                 continue
+            if _inode(os.fstat(fd)) != inode:
+                os.close(fd)
+                raise Moved
             if inode in done and self._revived(done[inode], path, fd):
                 changed = True
                 continue
@@ -274,12 +297,16 @@ class Follower:
                 continue
             before = [m for m in (*self.finished.values(), *(p.mark for p in self.pieces.values())) if m.name == name]
             if before:
-                self._between(max(before, key=lambda m: m.time), there)
+                try:
+                    self._between(max(before, key=lambda m: m.time), there)
+                except Moved:
+                    os.close(fd)
+                    raise
             self._begin(name, path, fd)
             known.add(inode)
             changed = True
         if self._waiting:
-            here = {(s.st_dev, s.st_ino) for _, _, s in there}
+            here = {_inode(s) for _, _, s in there}
             self._waiting = {k: v for k, v in self._waiting.items() if k in here}
         return changed
 
@@ -332,14 +359,15 @@ class Follower:
             self._note(f"'{piece.name}' was cut at byte {mark.at} and begins anew")
             if seen > mark.at:
                 self._lost(f"'{piece.name}' was cut when {seen - mark.at} bytes of it were not read yet", seen - mark.at)
-        self._between(mark, self.names() if there is None else there)
+        with contextlib.suppress(Moved):  # then they are found when the new file is met
+            self._between(mark, self.names() if there is None else there)
 
     def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
         """Open the copy of a file that was cut."""
         if mark.size == 0:
             return None, None
         for path, status in self._candidates(self._base / mark.name, None):
-            if (status.st_dev, status.st_ino) == (mark.dev, mark.ino) or status.st_size < mark.at:
+            if _inode(status) == (mark.dev, mark.ino) or status.st_size < mark.at:
                 continue
             fd = self._open(path)
             if fd is not None and mark.fits(fd):
@@ -406,12 +434,28 @@ class Follower:
             return None
 
     def _is_named(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
-        return any(p == piece.home and (s.st_dev, s.st_ino) == (piece.dev, piece.ino) for _, p, s in there)
+        return any(p == piece.home and _inode(s) == (piece.dev, piece.ino) for _, p, s in there)
 
     def close(self) -> None:
         """Let every handle go."""
         for piece in self.pieces.values():
             piece.close()
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return _inode(path.stat())
+    except OSError:
+        return None
+
+
+def _named(there: Sequence[tuple[str, Path, os.stat_result]], path: Path) -> tuple[int, int] | None:
+    """Return the inode that a path had when the look began."""
+    return next((_inode(s) for _, p, s in there if p == path), None)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
