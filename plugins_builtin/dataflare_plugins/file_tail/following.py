@@ -76,6 +76,9 @@ class Follower:
         self._cost = 0.0
         self._waiting: dict[tuple[int, int], float] = {}
         self._missing: dict[str, Mark] = dict(marks)
+        self._times: dict[str, int] = {}
+        for mark in marks.values():
+            self._times[mark.name] = max(mark.time, self._times.get(mark.name, 0))
         self.pieces: dict[str, Piece] = {}
         self.finished: dict[str, Mark] = {}
 
@@ -139,26 +142,29 @@ class Follower:
 
     def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
         """Find the files of an offset again, under whatever name, and what came and went meanwhile."""
-        moved: list[Mark] = []
+        moved: dict[str, int] = {}
         for key, mark in sorted(self._missing.items(), key=lambda item: int(item[0])):
             if mark.done:
                 self.finished[key] = mark
+                continue
+            if mark.at == 0 and mark.size == 0:
+                moved[mark.name] = mark.time  # nothing tells it from the generations that came since
                 continue
             fd, path = self.find(mark, there)
             if fd is None or path is None:
                 self._note(f"'{mark.name}' is not there any more; what was appended to it after byte {mark.at} was not read")
                 self.finished[key] = replace(mark, done=True)
-                moved.append(mark)
+                moved[mark.name] = mark.time
                 continue
             piece = self._add(key, mark, path, fd)
             piece.home = self._base / mark.name
             piece.late = piece.late or (piece.dev, piece.ino) != (mark.dev, mark.ino)
             if piece.late or not self._is_named(piece, there):
                 piece.left = True
-                moved.append(mark)
+                moved[mark.name] = mark.time
         self._missing = {}
-        for mark in sorted(moved, key=lambda m: m.time):
-            self._between(mark, there)
+        for name, since in moved.items():
+            self._between(name, since, there)
         return True
 
     def find(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> tuple[int | None, Path | None]:
@@ -191,15 +197,17 @@ class Follower:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-    def _between(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
-        """Take up the generations that came and went under a name while nobody looked: rotated, newer, and read by nobody.
+    def _between(self, name: str, since: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Take up the generations that came and went under a name while nobody looked; True when there were some.
+
+        They bear a rotated name, were written to at `since` or later, and nobody has read them.
 
         Raises:
             Moved: the name means another file by now than when the look began.
         """
         known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
         known |= {_inode(s) for _, _, s in there}
-        home = self._base / mark.name
+        home = self._base / name
         newer = []
         entries = _entries(home.parent)
         named = _named(there, home)
@@ -211,8 +219,9 @@ class Follower:
             with contextlib.suppress(OSError):
                 status = entry.stat()
                 inode = _inode(status)
-                if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= mark.time:
+                if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= since:
                     newer.append((status.st_mtime_ns, Path(entry.path), inode))
+        found = False
         for _, path, inode in sorted(newer):
             fd = self._open(path)
             if fd is None:
@@ -220,9 +229,10 @@ class Follower:
             if self._is_copy(inode, fd):
                 os.close(fd)
                 continue
-            self._note(f"'{path.name}' is a generation of '{mark.name}' that nobody has read yet")
-            piece = self._begin(mark.name, path, fd)
-            piece.home, piece.left = home, True
+            self._note(f"'{path.name}' is a generation of '{name}' that nobody has read yet")
+            piece = self._begin(name, path, fd)
+            piece.home, piece.left, found = home, True, True
+        return found
 
     def _watch(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
         """Look at the files that are followed: longer, shorter, renamed, gone."""
@@ -241,11 +251,13 @@ class Follower:
                 continue
             if status.st_size < piece.size and piece.unread:
                 self._lost(f"'{piece.name}' was cut back to {status.st_size} bytes before all of it was read", piece.size - status.st_size)
+            if piece.at == 0 and piece.size == 0 and status.st_size > 0 and self._between(piece.name, piece.time, there):
+                self._renumber(piece)  # what it holds now may be newer than they are
             changed |= piece.looked(status)
             if not piece.left and not piece.late:
                 named = by_path.get(piece.home)
                 if named is None or _inode(named) != (piece.dev, piece.ino):
-                    self._between(piece.mark, there)
+                    self._between(piece.name, piece.time, there)
                     piece.left, piece.changed, changed = True, now, True
         return changed
 
@@ -295,20 +307,40 @@ class Follower:
             if self._is_copy(inode, fd):
                 os.close(fd)
                 continue
-            before = [m for m in (*self.finished.values(), *(p.mark for p in self.pieces.values())) if m.name == name]
-            if before:
-                try:
-                    self._between(max(before, key=lambda m: m.time), there)
-                except Moved:
-                    os.close(fd)
-                    raise
-            self._begin(name, path, fd)
+            self._meet_one(name, path, fd, there)
             known.add(inode)
             changed = True
         if self._waiting:
             here = {_inode(s) for _, _, s in there}
             self._waiting = {k: v for k, v in self._waiting.items() if k in here}
         return changed
+
+    def _meet_one(self, name: str, path: Path, fd: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
+        """Begin to follow a file, after the generations between it and the last one of its name.
+
+        Raises:
+            Moved: it was rotated, or cut, meanwhile.
+        """
+        before = os.fstat(fd)
+        mark = new_mark(name, fd)
+        times = [p.time for p in self.pieces.values() if p.name == name]
+        try:
+            if times or name in self._times:
+                self._between(name, max([*times, self._times.get(name, 0)]), there)
+            now = os.fstat(fd)
+            emptied = now.st_size == 0 and now.st_mtime_ns != before.st_mtime_ns
+            if now.st_size < before.st_size or emptied or not mark.fits(fd):
+                raise Moved
+        except Moved:
+            os.close(fd)
+            raise
+        self._begin(name, path, fd)
+
+    def _renumber(self, piece: Piece) -> None:
+        """Put a file of which nothing was read behind all others of its name."""
+        del self.pieces[piece.key]
+        piece.key, self._next = str(self._next), self._next + 1
+        self.pieces[piece.key] = piece
 
     def _revived(self, key: str, path: Path, fd: int) -> bool:
         """Follow a file again that was let go and has grown since."""
@@ -347,6 +379,7 @@ class Follower:
         piece.truncated = True
         piece.close()
         self.finished[piece.key] = replace(mark, done=True)
+        self._times[piece.name] = max(piece.time, self._times.get(piece.name, 0))
         del self.pieces[piece.key]
         fd, path = self._copy_of(mark)
         if fd is not None and path is not None:
@@ -360,7 +393,7 @@ class Follower:
             if seen > mark.at:
                 self._lost(f"'{piece.name}' was cut when {seen - mark.at} bytes of it were not read yet", seen - mark.at)
         with contextlib.suppress(Moved):  # then they are found when the new file is met
-            self._between(mark, self.names() if there is None else there)
+            self._between(mark.name, mark.time, self.names() if there is None else there)
 
     def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
         """Open the copy of a file that was cut."""
@@ -389,6 +422,7 @@ class Follower:
         piece.close()
         del self.pieces[piece.key]
         self.finished[piece.key] = replace(piece.mark, done=True)
+        self._times[piece.name] = max(piece.time, self._times.get(piece.name, 0))
 
     # -- handles -----------------------------------------------------------------------------------------
 

@@ -18,7 +18,9 @@ TAIL = ExtractSpec(mode="incremental")
 class Tail:
     """Reads a source as the engine does, and can be left at any time as a kill leaves it."""
 
-    def __init__(self, folder: Path, offset: Any = None, until: Any = None, *, rows: int = 1000, on_record: str = "dead_letter", **config: Any) -> None:
+    def __init__(
+        self, folder: Path, offset: Any = None, until: Any = None, *, rows: int = 1000, on_record: str = "dead_letter", **config: Any
+    ) -> None:
         self.ctx = FakeContext(folder, "log", on_record=on_record)
         self.ctx.linger = 0.0
         settings = {"path": "app.log", "columns": {"n": "BIGINT"}, "rotate_wait": "300ms", **config}

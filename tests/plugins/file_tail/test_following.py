@@ -251,7 +251,9 @@ def test_an_epoch_is_read_again_exactly(tmp_path: Path) -> None:
             replay = Tail(tmp_path, offset=start, until=marks[j], path="*.log", rows=3).whole()
             wanted = [v for b in tail.batches[i:j] for v in b.data.column(0).to_pylist()]
             assert sorted(replay.values) == sorted(wanted)
-            assert {k: [v for v in replay.values if (v >= 100) is k] for k in (True, False)} == {k: [v for v in wanted if (v >= 100) is k] for k in (True, False)}
+            assert {k: [v for v in replay.values if (v >= 100) is k] for k in (True, False)} == {
+                k: [v for v in wanted if (v >= 100) is k] for k in (True, False)
+            }
             assert replay.offset == marks[j]
             replay.close()
     tail.close()
@@ -267,7 +269,8 @@ def test_an_epoch_whose_file_is_gone(tmp_path: Path) -> None:
     with pytest.raises(DataflareError) as found:
         replay.whole()
     assert (found.value.code, found.value.exit_code) == ("file-tail.gone", 4)
-    assert "app.log" in str(found.value) and found.value.problems[0].fix
+    assert "app.log" in str(found.value)
+    assert found.value.problems[0].fix
     replay.close()
     replay = Tail(tmp_path, until=tail.offset, on_lost="skip").whole()
     assert (replay.values, replay.offset) == ([], tail.offset)

@@ -21,16 +21,27 @@ def rows(tail: Tail) -> list[dict[str, Any]]:
 
 
 def test_text_is_every_line_as_it_is(tmp_path: Path) -> None:
-    append(tmp_path / "app.log", "\ufeffeins\r\n\n zw\u00f6lf \nd\"rei,\n".encode())
+    append(tmp_path / "app.log", '\ufeffeins\r\n\n zw\u00f6lf \nd"rei,\n'.encode())
     tail = Tail(tmp_path, format="text", metadata=["file", "line", "position"]).until(4)
     assert [r["value"] for r in rows(tail)] == ["eins", "", " zw\u00f6lf ", 'd"rei,']
-    assert [(r["_file"], r["_line"], r["_position"]) for r in rows(tail)] == [("app.log", 1, 0), ("app.log", 2, 9), ("app.log", 3, 10), ("app.log", 4, 19)]
+    assert [(r["_file"], r["_line"], r["_position"]) for r in rows(tail)] == [
+        ("app.log", 1, 0),
+        ("app.log", 2, 9),
+        ("app.log", 3, 10),
+        ("app.log", 4, 19),
+    ]
     tail.close()
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "koi8-r", "shift_jis", "utf-8"])
 def test_encodings(encoding: str, tmp_path: Path) -> None:
-    texts = {"latin-1": "\u00e4\u00f6\u00fc", "cp1252": "5 \u20ac", "koi8-r": "\u043f\u0440\u0438", "shift_jis": "\u65e5\u672c\u8868", "utf-8": "\U0001f600"}
+    texts = {
+        "latin-1": "\u00e4\u00f6\u00fc",
+        "cp1252": "5 \u20ac",
+        "koi8-r": "\u043f\u0440\u0438",
+        "shift_jis": "\u65e5\u672c\u8868",
+        "utf-8": "\U0001f600",
+    }
     made = [f'{{"v": "{texts[encoding]}{i}"}}' for i in range(5)]
     append(tmp_path / "app.log", "".join(x + "\n" for x in made).encode(encoding))
     tail = Tail(tmp_path, encoding=encoding, columns={"v": "VARCHAR"}).until(5)
@@ -80,7 +91,9 @@ def test_a_line_that_is_too_long(format: str, tmp_path: Path) -> None:
     tail.until(5)
     first, second = tail.rejected
     assert (first.code, second.code) == ("data.message-too-large",) * 2
-    assert "3005000" in first.cause and len(first.raw) <= 65536 and first.raw.startswith("xxx")
+    assert "3005000" in first.cause
+    assert len(first.raw) <= 65536
+    assert first.raw.startswith("xxx")
     assert len(tail.values) == 3
     start = tail.batches[0].offset
     again = Tail(tmp_path, offset=start, until=tail.offset, format=format, max_message="1000B").whole()
@@ -100,13 +113,16 @@ def test_csv_is_what_duckdb_reads(tmp_path: Path) -> None:
         append(tmp_path / "app.log", bytes([char]))
     tail.until(5)
     with duckdb.connect() as con:
-        wanted = con.sql(
-            f"SELECT * FROM read_csv('{tmp_path}/whole.csv', delim=';', quote='\"', escape='\"', columns={kinds!r}, header=true, nullstr=['', 'NA'], ignore_errors=true, auto_detect=false)"
-        ).to_arrow_table().to_pylist()
+        wanted = (
+            con.sql(
+                f"SELECT * FROM read_csv('{tmp_path}/whole.csv', delim=';', quote='\"', escape='\"', columns={kinds!r}, header=true, nullstr=['', 'NA'], ignore_errors=true, auto_detect=false)"
+            )
+            .to_arrow_table()
+            .to_pylist()
+        )
     assert [{k: v for k, v in r.items() if k != "_line"} for r in rows(tail)] == wanted
     assert [r["_line"] for r in rows(tail)] == [2, 3, 7]
-    assert [(r.code, r.position["line"], r.detail.get("column")) for r in tail.rejected] == [("data.bad-value", 5, "d"), ("data.ragged-row", 6, None)] or \
-        [(r.code, r.position["line"]) for r in tail.rejected] == [("data.bad-value", 5), ("data.ragged-row", 6)]
+    assert [(r.code, r.position["line"]) for r in tail.rejected] == [("data.bad-value", 5), ("data.ragged-row", 6)]
     tail.close()
 
 
@@ -120,7 +136,7 @@ def test_csv_headers_are_each_files_own(tmp_path: Path) -> None:
     again.until(1)
     assert sorted((r["n"], r["x"]) for r in [*rows(tail), *rows(again)]) == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
     append(tmp_path / "c.csv", b"y\n1\n")
-    with pytest.raises(DataflareError, match="data.missing-column"):
+    with pytest.raises(DataflareError, match=r"data\.missing-column"):
         again.quiet()
     again.close()
     tail.close()

@@ -156,7 +156,9 @@ def test_once_runs_go_on_from_each_other(tmp_path: Path) -> None:
     assert once(tmp_path)["rows"]["written"] == 2
     assert once(tmp_path)["rows"]["written"] == 0
     assert arrived(tmp_path) == list(range(102))
-    shown = subprocess.run([sys.executable, "-m", "dataflare", "dlq", "show", "w.yaml", "--json"], cwd=tmp_path, capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "dataflare", "dlq", "show", "w.yaml", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
     [letter] = json.loads(shown.stdout)["dead_letters"]
     assert (letter["raw"], letter["code"]) == ("poison", "data.bad-json")
     assert letter["position"] == {"file": "logs/app.log", "line": 101, "position": len(lines(range(100)))}
@@ -176,7 +178,8 @@ def test_an_epoch_whose_lines_are_gone_ends_the_run_or_is_passed_over(tmp_path: 
     out, _ = process.communicate(timeout=60)
     report = json.loads(out)
     assert (process.returncode, report["error"]["code"]) == (4, "file-tail.gone")
-    assert "logs/app.log" in report["error"]["message"] and "on_lost: skip" in report["error"]["fix"]
+    assert "logs/app.log" in report["error"]["message"]
+    assert "on_lost: skip" in report["error"]["fix"]
     assert arrived(tmp_path) == before
 
 

@@ -16,6 +16,11 @@ import pytest
 from tests.plugins.http.receiver import Receiver
 from tests.servers.tls import certificate
 
+import dataflare
+from dataflare.errors import DataflareError, exit_code
+from dataflare_plugins.http.destination import HttpDestination
+from dataflare_sdk.testing import FakeContext
+
 WORKFLOW = """
 name: send
 sources:
@@ -47,6 +52,12 @@ def run(folder: Path, *words: str, **env: str) -> tuple[int, dict[str, Any], str
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
+def ran(folder: Path) -> tuple[int, dict[str, Any], str]:
+    """Run in this process."""
+    found = dataflare.run(folder / "w.yaml")
+    return exit_code(found.problems), found.document, ""
+
+
 def letters(folder: Path) -> list[dict[str, Any]]:
     return run(folder, "dlq", "show", "w.yaml")[1]["dead_letters"]
 
@@ -55,7 +66,7 @@ def letters(folder: Path) -> list[dict[str, Any]]:
 def test_rows_arrive_as_they_are(body: str, receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     server = receiver()
     made = prepare(tmp_path, server, body=body, compress=body == "ndjson")
-    code, report, err = run(tmp_path)
+    code, report, err = ran(tmp_path)
     assert code == 0, (report, err)
     assert server.rows == made
     assert max(len(got.rows) for got in server.taken) == (1 if body == "object" else 10)
@@ -67,7 +78,7 @@ def test_rows_arrive_as_they_are(body: str, receiver: Callable[..., Receiver], t
 def test_bytes_bound_a_request(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     server = receiver()
     made = prepare(tmp_path, server, batch={"rows": 1000, "bytes": "200B"})
-    assert run(tmp_path)[0] == 0
+    assert ran(tmp_path)[0] == 0
     assert server.rows == made
     assert max(len(got.body) for got in server.taken) <= 201
     assert len(server.taken) < 60
@@ -76,7 +87,7 @@ def test_bytes_bound_a_request(receiver: Callable[..., Receiver], tmp_path: Path
 def test_rows_go_to_their_addresses(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     server = receiver()
     made = prepare(tmp_path, server, url=server.url + "/of/{name}?id={id}&k=v", method="PUT", policy="dead_letter")
-    code, report, err = run(tmp_path)
+    code, report, err = ran(tmp_path)
     assert code == 0, (report, err)
     named = [r for r in made if r["name"]]
     assert [got.path for got in server.taken] == [f"/of/n%C3%A4me%20%0A{r['id']}?id={r['id']}&k=v" for r in named]
@@ -85,8 +96,7 @@ def test_rows_go_to_their_addresses(receiver: Callable[..., Receiver], tmp_path:
 
 
 POINTS = [
-    *[f"http.request.sent:{n}" for n in (1, 2, 5, 9, 10)],
-    "http.epoch.sent:1", "http.epoch.sent:2", "job.epoch.logged:1", "job.epoch.logged:2", "job.epoch.committed:1", "task.sink.prepared:2",
+    "http.request.sent:2", "http.request.sent:9", "http.epoch.sent:1", "job.epoch.logged:2", "job.epoch.committed:1", "task.sink.prepared:2",
 ]  # fmt: skip
 
 
@@ -100,15 +110,19 @@ def test_killed_anywhere_every_row_is_taken_once_by_key(point: str, receiver: Ca
     assert (code, report.get("resumed")) == (0, True), (report, err)
     assert server.once_per_key() == made
     assert len(server.rows) - len(made) <= 250, "more than the request under way was made again"
-    epochs = {got.headers["idempotency-key"].split("/")[3] for got in server.taken}
-    assert len(epochs) > 1, "all was one epoch"
 
 
 def test_a_failure_of_the_moment_is_waited_out(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
-    troubles: dict[int, Any] = {2: (503, {}, b"later"), 3: "cut", 5: (429, {"Retry-After": "1"}, b"slow"), 7: "cut-after", 9: (500, {}, b"")}
+    troubles: dict[int, Any] = {
+        2: (503, {}, b"later"),
+        3: "cut",
+        5: (429, {"Retry-After": "1"}, b"slow"),
+        7: "cut-after",
+        9: (500, {}, b""),
+    }
     server = receiver(judge=lambda got, number: troubles.get(number, (200, {}, b"")))
     made = prepare(tmp_path, server)
-    code, report, err = run(tmp_path)
+    code, report, err = ran(tmp_path)
     assert code == 0, (report, err)
     assert server.once_per_key() == made
     assert len(server.rows) == len(made) + 10, "what was taken before the cut came once more"
@@ -118,23 +132,29 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_resumes(receiver
     down = [True]
     server = receiver(judge=lambda got, number: (502, {}, b"bad gateway") if down[0] and number > 6 else (201, {}, b""))
     made = prepare(tmp_path, server)
-    code, report, _ = run(tmp_path)
+    code, report, _ = ran(tmp_path)
     assert (code, report["error"]["code"]) == (4, "http.unreachable")
     assert "502 bad gateway" in report["error"]["message"]
     down[0] = False
-    assert run(tmp_path)[0] == 0
+    assert ran(tmp_path)[0] == 0
     assert server.rows == made
 
 
 def test_refused_rows_end_a_run_that_can_be_mended(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     strict = [True]
-    server = receiver(judge=lambda got, number: (422, {}, b'{"why": "no id 13"}') if strict[0] and any(r["id"] == 13 for r in got.rows) else (200, {}, b""))
+    server = receiver(
+        judge=lambda got, number: (
+            (422, {}, b'{"why": "no id 13"}') if strict[0] and any(r["id"] == 13 for r in got.rows) else (200, {}, b"")
+        )
+    )
     made = prepare(tmp_path, server)
-    code, report, _ = run(tmp_path)
+    code, report, _ = ran(tmp_path)
     assert (code, report["error"]["code"]) == (1, "http.row-refused")
-    assert "422" in report["error"]["message"] and "no id 13" in report["error"]["message"] and "rows 11 to 20" in report["error"]["message"]
+    assert "422" in report["error"]["message"]
+    assert "no id 13" in report["error"]["message"]
+    assert "rows 11 to 20" in report["error"]["message"]
     strict[0] = False
-    assert run(tmp_path)[0] == 0
+    assert ran(tmp_path)[0] == 0
     assert server.rows == made
 
 
@@ -142,22 +162,24 @@ def test_refused_rows_are_found_one_by_one(receiver: Callable[..., Receiver], tm
     bad = {3, 13, 14, 99}
     server = receiver(judge=lambda got, number: (400, {}, b"bad row") if bad & {r["id"] for r in got.rows} else (200, {}, b""))
     made = prepare(tmp_path, server, policy="dead_letter")
-    code, report, err = run(tmp_path)
+    code, report, err = ran(tmp_path)
     assert code == 0, (report, err)
     assert server.rows == [r for r in made if r["id"] not in bad]
     found = letters(tmp_path)
     assert {x["row"]["id"] for x in found} == bad
-    assert {x["code"] for x in found} == {"http.row-refused"} and "400 bad row" in found[0]["cause"]
-    assert report["rows"]["dead_lettered"] == 4 and report["rows"]["written"] == 96
+    assert {x["code"] for x in found} == {"http.row-refused"}
+    assert "400 bad row" in found[0]["cause"]
+    assert report["rows"]["dead_lettered"] == 4
+    assert report["rows"]["written"] == 96
     assert report["guarantee"] == {"api": "at_least_once"}
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, "http.refused"), (404, "http.refused"), (302, "http.refused")])
-def test_what_is_not_the_rows_fault_is_no_row_error(status: int, code: str, receiver: Callable[..., Receiver], tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [401, 302])
+def test_what_is_not_the_rows_fault_is_no_row_error(status: int, receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     server = receiver(judge=lambda got, number: (status, {"Location": "/elsewhere"}, b"token hunter2-abc is wrong"))
     prepare(tmp_path, server, policy="skip", headers={"Authorization": "Bearer ${env:TOKEN}"})
     done, report, err = run(tmp_path, TOKEN="hunter2-abc")
-    assert (done, report["error"]["code"]) == (4, code)
+    assert (done, report["error"]["code"]) == (4, "http.refused")
     assert "hunter2" not in json.dumps(report) + err
     assert len(server.came) == 1
     assert server.came[0].headers["authorization"] == "Bearer hunter2-abc"
@@ -167,14 +189,13 @@ def test_a_secret_is_sent_and_not_shown(receiver: Callable[..., Receiver], tmp_p
     server = receiver(judge=lambda got, number: (403, {}, f"not you: {got.headers['x-key']}".encode()))
     (tmp_path / "key").write_text("s3cret-key-1\n")
     prepare(tmp_path, server, headers={"X-Key": "${secret:file/key}"})
-    done, report, err = run(tmp_path, DATAFLARE_SECRETS=str(tmp_path))
+    done, report, err = run(tmp_path, DATAFLARE_SECRETS_DIR=str(tmp_path))
     told = json.dumps(report) + err
     kept = b"".join(p.read_bytes() for p in (tmp_path / ".dataflare").rglob("*") if p.is_file())
-    assert done in (3, 4), report
+    assert (done, report["error"]["code"]) == (4, "http.refused")
     assert "s3cret-key-1" not in told
     assert b"s3cret-key-1" not in kept
-    if server.came:
-        assert server.came[0].headers["x-key"] == "s3cret-key-1"
+    assert server.came[0].headers["x-key"] == "s3cret-key-1"
 
 
 def test_https(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
@@ -183,33 +204,40 @@ def test_https(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     context.load_cert_chain(cert)
     server = receiver(tls=context)
     made = prepare(tmp_path, server, ca=str(cert))
-    code, report, err = run(tmp_path)
+    code, report, err = ran(tmp_path)
     assert code == 0, (report, err)
     assert server.rows == made
     prepare(tmp_path, server)
-    code, report, _ = run(tmp_path)
+    code, report, _ = ran(tmp_path)
     assert (code, report["error"]["code"]) == (4, "http.refused"), "a certificate that nobody vouches for was believed"
 
 
 @pytest.mark.parametrize(
     ("more", "code", "path"),
     [
-        ({"url": "ftp://h/"}, "http.bad-url", "destinations.api.with.url"),
-        ({"url": "http://u:p@h/"}, "http.bad-url", "destinations.api.with.url"),
-        ({"url": "http://{name}.example/"}, "http.bad-url", "destinations.api.with.url"),
-        ({"url": "http://h/{nmae}"}, "plan.not-accepted", None),
-        ({"headers": {"Host": "x"}}, "config.invalid", "destinations.api.with.headers.Host"),
-        ({"headers": {"X-A": "a\nb"}}, "config.invalid", "destinations.api.with.headers.X-A"),
+        ({"url": "ftp://h/"}, "http.bad-url", "url"),
+        ({"url": "http://u:p@h/"}, "http.bad-url", "url"),
+        ({"url": "http://{name}.example/"}, "http.bad-url", "url"),
+        ({"url": "http://h/a b"}, "http.bad-url", "url"),
+        ({"headers": {"Host": "x"}}, "config.invalid", "headers.Host"),
+        ({"headers": {"X-A": "a\nb"}}, "config.invalid", "headers.X-A"),
+        ({"idempotency_header": "a b"}, "config.invalid", "idempotency_header"),
     ],
     ids=str,
 )
-def test_what_validate_refuses(more: dict[str, Any], code: str, path: str | None, receiver: Callable[..., Receiver], tmp_path: Path) -> None:
-    prepare(tmp_path, receiver(), **more)
+def test_what_is_refused_without_a_connection(more: dict[str, Any], code: str, path: str, tmp_path: Path) -> None:
+    with pytest.raises(DataflareError) as found:
+        HttpDestination(HttpDestination.configure({"url": "http://h/", **more}), FakeContext(tmp_path))
+    problem = found.value.problems[0]
+    assert (found.value.exit_code, problem.code, problem.path) == (3, code, path)
+    assert problem.fix
+
+
+def test_a_column_of_the_address_that_is_not_there(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
+    prepare(tmp_path, receiver(), url="http://h/{nmae}")
     done, report, _ = run(tmp_path, "validate", "w.yaml")
-    found = report["problems"][0]
     assert done == 3
-    assert path is None or (found["code"], found["path"]) == (code, path), found
-    assert found["fix"]
+    assert "'nmae'" in report["problems"][0]["message"]
 
 
 def test_what_validate_says_of_the_guarantee(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
@@ -223,5 +251,3 @@ def test_what_validate_says_of_the_guarantee(receiver: Callable[..., Receiver], 
     prepare(tmp_path, server, idempotent=True, policy="dead_letter")
     assert run(tmp_path, "validate", "w.yaml")[1]["guarantee"] == {"api": "at_least_once"}
     assert not server.came, "validate spoke to the server"
-
-

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.servers.processes import free_port
+
 from dataflare_plugins.webhook.source import WebhookSource
 from dataflare_sdk import Batch, ExtractSpec, Pause
 from dataflare_sdk.testing import FakeContext
-from tests.servers.processes import free_port
 
 HOOK = ExtractSpec(mode="incremental")
 COLUMNS = {"n": "BIGINT", "s": "VARCHAR"}

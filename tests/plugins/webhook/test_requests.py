@@ -59,7 +59,13 @@ def test_what_is_taken(name: str, hook: Callable[..., Hook]) -> None:
     assert (status, answer) == (202, {"accepted": count})
     plain = gzip.decompress(body) if name == "gzip" else body
     text = plain.decode("utf-8-sig").strip()
-    wanted = json.loads(text) if text.startswith("[") else [json.loads(x) for x in (text.splitlines() if "ndjson" in name else [text]) if x] if name != "large-number" else [{"n": 1}]
+    wanted = (
+        json.loads(text)
+        if text.startswith("[")
+        else [json.loads(x) for x in (text.splitlines() if "ndjson" in name else [text]) if x]
+        if name != "large-number"
+        else [{"n": 1}]
+    )
     one.read(count)
     assert one.rows == [{"n": r.get("n"), "s": r.get("s")} for r in wanted]
 
@@ -104,7 +110,11 @@ def test_what_is_no_json_may_be_kept_as_a_bad_row(hook: Callable[..., Hook]) -> 
     assert post(one.port, b'{"n": 1}\nno json\n{"n": "x"}\n[2]\n')[0] == 202
     one.read(4)
     assert one.rows == [{"n": 1, "s": None}]
-    assert [(r.code, r.raw) for r in one.rejected] == [("data.bad-json", "no json"), ("data.bad-value", '{"n": "x"}'), ("data.bad-json", "[2]")]
+    assert [(r.code, r.raw) for r in one.rejected] == [
+        ("data.bad-json", "no json"),
+        ("data.bad-value", '{"n": "x"}'),
+        ("data.bad-json", "[2]"),
+    ]
 
 
 def test_methods_paths_and_what_is_no_http(hook: Callable[..., Hook]) -> None:
@@ -299,8 +309,24 @@ def test_https(hook: Callable[..., Hook], tmp_path: Path) -> None:
 def test_curl(hook: Callable[..., Hook], tmp_path: Path) -> None:
     one = hook(bearer="t")
     (tmp_path / "rows.ndjson").write_text("".join(json.dumps({"n": n, "s": "x" * 1000}) + "\n" for n in range(3000)))
-    command = ["curl", "-sS", "--fail-with-body", "-H", "Authorization: Bearer t", "-H", "Content-Type: application/x-ndjson", "-H", "Expect: 100-continue"]
-    done = subprocess.run([*command, "--data-binary", "@rows.ndjson", f"http://127.0.0.1:{one.port}/"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    command = [
+        "curl",
+        "-sS",
+        "--fail-with-body",
+        "-H",
+        "Authorization: Bearer t",
+        "-H",
+        "Content-Type: application/x-ndjson",
+        "-H",
+        "Expect: 100-continue",
+    ]
+    done = subprocess.run(
+        [*command, "--data-binary", "@rows.ndjson", f"http://127.0.0.1:{one.port}/"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert (done.returncode, done.stdout) == (0, '{"accepted":3000}'), done
     assert [r["n"] for r in one.read(3000).rows] == list(range(3000))
 
