@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dataflare_plugins.http.options import HttpConfig
+from dataflare_plugins.http.options import HttpConfig, RetryConfig
 from dataflare_plugins.http.target import Target
 from dataflare_sdk import code
 from dataflare_sdk.records import record
@@ -81,7 +81,7 @@ class Client:
         Raises:
             DataflareError: `http.refused`; retriable: `http.unreachable`, `http.stopped`.
         """
-        retry = self._config.retry
+        retry = self._config.retry or RetryConfig()
         if self._config.compress:
             body = gzip.compress(body, 6)
             headers = {**headers, "Content-Encoding": "gzip"}

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dataflare_plugins.http.client import Answer, Client
 from dataflare_plugins.http.encoding import CONTENT, Cutter, Encoder, body_of
-from dataflare_plugins.http.options import HttpConfig
+from dataflare_plugins.http.options import BatchConfig, HttpConfig
 from dataflare_plugins.http.spool import Progress, Request, SpoolWriter, requests
 from dataflare_plugins.http.target import Target as Address
 from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, code
@@ -167,11 +167,12 @@ class HttpDestination(Destination[HttpConfig]):
         return refused
 
     def _parts(self, rows: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-        most = 1 if self.config.body == "object" else self.config.batch.rows
+        batch = self.config.batch or BatchConfig()
+        most = 1 if self.config.body == "object" else batch.rows
         part: list[tuple[int, bytes]] = []
         size = 0
         for row in rows:
-            if part and (len(part) >= most or size + len(row[1]) + 1 > self.config.batch.bytes):
+            if part and (len(part) >= most or size + len(row[1]) + 1 > batch.bytes):
                 yield part
                 part, size = [], 0
             part.append(row)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dataflare_plugins.http.options import HttpConfig
+from dataflare_plugins.http.options import BatchConfig, HttpConfig
 from dataflare_plugins.http.spool import Request
 from dataflare_plugins.http.target import Target
 from dataflare_sdk.formats import JsonlWriter
@@ -60,14 +60,15 @@ class Cutter:
         self._encoder = encoder
         self._waiting: dict[str, tuple[list[bytes], int]] = {}
         self._held = 0
-        self._most = 1 if config.body == "object" else config.batch.rows
+        batch = config.batch or BatchConfig()
+        self._most = 1 if config.body == "object" else batch.rows
+        self._room = batch.bytes
 
     def add(self, rows: pa.RecordBatch) -> Iterator[Request]:
         """Take rows in and yield the requests that are full."""
-        room = self._config.batch.bytes
         for path, line in zip(self._target.paths(rows), self._encoder.lines(rows), strict=True):
             lines, size = self._waiting.pop(path, ([], 0))
-            if lines and size + len(line) + 1 > room:
+            if lines and size + len(line) + 1 > self._room:
                 yield self._request(path, lines)
                 self._held -= size
                 lines, size = [], 0

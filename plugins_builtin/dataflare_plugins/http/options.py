@@ -36,7 +36,9 @@ class HttpConfig:
     body: Literal["array", "ndjson", "object"] = option(
         "What a request carries: a JSON array of rows, one JSON object a line, or a single row.", default="array"
     )
-    batch: BatchConfig = option("How much goes into one request.", default_factory=BatchConfig)
+    batch: BatchConfig | None = option(
+        "How much goes into one request: `rows` (500) and `bytes` of the body (1MiB) at most.", default=None, example={"rows": 100}
+    )
     headers: dict[str, str] = option(
         "Headers of every request.", default_factory=dict, example={"Authorization": "Bearer ${secret:file/token}"}
     )
@@ -46,5 +48,9 @@ class HttpConfig:
     idempotent: bool = option("The server takes what comes under a key it has seen only once.", default=False)
     compress: bool = option("Send bodies as gzip.", default=False)
     timeout: Duration = option("How long the server may be silent.", default=30.0, example="30s")
-    retry: RetryConfig = option("What happens after a failure of the moment.", default_factory=RetryConfig)
+    retry: RetryConfig | None = option(
+        "After a failure of the moment: `attempts` (5), the first wait `initial` (1s), which doubles up to `max` (1m).",
+        default=None,
+        example={"attempts": 10},
+    )
     ca: str | None = option("Certificate authorities to trust instead of the system's, a PEM file.", default=None, example="tls/ca.pem")

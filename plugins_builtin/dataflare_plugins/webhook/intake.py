@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflare_sdk.inflow.durable_log import DurableLog
-from dataflare_sdk.inflow.messages import Messages
-
 from dataflare_plugins.webhook.bodies import Refused, objects, pieces, unpacked
 from dataflare_plugins.webhook.guard import Guard
 from dataflare_plugins.webhook.keys import Key, KeyStore, digest
-from dataflare_plugins.webhook.options import WebhookConfig
+from dataflare_plugins.webhook.options import IdempotencyConfig, WebhookConfig
 from dataflare_sdk import DataflareError
+from dataflare_sdk.inflow.durable_log import DurableLog
+from dataflare_sdk.inflow.messages import Messages
 
 PER_MESSAGE = 64
 """Bytes that a message takes in the log beside its payload and headers, more or less."""
@@ -63,7 +62,7 @@ class Intake:
         self._keys = keys
         self._ctx = ctx
         self.guard = Guard(config.bearer, config.signature)
-        self._key_header = config.idempotency.header.lower().encode()
+        self._key_header = (config.idempotency or IdempotencyConfig()).header.lower().encode()
         self._wants_headers = "headers" in config.metadata
         self._waiting: list[tuple[Request, asyncio.Future[Taken]]] = []
         self._held = 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dataflare_sdk.inflow.options import MessageConfig
-
 from dataflare_sdk import Duration, Size, config, option
+from dataflare_sdk.inflow.options import MessageConfig
 
 
 @config
@@ -43,9 +42,13 @@ class WebhookConfig(MessageConfig):
     port: int = option("Port to listen at.", minimum=1, maximum=65535, example=8080)
     path: str = option("Path of the requests; others are answered 404.", default="/", example="/orders")
     bearer: str | None = option("Token that senders show: `Authorization: Bearer …`.", default=None, example="${secret:file/token}")
-    signature: SignatureConfig | None = option("Senders sign what they send.", default=None)
+    signature: SignatureConfig | None = option(
+        "Senders sign what they send: `secret`, `header` (X-Hub-Signature-256), `algorithm` (sha256), `prefix` (sha256=).",
+        default=None,
+        example={"secret": "${secret:file/hook}"},
+    )
     unguarded: bool = option("Listen beyond the loopback without token and signature.", default=False)
-    tls: TlsConfig | None = option("Speak HTTPS.", default=None)
+    tls: TlsConfig | None = option("Speak HTTPS.", default=None, example={"certificate": "tls/cert.pem", "key": "tls/key.pem"})
     status: Literal[200, 202] = option("Status of the answer when everything is durable.", default=202)
     max_body: Size = option("A larger body, or one that is larger unpacked, is answered 413.", default=8 << 20, example="8MiB")
     on_bad: Literal["refuse", "keep"] = option(
@@ -53,5 +56,9 @@ class WebhookConfig(MessageConfig):
     )
     buffer: Size = option("How much may wait on the disk; beyond it requests are answered 503.", default=1 << 30, example="1GiB")
     wait: Duration = option("How long a request waits for room before it is answered 503.", default=1.0, example="1s")
-    idempotency: IdempotencyConfig = option("How a request that is sent again is known.", default_factory=IdempotencyConfig)
+    idempotency: IdempotencyConfig | None = option(
+        "How a request that is sent again is known: by the `header` (Idempotency-Key), for the `window` (24h).",
+        default=None,
+        example={"window": "7d"},
+    )
     connections: int = option("Connections at a time.", default=1024, minimum=1, maximum=65536)

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataflare_plugins.webhook.options import IdempotencyConfig, WebhookConfig
+from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, code
 from dataflare_sdk.inflow.reader import MessageReader
 from dataflare_sdk.inflow.source import MessageSource
 
-from dataflare_plugins.webhook.options import WebhookConfig
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, code
-
 if TYPE_CHECKING:
-    from dataflare_sdk.inflow.durable_log import DurableLog
-    from dataflare_sdk.inflow.messages import Messages
-
     from dataflare_plugins.webhook.keys import KeyStore
     from dataflare_plugins.webhook.server import Server
+    from dataflare_sdk.inflow.durable_log import DurableLog
+    from dataflare_sdk.inflow.messages import Messages
 
 NO_COLUMNS = code("webhook.no-columns", 3, "The columns of what will be posted are not known.", "Give `columns`.")
 UNGUARDED = code(
@@ -77,13 +75,12 @@ class WebhookSource(MessageSource[WebhookConfig]):
     def log(self) -> DurableLog:
         """Return the log of what was posted."""
         if self._log is None:
-            from dataflare_sdk.inflow.durable_log import DurableLog
-
             from dataflare_plugins.webhook.keys import Key, KeyStore
+            from dataflare_sdk.inflow.durable_log import DurableLog
 
             place = Path(self.ctx.staging_dir)
             self._log = log = DurableLog(place / "log", max_bytes=self.config.buffer, log=self.ctx.log, count=self.ctx.metric)
-            self._keys = KeyStore(place / "keys.db", self.config.idempotency.window)
+            self._keys = KeyStore(place / "keys.db", (self.config.idempotency or IdempotencyConfig()).window)
             # The keys of what is in the log stand in it: the file may lack the newest of them.
             at = log.start
             while (page := log.read(at, SCAN_ROWS, 64 << 20)) is not None:
