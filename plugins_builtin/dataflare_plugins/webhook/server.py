@@ -149,6 +149,7 @@ class Connection(asyncio.Protocol):
         self._ending = False
         self._since = server.loop.time()
         self._receiving = False
+        self._half_closed = False
         self._parts: list[bytes] = []
 
     # -- the transport's side ----------------------------------------------------------------------------
@@ -186,7 +187,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The other side sends no more, and may still read answers."""
-        return self._busy
+        self._half_closed = True
+        return self._busy or bool(self._requests)
 
     # -- the parser's side -------------------------------------------------------------------------------
 
@@ -309,6 +311,8 @@ class Connection(asyncio.Protocol):
             return
         if self._requests:
             self._server.loop.call_soon(self._next)
+        elif self._half_closed:
+            self.end()
         else:
             self._since = self._server.loop.time()
             self._transport.resume_reading()

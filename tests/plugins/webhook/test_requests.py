@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from tests.plugins.webhook.driver import Hook, post, raw
 from tests.servers.tls import certificate
 
-from dataflare_plugins.webhook.bodies import Refused, objects
+from dataflare_plugins.webhook.bodies import Refused, objects, unpacked
 from dataflare_sdk.inflow.durable_log import DurableLog
 
 
@@ -105,6 +106,16 @@ def test_what_is_refused(name: str, hook: Callable[..., Hook]) -> None:
     assert one.ctx.metrics[f"requests_refused_{status}"] == 1
 
 
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = gzip.compress(b" " * 100_000_000)
+    tracemalloc.start()
+    with pytest.raises(Refused, match="1000 bytes"):
+        unpacked(bomb, "gzip", 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
 def test_what_is_no_json_may_be_kept_as_a_bad_row(hook: Callable[..., Hook]) -> None:
     one = hook(on_bad="keep")
     assert post(one.port, b'{"n": 1}\nno json\n{"n": "x"}\n[2]\n')[0] == 202
@@ -138,6 +149,13 @@ def test_requests_on_one_connection_are_answered_in_their_order(hook: Callable[.
     answers = raw(one.port, many)
     assert [int(x[:3]) for x in answers.split(b"HTTP/1.1 ")[1:]] == [202, 400, 202, 202]
     assert [r["n"] for r in one.read(4).rows] == [0, 1, 2, 3]
+
+
+def test_a_client_that_sends_no_more_still_reads_its_answers(hook: Callable[..., Hook]) -> None:
+    one = hook()
+    request = b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\n{"n": 1}'
+    assert raw(one.port, request * 3, shut=True).count(b"HTTP/1.1 202") == 3
+    assert len(one.read(3).rows) == 3
 
 
 def test_chunked_and_byte_by_byte(hook: Callable[..., Hook]) -> None:
