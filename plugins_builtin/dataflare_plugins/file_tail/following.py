@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import re
 import stat
@@ -76,19 +77,24 @@ class Follower:
         self._cost = 0.0
         self._waiting: dict[tuple[int, int], float] = {}
         self._missing: dict[str, Mark] = dict(marks)
-        self._times: dict[str, int] = {}
-        for mark in marks.values():
-            self._times[mark.name] = max(mark.time, self._times.get(mark.name, 0))
+        self._newest: dict[str, tuple[int, int]] = {}
+        """Name to number and time of the newest file that was followed under it."""
+        for key, mark in marks.items():
+            self._aged(key, mark.name, mark.time)
+        self._files: dict[str, Any] | None = None
         self.pieces: dict[str, Piece] = {}
         self.finished: dict[str, Mark] = {}
 
     # -- offsets -----------------------------------------------------------------------------------------
 
-    def offset(self) -> dict[str, Any]:
-        """Return where all files stand."""
-        files = {k: m.to_json() for k, m in self.finished.items()}
-        files.update((k, p.mark.to_json()) for k, p in self.pieces.items())
-        return {"v": 1, "next": self._next, "files": files}
+    def offset(self, moved: Piece | None = None) -> dict[str, Any]:
+        """Return where all files stand; `moved` is the only one that was read on since the last call, where no look came between."""
+        if self._files is None or moved is None:
+            self._files = {k: m.to_json() for k, m in self.finished.items()}
+            self._files.update((k, p.mark.to_json()) for k, p in self.pieces.items())
+        elif moved.key in self.pieces:
+            self._files[moved.key] = moved.mark.to_json()
+        return {"v": 1, "next": self._next, "files": dict(self._files)}
 
     def forget(self, offset: Mapping[str, Any]) -> None:
         """Drop files that were done with at an offset which is durable everywhere, and that are not there any more."""
@@ -96,6 +102,10 @@ class Follower:
         for key in [k for k in self.finished if (acked.get(k) or {}).get("done")]:
             if self._path_of(self.finished[key]) is None:
                 del self.finished[key]
+                self._files = None
+
+    def _aged(self, key: str, name: str, time: int) -> None:
+        self._newest[name] = max(self._newest.get(name, (-1, 0)), (int(key), time))
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -126,7 +136,7 @@ class Follower:
             DataflareError: `world.permission`, `file-tail.gone`.
         """
         began = time.monotonic()
-        changed = True
+        changed, self._files = True, None
         for _ in range(AGAIN):
             there = self.names()
             try:
@@ -187,8 +197,9 @@ class Follower:
     def _candidates(self, home: Path, there: Sequence[tuple[str, Path, os.stat_result]] | None) -> Iterator[tuple[Path, os.stat_result]]:
         """Yield the files a mark may mean: its name, its folder, whatever the pattern finds; plain files of the system's only."""
         seen = set[Path]()
-        beside = [Path(e.path) for e in _entries(home.parent)]
-        for path in (home, *beside, *(p for _, p, _ in there or ())):
+        folders = dict.fromkeys((home.parent, home.resolve().parent))
+        beside = (Path(e.path) for folder in folders for e in _entries(folder))
+        for path in itertools.chain((home,), beside, (p for _, p, _ in there or ())):
             if path in seen:
                 continue
             seen.add(path)
@@ -214,7 +225,7 @@ class Follower:
         if named != _inode_of(home) and (named is not None or any(p == home for _, p, _ in self.names())):
             raise Moved
         for entry in entries:
-            if not is_rotated(entry.name, home.name):
+            if home.name not in origins_of(entry.name):
                 continue
             with contextlib.suppress(OSError):
                 status = entry.stat()
@@ -226,7 +237,7 @@ class Follower:
             fd = self._open(path)
             if fd is None:
                 continue
-            if self._is_copy(inode, fd):
+            if self._is_copy(path, inode, fd):
                 os.close(fd)
                 continue
             self._note(f"'{path.name}' is a generation of '{name}' that nobody has read yet")
@@ -254,6 +265,7 @@ class Follower:
             if piece.at == 0 and piece.size == 0 and status.st_size > 0 and self._between(piece.name, piece.time, there):
                 self._renumber(piece)  # what it holds now may be newer than they are
             changed |= piece.looked(status)
+            self._aged(piece.key, piece.name, piece.time)
             if not piece.left and not piece.late:
                 named = by_path.get(piece.home)
                 if named is None or _inode(named) != (piece.dev, piece.ino):
@@ -304,7 +316,7 @@ class Follower:
             if inode in done and self._revived(done[inode], path, fd):
                 changed = True
                 continue
-            if self._is_copy(inode, fd):
+            if self._is_copy(path, inode, fd):
                 os.close(fd)
                 continue
             self._meet_one(name, path, fd, there)
@@ -323,10 +335,9 @@ class Follower:
         """
         before = os.fstat(fd)
         mark = new_mark(name, fd)
-        times = [p.time for p in self.pieces.values() if p.name == name]
         try:
-            if times or name in self._times:
-                self._between(name, max([*times, self._times.get(name, 0)]), there)
+            if name in self._newest:
+                self._between(name, self._newest[name][1], there)
             now = os.fstat(fd)
             emptied = now.st_size == 0 and now.st_mtime_ns != before.st_mtime_ns
             if now.st_size < before.st_size or emptied or not mark.fits(fd):
@@ -352,11 +363,12 @@ class Follower:
         piece.done, piece.left, piece.home = False, path != self._base / mark.name, self._base / mark.name
         return True
 
-    def _is_copy(self, inode: tuple[int, int], fd: int) -> bool:
-        """Whether a new file so far holds just what a followed one does: it may be a copy made before the original is cut."""
+    def _is_copy(self, path: Path, inode: tuple[int, int], fd: int) -> bool:
+        """Whether a file with a rotated name so far holds just what the followed one does: it may be cut in a moment."""
         size = os.fstat(fd).st_size
-        for piece in self.pieces.values():
-            if piece.fd is None or piece.truncated or size == 0:
+        homes = {path.with_name(name) for name in origins_of(path.name)}
+        for piece in self.pieces.values() if homes and size else ():
+            if piece.home not in homes or piece.fd is None or piece.truncated:
                 continue
             mark = piece.mark
             end = min(size, os.fstat(piece.fd).st_size)
@@ -375,11 +387,10 @@ class Follower:
         Raises:
             DataflareError: `file-tail.gone`: there is no copy, and bytes are known to be lost.
         """
-        mark, seen = piece.mark, piece.size
+        mark, seen, self._files = piece.mark, piece.size, None
         piece.truncated = True
         piece.close()
         self.finished[piece.key] = replace(mark, done=True)
-        self._times[piece.name] = max(piece.time, self._times.get(piece.name, 0))
         del self.pieces[piece.key]
         fd, path = self._copy_of(mark)
         if fd is not None and path is not None:
@@ -419,10 +430,10 @@ class Follower:
         return piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait)
 
     def _finish(self, piece: Piece) -> None:
+        self._files = None
         piece.close()
         del self.pieces[piece.key]
         self.finished[piece.key] = replace(piece.mark, done=True)
-        self._times[piece.name] = max(piece.time, self._times.get(piece.name, 0))
 
     # -- handles -----------------------------------------------------------------------------------------
 
@@ -454,7 +465,9 @@ class Follower:
         status = os.fstat(fd)
         piece.dev, piece.ino, piece.size = status.st_dev, status.st_ino, status.st_size
         self.pieces[key] = piece
-        self._close_some()
+        self._aged(key, piece.name, piece.time)
+        if len(self.pieces) > MOST_OPEN and not piece.late:
+            piece.close()  # it is opened again when its turn comes
         return piece
 
     def _open(self, path: Path) -> int | None:
@@ -506,13 +519,17 @@ def name_of(path: Path, base: Path) -> str:
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
-_ROTATED = r"[0-9][0-9T.:_-]*"
+_ROTATED = re.compile(r"(?P<stem>.+?)[._-](?:[0-9][0-9T.:_-]*|old)")
+_DATED = re.compile(r"(?P<stem>.+?)[._-][0-9][0-9T.:_-]*(?P<ending>\.[^.0-9][^.]*)")
 
 
-def is_rotated(name: str, home: str) -> bool:
-    """Whether a name is what rotation makes of another: `app.log.1`, `app.log-20260101`, `app.2026-01-01.log`, `app.log.old`."""
-    stem, dot, ending = home.rpartition(".")
-    forms = [rf"{re.escape(home)}[._-]({_ROTATED}|old)"]
-    if stem:
-        forms.append(rf"{re.escape(stem)}[._-]{_ROTATED}{re.escape(dot + ending)}")
-    return any(re.fullmatch(form, name) for form in forms)
+def origins_of(name: str) -> list[str]:
+    """Return the names that rotation may have made a name of.
+
+    >>> origins_of("app.log.1"), origins_of("app.log-20260101"), origins_of("app.2026-01-01.log")
+    (['app.log'], ['app.log'], ['app.log'])
+    >>> origins_of("app.log"), origins_of("app-errors.log")
+    ([], [])
+    """
+    rotated, dated = _ROTATED.fullmatch(name), _DATED.fullmatch(name)
+    return [*([rotated["stem"]] if rotated else ()), *([dated["stem"] + dated["ending"]] if dated else ())]

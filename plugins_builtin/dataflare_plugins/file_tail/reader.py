@@ -50,7 +50,7 @@ class TailReader:
         self._until = until
         self._exact = until is not None and not until.get("at_least")
         self._wake = threading.Event()
-        self._turn = ""
+        self._round: list[list[Piece]] = []
         self._pause = SHORTEST
         self._next_look = 0.0
         self._since: float | None = None
@@ -131,6 +131,8 @@ class TailReader:
             return
         failpoint("file-tail.look")
         changed = self._follower.look()
+        if changed:
+            self._round = []
         if self._until is not None:
             return
         self._pause = SHORTEST if changed else min(self._pause * 2, LONGEST)
@@ -139,19 +141,28 @@ class TailReader:
 
     def _next(self, max_rows: int, max_bytes: int, deadline: float) -> Batch | None:
         """Return the lines of the file whose turn it is, None when no file has any."""
-        names = sorted({p.name for p in self._follower.pieces.values()})
-        names = [n for n in names if n > self._turn] + [n for n in names if n <= self._turn]
-        for name in names:
-            batch = self._of(name, max_rows, max_bytes, deadline)
-            if batch is not None:
-                self._turn = name
-                return batch
+        for fresh in (False, True):
+            if fresh:
+                self._begin_round()
+            while self._round:
+                batch = self._of(self._round.pop(), max_rows, max_bytes, deadline)
+                if batch is not None:
+                    return batch
         return None
 
-    def _of(self, name: str, max_rows: int, max_bytes: int, deadline: float) -> Batch | None:
+    def _begin_round(self) -> None:
+        """Give every name that has something to read its turn."""
+        groups: dict[str, list[Piece]] = {}
+        for piece in self._follower.pieces.values():
+            groups.setdefault(piece.name, []).append(piece)
+        ready = [n for n, pieces in groups.items() if any(p.unread or p.left for p in pieces)]
+        self._round = [groups[n] for n in sorted(ready, reverse=True)]
+
+    def _of(self, pieces: Sequence[Piece], max_rows: int, max_bytes: int, deadline: float) -> Batch | None:
         """Return the next lines under a name: the older of its files first, to its end."""
-        pieces = sorted((p for p in self._follower.pieces.values() if p.name == name), key=lambda p: int(p.key))
-        for piece in pieces:
+        for piece in sorted(pieces, key=lambda p: int(p.key)):
+            if piece.key not in self._follower.pieces:
+                continue  # the look that waited for more has let it go
             stop = self._wanted.get(piece.key)
             if self._until is not None and (piece.at >= stop if stop is not None else not piece.left):
                 continue
@@ -185,7 +196,7 @@ class TailReader:
         if lines is None:
             return None
         failpoint("file-tail.lines")
-        return self._batch(piece, lines, self._follower.offset())
+        return self._batch(piece, lines, self._follower.offset(piece))
 
     def _batch(self, piece: Piece, lines: Lines, offset: Mapping[str, Any]) -> Batch:
         data, rejected, origin = self._format.decode(piece, lines)
