@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dataflare_plugins.engine.planning.replays import USE
 from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
@@ -35,7 +36,7 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.sink_task import SinkTask
-from dataflare_plugins.engine.running.source_task import SourceTask
+from dataflare_plugins.engine.running.source_task import SourceTask, own_key
 from dataflare_plugins.engine.running.step_task import StepTask
 from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
@@ -356,7 +357,7 @@ class Job:
                     counts=counts,
                     final=epoch.final,
                     run_started=self._start.started,
-                    extra={"ended": sorted(ended), "closed": sorted(closed)},
+                    extra={"ended": sorted(ended), "closed": sorted(closed), **self._replayed(stop)},
                 ),
                 letters,
             )
@@ -365,6 +366,14 @@ class Job:
         self._tell(self._sinks, Commit(epoch.number, stop, epoch.final))
         if not self._sinks:
             self._complete()
+
+    def _replayed(self, stop: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the state store has to mark, with the epoch, as replayed."""
+        for node in self._plan.nodes:
+            if node.use == USE:
+                offset = stop.get(own_key(node)) or {}
+                return {"replayed": {"replay": node.config["replay"], "upto": str(offset.get("letter", ""))}}
+        return {}
 
     def _complete(self) -> None:
         """Every destination holds the epoch."""
