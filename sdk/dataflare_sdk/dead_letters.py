@@ -28,11 +28,11 @@ NO_COLUMN = code(
     "dlq.no-column",
     3,
     "A dead letter does not hold a column that a replay needs.",
-    "Edit the letter, or replay from another place with `--from`.",
+    "Replay it with the workflow as it was when the letter was made, or from another place with `--from`.",
 )
 SHOWN = (
     "id", "run_id", "source", "position", "row", "raw", "step", "code", "cause", "status", "attempt", "first", "edited", "input", "types",
-    "masked", "change", "stream", "epoch", "plan_hash", "file_hash", "plugin", "plugin_version", "plugin_hash", "replay", "saved_at",
+    "input_types", "masked", "change", "stream", "epoch", "plan_hash", "file_hash", "plugin", "plugin_version", "plugin_hash", "replay", "saved_at",
 )  # fmt: skip
 """What is told of a letter, in this order."""
 TABLE = pa.schema(
@@ -52,7 +52,7 @@ _JSON = frozenset({"position", "row", "input", "edited", "types", "change"})
 def told(letter: DeadLetter) -> dict[str, Any]:
     """Return a letter as `--json` documents show it; what a person put in a masked column is hidden like the rest of it."""
     made = {name: getattr(letter, name) for name in SHOWN}
-    made["types"] = {name: kind for name, kind in letter.types}
+    made["types"], made["input_types"] = dict(letter.types), dict(letter.input_types)  # type: ignore[arg-type]
     made["masked"] = list(letter.masked)
     if letter.edited is not None:
         made["edited"] = {k: HIDDEN if k in letter.masked else v for k, v in letter.edited.items()}

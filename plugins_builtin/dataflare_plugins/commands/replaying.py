@@ -65,6 +65,7 @@ class Group:
         changes: they were changes.
         ids: the letters.
         types: the columns they hold, each way of it once.
+        runs: the runs they fell out of.
     """
 
     refused: str
@@ -74,6 +75,7 @@ class Group:
     changes: bool
     ids: list[str] = field(default_factory=list)
     types: list[Sequence[Sequence[str]]] = field(default_factory=list)
+    runs: set[str] = field(default_factory=set)
 
     @property
     def start(self) -> str:
@@ -96,6 +98,7 @@ class Replay:
         self._runtime = runtime
         self._workflow = workflow
         self._take_over = take_over
+        self._records: dict[str, dict[str, Any]] = {}
 
     # -- what the verb does ------------------------------------------------------------------------------
 
@@ -183,6 +186,7 @@ class Replay:
                 group = groups.setdefault(key, Group(*key))
                 group.ids.append(letter.id)
                 types = letter.input_types if step and letter.input is not None else letter.types
+                group.runs.add(letter.run_id)
                 if types not in group.types:
                     group.types.append(types)
         return list(groups.values())
@@ -222,7 +226,7 @@ class Replay:
         missing = next((t for t in group.types if not t), None)
         if missing is not None:
             raise NOT_FROM_HERE.error(f"the dead letters of '{group.refused}' do not say of which types their columns are")
-        schema = schemas.union(schema_of(t) for t in group.types)
+        schema = self._columns(store, group)
         workflow = self._cut(store, group, way, schema, reread)
         found = self._runtime.validate(workflow, offline=False)
         if found.plan is None:
@@ -234,6 +238,22 @@ class Replay:
             rows = [whole_row(x, needed.names, group.step is not None) for x in held]
             to_arrow(rows, needed, [x.id for x in held])
         return way, workflow
+
+    def _columns(self, store: Any, group: Group) -> pa.Schema:
+        """Return the columns that letters stand for: those they hold, and those that nobody needed when they were made.
+
+        A workflow that needs one of these now must not take it for NULL.
+        """
+        import pyarrow as pa
+
+        held = schemas.union(schema_of(t) for t in group.types)
+        offered: dict[str, str] = {}
+        for run in sorted(group.runs):
+            for name, kind in _offered((self._record(store, run) or {}).get("plan") or {}, group):
+                offered.setdefault(name, kind)
+        kinds = schema_of([(n, k) for n, k in offered.items() if n not in held.names])
+        names = [*offered, *(n for n in held.names if n not in offered)]
+        return pa.schema([held.field(n) if n in held.names else kinds.field(n) for n in names])
 
     def _cut(self, store: Any, group: Group, way: Route, schema: pa.Schema, reread: bool) -> Workflow:
         """Return the workflow of a replay: what its letters have to go through, the letters in the source's place."""
@@ -294,7 +314,9 @@ class Replay:
         return str(replay), dict(known["plan"])
 
     def _record(self, store: Any, run_id: str) -> dict[str, Any] | None:
-        return next((dict(r) for r in store.runs(self._workflow.name, ALL) if r.get("run_id") == run_id), None)
+        if run_id not in self._records:
+            self._records.update({str(r["run_id"]): dict(r) for r in store.runs(self._workflow.name, ALL)})
+        return self._records.get(run_id)
 
     def _resumed(self, replay: str, plan: Mapping[str, Any]) -> dict[str, Any]:
         told = plan["settings"]["replay"]
@@ -360,6 +382,24 @@ class Replay:
         sums = {name: sum(one[name] for one in done) for name in ("letters", "replayed", "refused")}
         problems = [p for one in done for p in one["problems"]]
         return {**self._head(last["status"]), "replays": replays, **sums, "error": last["error"], "problems": problems}
+
+
+def _offered(plan: Mapping[str, Any], group: Group) -> list[tuple[str, str]]:
+    """Return the columns with types that a run knew, before it dropped what nobody used, where letters begin."""
+    nodes = {n["id"]: n for n in plan.get("nodes", ())}
+    told = plan.get("settings", {}).get("replay")
+    name = group.refused if group.step is not None else group.source
+    node = nodes.get(name)
+    if node is None:
+        return []
+    if told and told["entry"] == name:
+        return [(f.name, schemas.type_name(f.type)) for f in schemas.from_json(told["schema"])]
+    if group.step is not None:
+        columns = [c for i in node["settings"].get("offered", ()) for c in i["schema"]["columns"]]
+    else:
+        streams = {s["name"]: s["columns"] for s in node["settings"].get("discovered", ())}
+        columns = streams.get(group.stream) or (next(iter(streams.values())) if len(streams) == 1 else [])
+    return [(c["name"], c["type"]) for c in columns]
 
 
 def _first_step(plan: Mapping[str, Any], entry: str) -> str:
