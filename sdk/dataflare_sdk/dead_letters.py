@@ -12,6 +12,7 @@ import pyarrow as pa
 from dataflare.contracts import DeadLetter
 from dataflare.errors import code
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.changes import COLUMNS, Changes
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.schema import literal, quote
 
@@ -89,6 +90,17 @@ def change_of(batch: Batch, index: int) -> dict[str, Any] | None:
     if one.commit_ts[0].is_valid:
         made["commit_ts"] = one.commit_ts[0].cast(pa.int64()).as_py()
     return made
+
+
+def changes_of(letters: Sequence[DeadLetter]) -> Changes:
+    """Return what had happened to the rows of letters that were changes."""
+    told_of = [x.change or {} for x in letters]
+    return Changes(
+        pa.array([ord(c["op"]) for c in told_of], pa.uint8()),
+        pa.array([c["pos"] for c in told_of], pa.int64()),
+        pa.array([c["txid"] for c in told_of], pa.int64()),
+        pa.array([c["commit_ts"] for c in told_of], pa.int64()).cast(COLUMNS.field("_commit_ts").type),
+    )
 
 
 def row_of(letter: DeadLetter, step: bool) -> Mapping[str, Any] | None:

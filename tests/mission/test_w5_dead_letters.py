@@ -467,6 +467,48 @@ def test_a_workflow_that_changed_since() -> None:
     assert "clean" in refused("dlq.unknown-step", "replay", "w.json")["message"]
 
 
+def changing(**write: Any) -> None:
+    """Follow a table whose changes a step refuses at first; then let it take them."""
+    db = sqlite3.connect("in.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT, at INTEGER)")
+    db.execute("INSERT INTO t VALUES (1, '1', 1), (2, 'x', 1)")
+    db.commit()
+    source = {"use": "sqlite", "with": {"path": "in.db", "table": "t"}, "extract": {"mode": "cdc"}}
+    document = flow({"s": source}, step("n", "map", set={"v": "v::BIGINT"}), out={"out": table("o", **write)}, errors=LETTERS)
+    saved(Path(), document)
+    told(Path(), "run", "w.json", "--once")
+    db.execute("UPDATE t SET v = 'y', at = 2 WHERE id = 1")
+    db.execute("UPDATE t SET v = '2', at = 2 WHERE id = 2")
+    db.commit()
+    told(Path(), "run", "w.json", "--once")
+    db.close()
+    document["processors"][0]["with"]["set"]["v"] = "coalesce(TRY_CAST(v AS BIGINT), -1)"
+    saved(Path(), document)
+
+
+def test_a_change_is_appended_as_one() -> None:
+    changing(mode="append")
+    assert [(x["change"]["op"], x["row"]["v"]) for x in letters()] == [("r", "x"), ("u", "y")]
+    assert verb("replay", "w.json")["replayed"] == 2
+    late = ask("SELECT id, v, at, _op, _pos FROM o WHERE v = -1 ORDER BY at")
+    assert [row[:4] for row in late] == [(2, -1, 1, "r"), (1, -1, 2, "u")]
+    newest = "SELECT id, v FROM (SELECT *, row_number() OVER (PARTITION BY id ORDER BY _pos DESC) AS n FROM o) WHERE n = 1 ORDER BY id"
+    assert ask(newest) == [(1, -1), (2, 2)], "folded by key, each change has its place"
+
+
+def test_a_change_that_finds_no_place_is_refused() -> None:
+    changing(mode="upsert", key=["id"])
+    assert "pos_column" in refused("dlq.change", "replay", "w.json")["fix"]
+    assert states() == {"open": 2}
+
+
+def test_a_change_finds_its_place_by_a_column() -> None:
+    changing(mode="upsert", pos_column="at", deletes="ignore")
+    assert ask("SELECT id, v, at FROM o ORDER BY id") == [(1, 1, 1), (2, 2, 2)]
+    assert verb("replay", "w.json")["replayed"] == 2
+    assert ask("SELECT id, v, at FROM o ORDER BY id") == [(1, -1, 2), (2, 2, 2)], "the older one came too late"
+
+
 # -- beside runs -----------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.commands.letters import able, pages
 from dataflare_plugins.commands.run import exit_of, watched
-from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, LetterFilter, Workflow, code
+from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, LetterFilter, Node, Workflow, code
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.commands import Invocation, RunOptions, Runtime
 from dataflare_sdk.dead_letters import schema_of, to_arrow, whole_row
@@ -49,7 +49,7 @@ CHANGE = code(
     "dlq.change",
     3,
     "A dead letter is one change of a row, and the row may have changed again since.",
-    "Upsert with `pos_column` and `deletes: ignore`, or have the source read the table again: `dataflare state reset --stream`.",
+    "Append the changes, or upsert with `pos_column` and `deletes: ignore`; or have the source read the table again: `dataflare state reset --stream`.",
 )
 
 
@@ -265,12 +265,24 @@ class Replay:
             "refused": group.refused,
             "schema": schemas.to_json(schema),
             "reread": reread and group.step is None,
-            "changes": group.changes,
+            "changes": "" if not group.changes else "rows" if all(_mode(n) == "append" for n in way.nodes) else "upsert",
             "passed": list(way.passed),
             "sources": self._sources(store),
         }
         errors = {k: v for k, v in (self._workflow.settings.get("errors") or {}).items() if k != "budget"}
-        return replace(self._workflow, nodes=way.nodes, settings={**self._workflow.settings, "errors": errors, "replay": told})
+        nodes = tuple(self._keyed(store, n) for n in way.nodes) if told["changes"] == "upsert" else way.nodes
+        return replace(self._workflow, nodes=nodes, settings={**self._workflow.settings, "errors": errors, "replay": told})
+
+    def _keyed(self, store: Any, node: Node) -> Node:
+        """Return a destination of changes with the key that they brought, as its last run knew it."""
+        write = node.blocks.get("write") or {}
+        if node.kind != "destination" or write.get("key"):
+            return node
+        for known in self._runs(store).values():
+            for one in known.get("plan", {}).get("nodes", ()):
+                if one["id"] == node.id and (one["settings"].get("write") or {}).get("key"):
+                    return replace(node, blocks={**node.blocks, "write": {**write, "key": one["settings"]["write"]["key"]}})
+        return node
 
     def _sources(self, store: Any) -> list[dict[str, Any]]:
         """Return the sources whose offsets a replay hands on, as the run knew them that left the newest checkpoint."""
@@ -315,8 +327,14 @@ class Replay:
 
     def _record(self, store: Any, run_id: str) -> dict[str, Any] | None:
         if run_id not in self._records:
+            self._records.clear()
+        return self._runs(store).get(run_id)
+
+    def _runs(self, store: Any) -> dict[str, dict[str, Any]]:
+        """Return the run records by id, newest first."""
+        if not self._records:
             self._records.update({str(r["run_id"]): dict(r) for r in store.runs(self._workflow.name, ALL)})
-        return self._records.get(run_id)
+        return self._records
 
     def _resumed(self, replay: str, plan: Mapping[str, Any]) -> dict[str, Any]:
         told = plan["settings"]["replay"]
@@ -382,6 +400,11 @@ class Replay:
         sums = {name: sum(one[name] for one in done) for name in ("letters", "replayed", "refused")}
         problems = [p for one in done for p in one["problems"]]
         return {**self._head(last["status"]), "replays": replays, **sums, "error": last["error"], "problems": problems}
+
+
+def _mode(node: Node) -> str:
+    """Return how a destination is written; what is none counts as appended to."""
+    return str((node.blocks.get("write") or {}).get("mode")) if node.kind == "destination" else "append"
 
 
 def _offered(plan: Mapping[str, Any], group: Group) -> list[tuple[str, str]]:

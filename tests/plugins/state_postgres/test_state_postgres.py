@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.servers.processes import wait_until
 
+from dataflare_plugins.state_postgres import store as store_module
 from dataflare_plugins.state_postgres.store import StateConfig, StatePostgres
 from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, RetriableError
 from dataflare_sdk.testing import FakeContext, LetterStoreSuite, StateStoreSuite
@@ -59,7 +60,7 @@ INSERT INTO letters(workflow, run_id, epoch, n, body, saved_at) VALUES
 
 def test_a_database_of_an_older_version_is_migrated(make: Any, postgres: Any) -> None:
     """Format 1: letters were JSON alone; the tables were made by the statements of `schema.sql`, as they are still."""
-    schema = (Path(__import__("dataflare_plugins.state_postgres").__file__).parent / "state_postgres" / "schema.sql").read_text()
+    schema = Path(store_module.__file__).with_name("schema.sql").read_text()
     postgres.execute(OLD.format(schema=schema))
     store = make()
     found = store.find_letters("w")

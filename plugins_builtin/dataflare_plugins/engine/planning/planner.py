@@ -15,7 +15,7 @@ from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, on_r
 from dataflare_plugins.engine.planning.changes import begins, through
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
-from dataflare_plugins.engine.planning.replays import output_of, replayable, replayed_input
+from dataflare_plugins.engine.planning.replays import begins_changes, output_of, replayable, replayed_input
 from dataflare_plugins.engine.planning.schema_cache import cached_streams
 from dataflare_plugins.engine.planning.streams import expanded
 from dataflare_plugins.engine.planning.writing import PlanWriter
@@ -145,6 +145,8 @@ class Planner:
     def _bind_source(self, node: Node) -> None:
         if node.id in self.graph.given:
             self.graph.schemas[node.id] = {output_of(self.graph, node): schemas.normalise(self.graph.given[node.id])}
+            if begins_changes(self.graph, node):
+                begins(self.graph, node, output_of(self.graph, node), ())
             return
         component = self._build(node)
         extract = extract_of(node)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataflare_plugins.engine.planning.bound import BoundGraph
 from dataflare_plugins.engine.planning.inputs import resolved_write
-from dataflare_sdk import Node, Problem, Workflow, code
+from dataflare_sdk import Node, Problem, Workflow, WriteSpec, code
 from dataflare_sdk import schema as schemas
 
 GATHERS = code(
@@ -38,7 +38,7 @@ CHANGE = code(
     "dlq.change",
     3,
     "A dead letter is one change of a row, and the row may have changed again since.",
-    "Upsert with `pos_column` and `deletes: ignore`, or have the source read the table again: `dataflare state reset --stream`.",
+    "Append the changes, or upsert with `pos_column` and `deletes: ignore`; or have the source read the table again: `dataflare state reset --stream`.",
 )
 USE = "dead-letters"
 """What stands in a plan as the component of a source that letters stand in for."""
@@ -57,12 +57,17 @@ def output_of(graph: BoundGraph, node: Node) -> str:
     return str((graph.workflow.settings.get("replay") or {}).get("output", "")) if node.id in graph.given else ""
 
 
+def begins_changes(graph: BoundGraph, node: Node) -> bool:
+    """Return whether the letters that stand in for a source are changes, to be appended as such."""
+    return node.id in graph.given and (graph.workflow.settings.get("replay") or {}).get("changes") == "rows"
+
+
 def given_as(graph: BoundGraph, node: Node) -> tuple[str, dict[str, Any]]:
     """Return what stands in the plan for a source whose rows are given: its component, and what that is told."""
     replay: Mapping[str, Any] | None = graph.workflow.settings.get("replay")
     if replay is None or replay["entry"] != node.id:
         return "arrow-input", {}
-    return USE, {"replay": replay["id"], "step": replay["step"], "reread": replay["reread"]}
+    return USE, {"replay": replay["id"], "step": replay["step"], "reread": replay["reread"], "changes": replay["changes"] == "rows"}
 
 
 def replayable(graph: BoundGraph) -> Iterator[Problem]:
@@ -85,12 +90,19 @@ def replayable(graph: BoundGraph) -> Iterator[Problem]:
             appends = appends or write.mode == "append"
             if write.mode == "overwrite":
                 yield OVERWRITES.problem(f"'{node.id}' is overwritten: the replayed rows would be all it holds", **place)
-            elif replay["changes"] and not (write.mode == "upsert" and write.pos_column and write.deletes == "ignore"):
+            elif not _in_order(replay["changes"], write):
                 yield CHANGE.problem(f"dead letters of '{replay['refused']}' are changes, which '{node.id}' cannot put in order", **place)
     for name in replay["passed"] if appends else ():
         if name in graph.built and _multiplies(graph.node(name), graph.built[name]):
             message = f"'{name}' may have made several rows of one, of which '{replay['refused']}' refused some"
             yield REPEATS.problem(message, fix=f"replay from that step: `--from {replay['refused']}`", **graph.workflow.place(*graph.node(name).path))
+
+
+def _in_order(changes: str, write: WriteSpec) -> bool:
+    """Whether a change that comes late finds its place among the others: by its position, or by a column that orders them."""
+    if changes == "rows":
+        return write.mode == "append"
+    return not changes or (write.mode == "upsert" and bool(write.pos_column) and write.deletes == "ignore")
 
 
 def _multiplies(node: Node, component: Any) -> bool:

@@ -19,7 +19,7 @@ from dataflare_sdk import (
     Origin,
     Partition,
 )
-from dataflare_sdk.dead_letters import HIDDEN, row_of, to_arrow, whole_row
+from dataflare_sdk.dead_letters import HIDDEN, changes_of, row_of, to_arrow, whole_row
 from dataflare_sdk.plans import output_schemas
 from dataflare_sdk.records import record
 
@@ -119,7 +119,8 @@ class LetterReader:
         rows = self._rows(letters)
         data = to_arrow(rows, self._schema, [x.id for x in letters])
         origin = LetterOrigin(self._node.id, data, {}, 0, None, tuple(letters), self._step)
-        return Batch(self._output or self._node.id, data, offset, (), origin)
+        changes = changes_of(letters) if self._node.config["changes"] else None
+        return Batch(self._output or self._node.id, data, offset, (), origin, changes)
 
     def _rows(self, letters: Sequence[DeadLetter]) -> list[Mapping[str, Any]]:
         again = reread(self._env, letters) if self._reread else {}
