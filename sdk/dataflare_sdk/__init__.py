@@ -100,8 +100,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "LETTER_STATES PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext DeadLetter "
-        "DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader Message NodeSpec Offset Opened Partition "
+        "LETTER_STATES PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
+        "DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader Message NodeSpec "
+        "Offset Opened Partition "
         "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),

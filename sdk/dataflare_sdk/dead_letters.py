@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,15 @@ from dataflare_sdk.schema import literal, quote
 
 HIDDEN = "***"
 """Stands for the value of a column that is masked downstream."""
-BAD_VALUE = code("dlq.bad-value", 1, "A value of a dead letter does not fit its column.", "Edit it: `dataflare dlq edit --id ID --set COLUMN=VALUE`.")
+BAD_VALUE = code(
+    "dlq.bad-value", 1, "A value of a dead letter does not fit its column.", "Edit it: `dataflare dlq edit --id ID --set COLUMN=VALUE`."
+)
+CHANGE = code(
+    "dlq.change",
+    3,
+    "A dead letter is one change of a row, and the row may have changed again since.",
+    "Append changes, or upsert with `pos_column` and `deletes: ignore`; or read the table anew with `dataflare state reset --stream`.",
+)
 MASKED = code(
     "dlq.masked",
     3,
@@ -32,8 +40,9 @@ NO_COLUMN = code(
     "Replay it with the workflow as it was when the letter was made, or from another place with `--from`.",
 )
 SHOWN = (
-    "id", "run_id", "source", "position", "row", "raw", "step", "code", "cause", "status", "attempt", "first", "edited", "input", "types",
-    "input_types", "masked", "change", "stream", "epoch", "plan_hash", "file_hash", "plugin", "plugin_version", "plugin_hash", "replay", "saved_at",
+    "id", "run_id", "source", "position", "row", "raw", "step", "code", "cause", "status", "attempt", "first", "edited", "input",
+    "types", "input_types", "masked", "change", "stream", "epoch", "plan_hash", "file_hash", "plugin", "plugin_version", "plugin_hash",
+    "replay", "saved_at",
 )  # fmt: skip
 """What is told of a letter, in this order."""
 TABLE = pa.schema(
@@ -47,32 +56,51 @@ TABLE = pa.schema(
     ]
 )  # fmt: skip
 """The columns of `dead_letters`, the table that `dlq query` reads."""
-_JSON = frozenset({"position", "row", "input", "edited", "types", "change"})
+_JSON = frozenset({"position", "row", "input", "change"})
 
 
 def told(letter: DeadLetter) -> dict[str, Any]:
-    """Return a letter as `--json` documents show it; what a person put in a masked column is hidden like the rest of it."""
+    """Return a letter as `--json` documents show it."""
     made = {name: getattr(letter, name) for name in SHOWN}
-    made["types"], made["input_types"] = dict(letter.types), dict(letter.input_types)  # type: ignore[arg-type]
+    made["types"], made["input_types"] = kinds_of(letter.types), kinds_of(letter.input_types)
     made["masked"] = list(letter.masked)
     if letter.edited is not None:
-        made["edited"] = {k: HIDDEN if k in letter.masked else v for k, v in letter.edited.items()}
+        made["edited"] = _edited(letter)
     return made
 
 
-def table(letters: Sequence[DeadLetter]) -> pa.RecordBatch:
-    """Return letters in the columns of `TABLE`; what is structured is JSON text."""
-    columns: dict[str, list[Any]] = {name: [] for name in TABLE.names}
-    for letter in letters:
-        shown = told(letter)
-        for name, values in columns.items():
-            value = shown[name]
-            values.append(json.dumps(value, ensure_ascii=False) if name in _JSON and value is not None else value)
-    columns["id"] = [int(v) for v in columns["id"]]
-    columns["first"] = [int(v or i) for v, i in zip(columns["first"], columns["id"], strict=True)]
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
-    columns["saved_at"] = [epoch + datetime.timedelta(seconds=v) for v in columns["saved_at"]]
-    return pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in TABLE], schema=TABLE)
+def table(letters: Sequence[DeadLetter], names: Collection[str] = TABLE.names) -> pa.RecordBatch:
+    """Return letters in the columns of `TABLE`; what is structured is JSON text.
+
+    Args:
+        letters: the letters.
+        names: the columns that are wanted; the others are NULL.
+    """
+    columns = [pa.array([_cell(x, f.name) for x in letters], f.type) if f.name in names else pa.nulls(len(letters), f.type) for f in TABLE]
+    return pa.RecordBatch.from_arrays(columns, schema=TABLE)
+
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _cell(letter: DeadLetter, name: str) -> Any:
+    """Return what stands in one column of `TABLE`."""
+    value = getattr(letter, name)
+    if name == "types":
+        return _text(kinds_of(value))
+    if name == "edited":
+        return None if value is None else _text(_edited(letter))
+    if name in _JSON:
+        return None if value is None else _text(value)
+    if name == "saved_at":
+        return _EPOCH + datetime.timedelta(seconds=value)
+    return int(value or letter.id) if name in ("id", "first") else value
+
+
+def _edited(letter: DeadLetter) -> dict[str, Any]:
+    """Return the edited row; what a person put in a masked column is hidden like the rest of it."""
+    return {k: HIDDEN if k in letter.masked else v for k, v in (letter.edited or {}).items()}
 
 
 def column_types(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
@@ -141,6 +169,11 @@ def whole_row(letter: DeadLetter, names: Sequence[str], step: bool) -> Mapping[s
     return row
 
 
+def kinds_of(types: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return columns with the names of their types, of what a letter keeps."""
+    return {one[0]: one[1] for one in types}
+
+
 def schema_of(types: Sequence[Sequence[str]]) -> pa.Schema:
     """Return the columns that a letter names.
 
@@ -150,9 +183,11 @@ def schema_of(types: Sequence[Sequence[str]]) -> pa.Schema:
     if not types:
         return pa.schema([])
     try:
-        return schemas.from_names({name: kind for name, kind in types})
+        return schemas.from_names(kinds_of(types))
     except Exception as error:
-        raise schemas.UNSUPPORTED_TYPE.error(f"a dead letter has a column that cannot be read back: {str(error).splitlines()[0]}") from error
+        raise schemas.UNSUPPORTED_TYPE.error(
+            f"a dead letter has a column that cannot be read back: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def to_arrow(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, names: Sequence[str] = ()) -> pa.RecordBatch:

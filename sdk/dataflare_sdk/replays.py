@@ -131,7 +131,9 @@ def _between(start: str, refused: str, before: set[str], kept: Sequence[_Arrow])
 
 def _made(workflow: Workflow, kept: Sequence[_Arrow], step: str | None, found: Route, reference: str) -> Route:
     reached = {a.target for a in kept} | ({step} if step else set())
-    nodes = [Node(id=found.entry, kind="source", use="dead-letters", blocks={"extract": {"mode": "full"}}, path=workflow.node(found.entry).path)]
+    nodes = [
+        Node(id=found.entry, kind="source", use="dead-letters", blocks={"extract": {"mode": "full"}}, path=workflow.node(found.entry).path)
+    ]
     for node in workflow.nodes:
         if node.id in reached:
             inputs = (reference,) if node.id == step else tuple(a.reference for a in kept if a.target == node.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from dataflare.contracts import DeadLetter, LetterFilter
@@ -31,17 +31,13 @@ PAGE = 500
 """Ids in one statement, and letters rewritten at a time."""
 _APART = ("id", "run_id", "step", "source", "code", "epoch", "saved_at", "status", "replay", "edited")
 """Fields that have a column of their own."""
-_COMMITTED = (
-    "NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.workflow=l.workflow AND c.run_id=l.run_id AND c.epoch=l.epoch AND c.done=0)"
-)
+_COMMITTED = "NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.workflow=l.workflow AND c.run_id=l.run_id AND c.epoch=l.epoch AND c.done=0)"
 _SETTLED = (
     "(replay_epoch=0 OR NOT EXISTS "
     "(SELECT 1 FROM checkpoints c WHERE c.workflow=letters.workflow AND c.epoch=letters.replay_epoch AND c.done=0))"
 )
 """No replay that is to be finished after a crash may read the letter again."""
-_SELECT = (
-    "SELECT l.id, l.run_id, l.step, l.source, l.code, l.epoch, l.saved_at, l.status, l.replay, l.edited, l.body FROM letters l WHERE "
-)
+_SELECT = "SELECT l.id, l.run_id, l.step, l.source, l.code, l.epoch, l.saved_at, l.status, l.replay, l.edited, l.body FROM letters l WHERE "
 
 
 class SqlLetters:
@@ -80,7 +76,9 @@ class SqlLetters:
         for part in _parts(where, 0):
             condition, arguments = _matching(workflow, part)
             columns = ", ".join(f"l.{n}" for n in names)
-            rows = self._query(f"SELECT {columns}, count(*), min(l.id) FROM letters l WHERE {condition} GROUP BY {columns} ORDER BY 7", *arguments)
+            rows = self._query(
+                f"SELECT {columns}, count(*), min(l.id) FROM letters l WHERE {condition} GROUP BY {columns} ORDER BY 7", *arguments
+            )
             for *key, count, _ in rows:
                 counted[tuple(key)] = counted.get(tuple(key), 0) + count
         return [{**dict(zip(names, key, strict=True)), "count": count} for key, count in counted.items()]
@@ -90,9 +88,7 @@ class SqlLetters:
         text = None if edited is None else _dump(edited)
         return self._write(
             lambda execute: bool(
-                execute(
-                    "UPDATE letters SET edited=? WHERE workflow=? AND id=? AND status='open' RETURNING id", text, workflow, _number(id)
-                )
+                execute("UPDATE letters SET edited=? WHERE workflow=? AND id=? AND status='open' RETURNING id", text, workflow, _number(id))
             ),
             fenced=False,
         )
@@ -213,7 +209,8 @@ _LETTERS_2 = (
     "ALTER TABLE letters ADD COLUMN edited TEXT",
     "UPDATE letters SET step={step}, source={source}, code={code}",
     "CREATE INDEX letters_counted ON letters(workflow, run_id, source, step, code, status, epoch)",
-    "CREATE INDEX letters_claimed ON letters(workflow, replay, status)",
+    "CREATE INDEX letters_claimed ON letters(workflow, replay, id)",
+    "CREATE INDEX letters_paged ON letters(workflow, id)",
 )
 
 
@@ -261,7 +258,7 @@ def _number(id: str) -> int:
 
 
 def _matching(workflow: str, where: LetterFilter) -> tuple[str, list[Any]]:
-    parts, arguments = ["l.workflow=?"], [workflow]
+    parts, arguments = ["l.workflow=?"], list[Any]([workflow])
     given: Sequence[tuple[str, Any]] = (
         ("l.run_id=?", where.run_id),
         ("l.step=?", where.step),
@@ -272,7 +269,9 @@ def _matching(workflow: str, where: LetterFilter) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(sql)
             arguments.append(value)
-    for column, values in (("l.status", where.status), ("l.id", None if where.ids is None else [int(i) for i in where.ids])):
+    numbers = None if where.ids is None else [int(i) for i in where.ids]
+    among: Sequence[tuple[str, Sequence[Any] | None]] = (("l.status", where.status), ("l.id", numbers))
+    for column, values in among:
         if values:
             parts.append(f"{column} IN ({','.join('?' * len(values))})")
             arguments += values
@@ -290,12 +289,13 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
     )  # fmt: skip
 
 
-_FIELDS = frozenset(f for f in DeadLetter.__dataclass_fields__)  # type: ignore[attr-defined]
+_FIELDS = frozenset(f.name for f in fields(DeadLetter))
+_BODY = tuple(f.name for f in fields(DeadLetter) if f.name not in _APART)
 
 
 def _body(letter: DeadLetter) -> dict[str, Any]:
     """Return what a letter holds beside its columns; what is empty is left out."""
-    return {k: v for k, v in asdict(letter).items() if k not in _APART and (v or k in ("row", "cause"))}
+    return {name: value for name in _BODY if (value := getattr(letter, name)) or name in ("row", "cause")}
 
 
 def _dump(value: Any) -> str:

@@ -21,7 +21,8 @@ from dataflare_sdk.component import C, Component
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import FENCED
 from dataflare_sdk.offsets import written
-from dataflare_sdk.state_letters import ALL, Execute, SqlLetters, keep_letters, reopen_letters
+from dataflare_sdk.state_letters import ALL as ALL
+from dataflare_sdk.state_letters import Execute, SqlLetters, keep_letters, reopen_letters
 
 BUSY = code("run.busy", 4, "Another run of this workflow is under way.", "Wait for it, stop it, or use --take-over.")
 DAMAGED = code(

@@ -59,7 +59,12 @@ def csv(name: str, rows: list[tuple[Any, ...]] = ROWS, **more: Any) -> Document:
 
 def table(name: str, *read: str, mode: str = "append", **write: Any) -> Document:
     """Return a destination that writes to a table of `o.db`."""
-    return {"use": "sqlite", "with": {"path": "o.db", "table": name}, **({"from": read[0]} if read else {}), "write": {"mode": mode, **write}}
+    return {
+        "use": "sqlite",
+        "with": {"path": "o.db", "table": name},
+        **({"from": read[0]} if read else {}),
+        "write": {"mode": mode, **write},
+    }
 
 
 def run(document: Document, name: str = "w.json", lane: str = "streaming") -> Any:
@@ -99,7 +104,14 @@ def test_a_letter_says_where_it_comes_from() -> None:
     assert [x["row"] for x in plan] == [{"id": 2, "amount": "bad", "kind": "a"}, {"id": 4, "amount": "worse", "kind": "b"}]
     one = plan[0]
     assert one["position"] == {"file": "in.csv", "row": 2}
-    assert (one["run_id"], one["source"], one["step"], one["status"], one["attempt"], one["epoch"]) == (done.document["run_id"], "s", "clean", "open", 1, 1)
+    assert (one["run_id"], one["source"], one["step"], one["status"], one["attempt"], one["epoch"]) == (
+        done.document["run_id"],
+        "s",
+        "clean",
+        "open",
+        1,
+        1,
+    )
     assert one["types"] == COLUMNS
     assert (one["plugin"], one["plugin_version"]) == ("dataflare-map", "0.1.0")
     assert one["plugin_hash"].startswith("sha256:")
@@ -234,12 +246,19 @@ def test_letters_come_page_by_page() -> None:
 
 def test_an_edited_row_stands_beside_the_original_one() -> None:
     orders()
-    assert verb("edit", "w.json", "--id", "1", "--set", "amount=7.25", "--set", "kind=null")["edited"] == {"id": 2, "amount": "7.25", "kind": None}
+    assert verb("edit", "w.json", "--id", "1", "--set", "amount=7.25", "--set", "kind=null")["edited"] == {
+        "id": 2,
+        "amount": "7.25",
+        "kind": None,
+    }
     verb("edit", "w.json", "--id", "1", "--set", "id=20")
     one = letters(id="1")[0]
     assert one["row"] == {"id": 2, "amount": "bad", "kind": "a"}
     assert one["edited"] == {"id": 20, "amount": "7.25", "kind": None}, "an edit goes on from the one before"
-    assert refused("dlq.bad-value", "edit", "w.json", "--id", "1", "--set", "id=x", exit=1)["message"] == 'dead letter 1: "x" in \'id\' is no BIGINT'
+    assert (
+        refused("dlq.bad-value", "edit", "w.json", "--id", "1", "--set", "id=x", exit=1)["message"]
+        == "dead letter 1: \"x\" in 'id' is no BIGINT"
+    )
     refused("dlq.bad-row", "edit", "w.json", "--id", "1", "--set", "nope=1", exit=2)
     refused("dlq.bad-row", "edit", "w.json", "--id", "1", "--row", '{"id": 1}', exit=2)
     refused("dlq.bad-row", "edit", "w.json", "--id", "1", "--row", "[1]", exit=2)
@@ -257,7 +276,9 @@ def test_an_editor_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataflare_plugins.commands.editing import edited, in_an_editor
     from dataflare_sdk import DeadLetter
 
-    letter = DeadLetter("r", "clean", "c", "w", row={"id": 2, "amount": "bad", "kind": "a"}, source="s", id="1", types=tuple(COLUMNS.items()))
+    letter = DeadLetter(
+        "r", "clean", "c", "w", row={"id": 2, "amount": "bad", "kind": "a"}, source="s", id="1", types=tuple(COLUMNS.items())
+    )
     assert edited(letter, (), in_an_editor(letter)) == {"id": 2, "amount": "9.99", "kind": "a"}
 
 
@@ -344,7 +365,11 @@ def test_a_row_goes_only_where_it_has_not_been() -> None:
 
 
 def test_a_replay_may_begin_at_a_step() -> None:
-    steps = [step("twice", "map", set={"amount": "amount || '1'"}), step("kinds", "expect", rules={"a": "kind = 'a'"}), step("last", "map", set={"z": "9"})]
+    steps = [
+        step("twice", "map", set={"amount": "amount || '1'"}),
+        step("kinds", "expect", rules={"a": "kind = 'a'"}),
+        step("last", "map", set={"z": "9"}),
+    ]
     run(flow({"s": csv("in.csv")}, *steps, out={"out": table("t")}))
     (three, four) = letters()
     assert refused("dlq.unknown-step", "replay", "w.json", "--from", "nowhere")
@@ -660,7 +685,12 @@ def test_killed_at_every_failpoint_each_row_arrives_once(tmp_path: Path) -> None
     for _, _, place in trials:
         shutil.copytree(start, place)
     with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(lambda t: killed("dlq", "replay", "w.json", at=f"{t[0]}:{t[1]}", cwd=t[2], DATAFLARE_FAILPOINT_HITS=str(t[2] / "hits")), trials))
+        ends = list(
+            pool.map(
+                lambda t: killed("dlq", "replay", "w.json", at=f"{t[0]}:{t[1]}", cwd=t[2], DATAFLARE_FAILPOINT_HITS=str(t[2] / "hits")),
+                trials,
+            )
+        )
     for (name, nth, place), died in zip(trials, ends, strict=True):
         os.chdir(place)
         hits[name] = (place / "hits").read_text().split().count(name)

@@ -251,9 +251,7 @@ class DeadLetterStore(StateStore, Protocol):
     that a new letter names as its `parent` become `refused`.
     """
 
-    def find_letters(
-        self, workflow: str, where: LetterFilter = ..., *, after: str = "", limit: int | None = None
-    ) -> Sequence[DeadLetter]:
+    def find_letters(self, workflow: str, where: LetterFilter = ..., *, after: str = "", limit: int | None = None) -> Sequence[DeadLetter]:
         """Return letters behind the one named `after`, oldest first, at most `limit`."""
         ...
 

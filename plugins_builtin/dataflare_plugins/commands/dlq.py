@@ -12,7 +12,17 @@ import click
 
 from dataflare_plugins.commands.common import file_argument, params_of, table, workflow_options
 from dataflare_plugins.commands.letters import (
-    NO_LETTER, WAITING, able, counted, matching, moment, pages, queried, selecting, shown, wanted,
+    NO_LETTER,
+    WAITING,
+    able,
+    counted,
+    matching,
+    moment,
+    pages,
+    queried,
+    selecting,
+    shown,
+    wanted,
 )  # fmt: skip
 from dataflare_sdk.commands import Invocation, one_line, verb
 from dataflare_sdk.state_store import opened
@@ -96,7 +106,9 @@ def _say(call: Invocation, one: dict[str, Any]) -> None:
     place = ", ".join(f"{k} {v}" for k, v in (one["position"] or {}).items())
     state = "" if one["status"] == "open" else f"  [{one['status']}]"
     again = f"  (attempt {one['attempt']}, first {one['first']})" if one["attempt"] > 1 else ""
-    call.say(f"{one['id']}  {one['step']}  {one['code']}: {one_line(one['cause'])}{state}{again}\n    at {one_line(place) or 'an unknown place'}")
+    call.say(
+        f"{one['id']}  {one['step']}  {one['code']}: {one_line(one['cause'])}{state}{again}\n    at {one_line(place) or 'an unknown place'}"
+    )
     call.say(f"    {one_line(str(one['raw'])) if one['row'] is None else json.dumps(one['row'], ensure_ascii=False)}")
     if one["edited"] is not None:
         call.say(f"    edited: {json.dumps(one['edited'], ensure_ascii=False)}")

@@ -10,7 +10,7 @@ import click
 
 from dataflare_plugins.commands.letters import NO_LETTER
 from dataflare_sdk import DeadLetter, code
-from dataflare_sdk.dead_letters import HIDDEN, schema_of, to_arrow
+from dataflare_sdk.dead_letters import HIDDEN, kinds_of, schema_of, to_arrow
 from dataflare_sdk.values import plain
 
 BAD_ROW = code("dlq.bad-row", 2, "A row for a dead letter is none.", "Write a JSON object with a value for each of its columns.")
@@ -27,7 +27,7 @@ def edited(letter: DeadLetter, sets: Sequence[str], row: str | None) -> dict[str
     Raises:
         DataflareError: `dlq.bad-row`, `dlq.bad-value`.
     """
-    kinds = dict(tuple(t) for t in letter.types)
+    kinds = kinds_of(letter.types)
     if letter.source is None and letter.row is None:
         raise NO_LETTER.error(f"dead letter {letter.id} holds nothing to edit")
     if row is not None:
@@ -48,7 +48,7 @@ def edited(letter: DeadLetter, sets: Sequence[str], row: str | None) -> dict[str
 
 def in_an_editor(letter: DeadLetter) -> str | None:
     """Let a person edit a letter's row as JSON; None when nothing was changed."""
-    kinds = dict(tuple(t) for t in letter.types)
+    kinds = kinds_of(letter.types)
     row = letter.edited if letter.edited is not None else letter.row or dict.fromkeys(kinds)
     return click.edit(json.dumps({n: row.get(n) for n in kinds}, indent=2, ensure_ascii=False) + "\n", extension=".json")
 

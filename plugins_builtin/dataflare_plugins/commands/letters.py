@@ -22,7 +22,9 @@ ONLY_SHOWN = code(
     "The workflow's state store keeps dead letters only to be shown.",
     "Use a store that can edit and replay them, `state: {store: sqlite}`.",
 )
-NO_LETTER = code("dlq.no-letter", 2, "There is no such dead letter, or it is not open any more.", "See `dataflare dlq list` and `dlq show --status all`.")
+NO_LETTER = code(
+    "dlq.no-letter", 2, "There is no such dead letter, or it is not open any more.", "See `dataflare dlq list` and `dlq show --status all`."
+)
 WAITING = ("open", "replaying")
 PAGE = 1_000
 """Letters in memory at a time."""
@@ -55,10 +57,10 @@ def moment(text: str) -> float:
     except ValueError:
         pass
     try:
-        found = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        found = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(f"'{text}' is no date, time or age like 7d", param_hint="--before") from None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def able(store: Any) -> Any:
@@ -78,8 +80,16 @@ def pages(store: Any, workflow: str, where: LetterFilter, limit: int | None = No
         found = [x for x in store.letters(workflow, where.run_id) if _fits(x, where)]
         yield found[:limit]
         return
+    if where.ids is not None and limit is None and not after:
+        numbers = sorted(where.ids, key=lambda i: (len(i), i))
+        for start in range(0, len(numbers), PAGE):
+            yield from _paged(store, workflow, replace(where, ids=tuple(numbers[start : start + PAGE])), ALL, "")
+    else:
+        yield from _paged(store, workflow, where, ALL if limit is None else limit, after)
+
+
+def _paged(store: Any, workflow: str, where: LetterFilter, left: int, after: str) -> Iterator[Sequence[DeadLetter]]:
     runs: dict[str, Any] = {}
-    left = ALL if limit is None else limit
     while left > 0:
         page = store.find_letters(workflow, where, after=after, limit=min(PAGE, left))
         if not page:
@@ -134,8 +144,8 @@ def queried(runtime: Runtime, store: Any, workflow: Workflow, sql: str, where: L
 
     engine = runtime.host.build("expression_engine", "duckdb", {})
     try:
-        engine.bind_query(sql, {"dead_letters": TABLE})
-        parts = (table(page) for page in pages(store, workflow.name, where or LetterFilter()))
+        bound = engine.bind_query(sql, {"dead_letters": TABLE})
+        parts = (table(page, bound.reads["dead_letters"]) for page in pages(store, workflow.name, where or LetterFilter()))
         letters = pa.RecordBatchReader.from_batches(TABLE, parts)
         return engine.query(engine.text_of(sql, ["dead_letters"]), {"dead_letters": letters}).read_all()
     finally:
@@ -153,6 +163,6 @@ def shown(rows: pa.Table) -> tuple[list[Mapping[str, str]], list[list[Any]]]:
     from dataflare_sdk.schema import type_name
     from dataflare_sdk.values import plain
 
-    columns = [{"name": f.name, "type": type_name(f.type)} for f in rows.schema]
+    columns: list[Mapping[str, str]] = [{"name": f.name, "type": type_name(f.type)} for f in rows.schema]
     values = [c.to_pylist() for c in rows.columns]
     return columns, [[plain(v) for v in row] for row in zip(*values, strict=True)]

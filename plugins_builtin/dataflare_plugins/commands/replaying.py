@@ -18,7 +18,7 @@ from dataflare_plugins.commands.run import exit_of, watched
 from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, LetterFilter, Node, Workflow, code
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.commands import Invocation, RunOptions, Runtime
-from dataflare_sdk.dead_letters import schema_of, to_arrow, whole_row
+from dataflare_sdk.dead_letters import CHANGE, schema_of, to_arrow, whole_row
 from dataflare_sdk.records import field, record
 from dataflare_sdk.replays import Route, route
 from dataflare_sdk.state_sql import ALL
@@ -44,12 +44,6 @@ NOT_COMMITTED = code(
     4,
     "A replay cannot be given up within an epoch that some destinations hold and others do not.",
     "Finish that epoch first: `dataflare dlq replay`.",
-)
-CHANGE = code(
-    "dlq.change",
-    3,
-    "A dead letter is one change of a row, and the row may have changed again since.",
-    "Append the changes, or upsert with `pos_column` and `deletes: ignore`; or have the source read the table again: `dataflare state reset --stream`.",
 )
 
 
@@ -118,15 +112,15 @@ class Replay:
         if not done or done[-1]["status"] == "done":
             with opened(self._runtime.host, self._workflow) as store:
                 prepared = [(group, *self._prepared(store, group, reread)) for group in self._groups(store, where, start)]
-            for group, way, workflow in prepared:
-                done.append(self._claimed(group, way, workflow))
+            for group, _, workflow in prepared:
+                done.append(self._claimed(group, workflow))
                 if done[-1]["status"] != "done":
                     break
         return self._document(done)
 
     def dry(self, where: LetterFilter, start: str | None, reread: bool) -> dict[str, Any]:
         """Return what `run` would do; refuses what it would refuse."""
-        made = []
+        made: list[dict[str, Any]] = []
         with opened(self._runtime.host, self._workflow) as store:
             for group in self._groups(able(store), where, start):
                 way, workflow = self._prepared(store, group, reread)
@@ -207,7 +201,8 @@ class Replay:
             raise NOT_FROM_HERE.error(f"dead letter {letter.id} was refused by its source", fix="replay it from there: `--from source`")
         if letter.source is not None and not letter.plan_hash:
             raise NOT_FROM_HERE.error(
-                f"dead letter {letter.id} was made by an older version, which kept only the row of the source", fix="replay it from the source"
+                f"dead letter {letter.id} was made by an older version, which kept only the row of the source",
+                fix="replay it from the source",
             )
         if letter.edited is not None and letter.input is not None:
             raise NOT_FROM_HERE.error(
@@ -341,7 +336,7 @@ class Replay:
         workflow = replace(self._workflow, settings={**self._workflow.settings, "replay": told})
         return self._go(replay, workflow, "source" if not told["step"] else _first_step(plan, told["entry"]), told["refused"], plan)
 
-    def _claimed(self, group: Group, way: Route, workflow: Workflow) -> dict[str, Any]:
+    def _claimed(self, group: Group, workflow: Workflow) -> dict[str, Any]:
         told = workflow.settings["replay"]
         with self._leased() as store:
             # Between then and now somebody may have run: what its sources go on from is what is handed on.
@@ -357,10 +352,10 @@ class Replay:
         with opened(self._runtime.host, self._workflow) as store:
             for group in store.count_letters(self._workflow.name, LetterFilter(replay=replay)):
                 counts[group["status"]] = counts.get(group["status"], 0) + group["count"]
-        with contextlib.suppress(DataflareError):  # an unfinished run, or another one: what is claimed stays so until then
-            with self._leased() as store:
-                found = self._unfinished(store)
-                store.release_letters(self._workflow.name, found[0] if found else "")
+        # Behind an unfinished run, or under another one, what is claimed stays so until the next replay looks.
+        with contextlib.suppress(DataflareError), self._leased() as store:
+            found = self._unfinished(store)
+            store.release_letters(self._workflow.name, found[0] if found else "")
         made = {
             "id": replay, "run_id": ended["run_id"], "status": ended["status"], "from": start, "step": refused,
             "letters": sum(counts.values()), "replayed": counts.get("replayed", 0), "refused": counts.get("refused", 0),

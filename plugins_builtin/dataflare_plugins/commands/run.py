@@ -185,6 +185,7 @@ def _tell(call: Invocation, document: dict[str, Any]) -> None:
 
 
 def exit_of(document: dict[str, Any], strict: bool) -> int:
+    """Return the exit code of a run by its document."""
     from dataflare_sdk import Problem, exit_code
 
     code = exit_code([Problem(**p) for p in document["problems"]])

@@ -15,6 +15,7 @@ from dataflare_plugins.engine.planning.bound import BoundGraph
 from dataflare_plugins.engine.planning.inputs import resolved_write
 from dataflare_sdk import Node, Problem, Workflow, WriteSpec, code
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.dead_letters import CHANGE
 
 GATHERS = code(
     "dlq.gathers-rows",
@@ -33,12 +34,6 @@ REPEATS = code(
     3,
     "A replay from the source would deliver rows again that were delivered before.",
     "Replay from the step that refused the row, `--from STEP`, or write by upsert.",
-)
-CHANGE = code(
-    "dlq.change",
-    3,
-    "A dead letter is one change of a row, and the row may have changed again since.",
-    "Append the changes, or upsert with `pos_column` and `deletes: ignore`; or have the source read the table again: `dataflare state reset --stream`.",
 )
 USE = "dead-letters"
 """What stands in a plan as the component of a source that letters stand in for."""
@@ -95,7 +90,9 @@ def replayable(graph: BoundGraph) -> Iterator[Problem]:
     for name in replay["passed"] if appends else ():
         if name in graph.built and _multiplies(graph.node(name), graph.built[name]):
             message = f"'{name}' may have made several rows of one, of which '{replay['refused']}' refused some"
-            yield REPEATS.problem(message, fix=f"replay from that step: `--from {replay['refused']}`", **graph.workflow.place(*graph.node(name).path))
+            yield REPEATS.problem(
+                message, fix=f"replay from that step: `--from {replay['refused']}`", **graph.workflow.place(*graph.node(name).path)
+            )
 
 
 def _in_order(changes: str, write: WriteSpec) -> bool:

@@ -128,5 +128,3 @@ class LetterReader:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-

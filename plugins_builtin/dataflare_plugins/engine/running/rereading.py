@@ -88,7 +88,7 @@ def _read(env: Any, node: NodeSpec, letters: Sequence[DeadLetter]) -> dict[str, 
 def _taken(batch: Batch, places: Mapping[tuple[Any, int], str]) -> dict[str, Mapping[str, Any]]:
     assert batch.origin is not None
     base, first, rows = _place(batch.origin.base), batch.origin.first, batch.data.num_rows
-    made = {}
+    made: dict[str, Mapping[str, Any]] = {}
     for (place, row), letter in places.items():
         if place == base and first <= row < first + rows:
             made[letter] = {k: plain(v) for k, v in batch.data.slice(row - first, 1).to_pylist()[0].items()}
@@ -97,5 +97,3 @@ def _taken(batch: Batch, places: Mapping[tuple[Any, int], str]) -> dict[str, Map
 
 def _place(position: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((k, v) for k, v in position.items() if k != "row"))
-
-
