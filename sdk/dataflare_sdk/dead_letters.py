@@ -241,7 +241,7 @@ def _built(rows: Sequence[Mapping[str, Any]], field: pa.Field, names: Sequence[s
     for i, row in enumerate(rows):
         try:
             made.append(_value(row.get(field.name), field.type))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise _misfit(row, field, _name(names, i)) from error
     try:
         return pa.array(made, field.type)
@@ -266,6 +266,8 @@ def _value(value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_struct(kind):
         return {f.name: _value(value.get(f.name), f.type) for f in kind}
     if pa.types.is_nested(kind):
+        if not isinstance(value, list):
+            raise TypeError("it is no list")
         return [_value(v, kind.value_type) for v in value]
     if pa.types.is_decimal(kind):
         return decimal.Decimal(str(value))

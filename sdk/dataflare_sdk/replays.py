@@ -31,12 +31,14 @@ class Route:
         entry: id of the node that letters stand in for: the source, or what the first step reads.
         output: the output of it that they come by.
         passed: steps between the entry and the step that refused the rows.
+        forks: nodes from one output of which several ways lead to that step: a row of the source comes there several times.
     """
 
     nodes: tuple[Node, ...]
     entry: str
     output: str
     passed: tuple[str, ...]
+    forks: tuple[str, ...] = ()
 
 
 @record
@@ -73,7 +75,7 @@ def route(workflow: Workflow, refused: str, *, source: str | None = None, stream
             raise UNKNOWN_STEP.error(f"'{step}' is neither before nor behind '{refused}', which refused the rows")
         kept = _walk(step, refused, before, arrows)
         first = next(a for a in arrows if a.target == step)
-        return _made(workflow, kept, step, Route((), first.source, first.output, _between(step, refused, before, kept)), first.reference)
+        return _made(workflow, kept, step, _way(step, first.output, first.source, refused, before, kept), first.reference)
     assert source is not None
     if source not in before:
         raise UNKNOWN_STEP.error(f"no row of '{source}' comes to '{refused}' any more")
@@ -82,7 +84,7 @@ def route(workflow: Workflow, refused: str, *, source: str | None = None, stream
     if output not in outputs:
         raise UNKNOWN_STEP.error(f"nothing reads '{source}.{output}' any more")
     kept = _walk(source, refused, before, [a for a in arrows if a.source != source or a.output == output])
-    return _made(workflow, kept, None, Route((), source, output, _between(source, refused, before, kept)), "")
+    return _made(workflow, kept, None, _way(source, output, source, refused, before, kept), "")
 
 
 def _arrows(workflow: Workflow) -> list[_Arrow]:
@@ -123,10 +125,13 @@ def _walk(start: str, refused: str, before: set[str], arrows: Sequence[_Arrow]) 
     return kept
 
 
-def _between(start: str, refused: str, before: set[str], kept: Sequence[_Arrow]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(a.target for a in kept if a.target in before and a.target not in (refused, start))) + (
-        (start,) if start in before and start != refused else ()
-    )
+def _way(start: str, output: str, entry: str, refused: str, before: set[str], kept: Sequence[_Arrow]) -> Route:
+    """Return what lies between the place where a replay begins and the step that refused the rows."""
+    early = before - {refused}
+    inner = [a for a in kept if a.source in early and a.target in before]
+    passed = [n for n in dict.fromkeys([start, *(a.target for a in inner)]) if n in early]
+    leaving = [(a.source, a.output) for a in inner]
+    return Route((), entry, output, tuple(passed), tuple(dict.fromkeys(n for n, o in leaving if leaving.count((n, o)) > 1)))
 
 
 def _made(workflow: Workflow, kept: Sequence[_Arrow], step: str | None, found: Route, reference: str) -> Route:

@@ -430,6 +430,17 @@ def test_several_rows_of_one_are_not_delivered_again() -> None:
     refused("dlq.repeats-rows", "replay", "w.json")
 
 
+def test_a_row_that_came_twice_is_not_delivered_twice_as_often() -> None:
+    steps = [step("a", "map", "s", set={"w": "1"}), step("b", "map", "s", set={"w": "2"}), {**CLEAN, "from": ["a", "b"]}]
+    run(flow({"s": csv("in.csv")}, *steps, out={"out": table("t")}))
+    assert "'s'" in refused("dlq.repeats-rows", "replay", "w.json")["message"]
+    document = json.loads(Path("w.json").read_text())
+    document["processors"][2]["with"]["set"]["cents"] = "coalesce(TRY_CAST(amount AS DOUBLE), 0)"
+    Path("w.json").write_text(json.dumps(document))
+    assert verb("replay", "w.json", "--from", "clean")["replayed"] == 4
+    assert ask("SELECT id, w FROM t ORDER BY id, w") == [(i, w) for i in range(1, 6) for w in (1, 2)]
+
+
 def test_an_overwritten_destination_is_refused() -> None:
     run(flow({"s": csv("in.csv")}, CLEAN, out={"out": {"use": "csv", "with": {"path": "o.csv"}}}))
     refused("dlq.overwrites", "replay", "w.json")

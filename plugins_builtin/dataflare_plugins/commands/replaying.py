@@ -262,6 +262,7 @@ class Replay:
             "reread": reread and group.step is None,
             "changes": "" if not group.changes else "rows" if all(_mode(n) == "append" for n in way.nodes) else "upsert",
             "passed": list(way.passed),
+            "forks": list(way.forks),
             "sources": self._sources(store),
         }
         errors = {k: v for k, v in (self._workflow.settings.get("errors") or {}).items() if k != "budget"}

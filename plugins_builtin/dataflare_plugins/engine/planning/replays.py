@@ -87,12 +87,11 @@ def replayable(graph: BoundGraph) -> Iterator[Problem]:
                 yield OVERWRITES.problem(f"'{node.id}' is overwritten: the replayed rows would be all it holds", **place)
             elif not _in_order(replay["changes"], write):
                 yield CHANGE.problem(f"dead letters of '{replay['refused']}' are changes, which '{node.id}' cannot put in order", **place)
-    for name in replay["passed"] if appends else ():
-        if name in graph.built and _multiplies(graph.node(name), graph.built[name]):
-            message = f"'{name}' may have made several rows of one, of which '{replay['refused']}' refused some"
-            yield REPEATS.problem(
-                message, fix=f"replay from that step: `--from {replay['refused']}`", **graph.workflow.place(*graph.node(name).path)
-            )
+    several = [n for n in replay["passed"] if n in graph.built and _multiplies(graph.node(n), graph.built[n])]
+    for name in (*replay["forks"], *several) if appends else ():
+        message = f"a row of '{name}' comes to '{replay['refused']}' several times, and may have been refused only once"
+        fix = f"replay from that step: `--from {replay['refused']}`"
+        yield REPEATS.problem(message, fix=fix, **graph.workflow.place(*graph.node(name).path))
 
 
 def _in_order(changes: str, write: WriteSpec) -> bool:
