@@ -57,6 +57,7 @@ class Epoch:
     Attributes:
         turns: it ends where streams have other columns from; one that was under way by then does not.
         last: the run was asked to stop, and all sources have; nothing comes after it.
+        time: the clock when it was ended, microseconds since 1970 UTC.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Epoch:
     replay: bool
     turns: bool
     last: bool = False
+    time: int = 0
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -124,6 +126,7 @@ class Job:
         self._complete_run = False
         self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
+        self._handed_on: dict[str, Any] = {}  # by a replay: what steps kept that it does not go through
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
@@ -197,14 +200,18 @@ class Job:
         if logged is not None and logged.final and not decision.replay:
             self._already_finished()
             return
+        states = base.states if base is not None else self._start.states
+        if self._plan.settings.get("replay"):
+            self._handed_on = dict(states)
         message = Begin(
             epoch=decision.epoch,
             offsets=self._stop,
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
             closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
-            states=base.states if base is not None else {},
+            states=states,
             counts=base.counts if base is not None else {},
+            watermarks=logged.extra.get("watermarks", {}) if logged and decision.replay else {},
         )
         self._replaying = logged if decision.replay else None
         self._tell(self._refs, message)
@@ -328,7 +335,11 @@ class Job:
         self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay, last=last)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
-        self._tell(self._sources, Trigger(self._epoch.number, final, replay))
+        now = int(self._env.clock() * 1e6)
+        if replay and self._replaying is not None:
+            now = int(self._replaying.extra.get("time", now))
+        self._epoch.time = now
+        self._tell(self._sources, Trigger(self._epoch.number, final, replay, now))
 
     def _log(self) -> None:
         """Every task has passed the barrier: write the epoch down, then let the destinations commit it."""
@@ -336,9 +347,12 @@ class Job:
         assert epoch is not None
         failpoint("job.epoch.passed")
         stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
-        states: dict[str, Any] = {}
+        states = dict(self._handed_on)
         counts: dict[str, Mapping[str, float]] = {}
+        marks: dict[str, list[list[Any]]] = {}
         for passed in epoch.passed.values():
+            if passed.watermarks:
+                marks[passed.task] = [[m.partition, m.time, m.idle] for m in passed.watermarks]
             stop.update(passed.offsets)
             ended |= passed.ended
             closed |= passed.closed
@@ -357,7 +371,13 @@ class Job:
                     counts=counts,
                     final=epoch.final,
                     run_started=self._start.started,
-                    extra={"ended": sorted(ended), "closed": sorted(closed), **self._replayed(stop)},
+                    extra={
+                        "ended": sorted(ended),
+                        "closed": sorted(closed),
+                        "time": epoch.time,
+                        **({"watermarks": marks} if marks else {}),
+                        **self._replayed(stop),
+                    },
                 ),
                 letters,
             )
