@@ -118,7 +118,7 @@ class LetterReader:
         offset = {"v": 1, "letter": self._after}
         rows = self._rows(letters)
         data = to_arrow(rows, self._schema, [x.id for x in letters])
-        origin = LetterOrigin(self._node.id, data, {}, 0, None, tuple(letters), self._step)
+        origin = LetterOrigin(self._node.id, data, {}, 0, letters=tuple(letters), step=self._step)
         changes = changes_of(letters) if self._node.config["changes"] else None
         return Batch(self._output or self._node.id, data, offset, (), origin, changes)
 
