@@ -584,6 +584,30 @@ def test_offsets_of_the_sources_stay_as_they_are() -> None:
     assert ask("SELECT id FROM o ORDER BY id") == [(1,), (2,), (3,), (4,), (4,), (5,), (6,)], "it began where it was told to"
 
 
+def test_what_a_window_has_gathered_outlives_a_replay() -> None:
+    """A windowed step goes on, in the run after the replay, with what it kept when its source paused."""
+    db = sqlite3.connect("in.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT, at TEXT)")
+    db.executemany("INSERT INTO t VALUES (?, ?, ?)", [(i, "x" if i == 2 else str(i), f"2026-01-01 00:0{i}:00") for i in range(1, 5)])
+    db.commit()
+    source = {"use": "sqlite", "with": {"path": "in.db", "table": "t"}, "extract": {"mode": "incremental", "cursor": "id"}}
+    steps = [
+        step("n", "map", "s", set={"v": "v::BIGINT"}),
+        step("when", "map", "s", set={"at": "CAST(\"at\" AS TIMESTAMP)"}),
+        step("ten", "aggregate", "when", by=[], select={"n": "count(*)"}, window={"tumbling": "10m", "on": "at"}),
+    ]
+    run(flow({"s": source}, *steps, out={"rows": table("o", "n"), "counts": table("c", "ten")}))
+    assert ask("SELECT count(*) FROM c") == [(0,)], "the window is open"
+    verb("edit", "w.json", "--id", "1", "--set", "v=2")
+    assert verb("replay", "w.json")["replayed"] == 1
+    db.executemany("INSERT INTO t VALUES (?, '9', ?)", [(i, f"2026-01-01 00:{i + 4}:00") for i in (5, 6, 7)])
+    db.commit()
+    db.close()
+    dataflare.run("w.json", check=True)
+    assert ask("SELECT n FROM c") == [(5,)], "the four rows before the replay are in it"
+    assert ask("SELECT id FROM o ORDER BY id") == [(i,) for i in range(1, 8)]
+
+
 def test_an_offset_that_a_person_set_outlives_a_replay() -> None:
     run(growing())
     told(Path(), "state", "reset", "w.json", "--stream", "s", "--yes")
