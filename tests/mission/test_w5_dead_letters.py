@@ -453,23 +453,27 @@ def masking(columns: Document) -> Document:
     return flow({"s": csv("in.csv")}, *steps, out={"out": table("t")})
 
 
-def test_masked_columns_are_read_again() -> None:
+def test_masked_columns_are_not_there() -> None:
     run(masking({"amount": "hash"}))
     assert [x["row"]["amount"] for x in letters()] == ["***", "***"]
-    Path("in.csv").touch()
     document = json.loads(Path("w.json").read_text())
     document["processors"][0]["with"]["rules"] = {"any": "kind <> 'c'"}
     Path("w.json").write_text(json.dumps(document))
-    problem = refused("dlq.masked", "replay", "w.json")
-    assert "--reread" in problem["fix"]
-    before = os.stat("in.csv")
-    run_at = json.loads(json.dumps(verb("query", "w.json", "SELECT max(saved_at) FROM dead_letters")["rows"]))
-    assert run_at
+    assert "--reread" in refused("dlq.masked", "replay", "w.json")["fix"]
     text = Path("in.csv").read_text()
-    Path("in.csv").write_text(text.replace("3.5", "9.9"))
-    os.utime("in.csv", ns=(before.st_atime_ns, before.st_mtime_ns))
+    Path("in.csv").write_text(text.replace("3.5", "9.99"))
+    assert verb("replay", "w.json", "--reread", code=4)["status"] == "failed", "the file is not what it was"
+    assert states() == {"open": 2}
+
+
+def test_another_row_in_the_place_of_a_letters_is_refused() -> None:
+    run(masking({"amount": "hash"}))
+    db = sqlite3.connect(".dataflare/state.db")
+    db.execute("""UPDATE letters SET body = replace(body, '"kind":"b"', '"kind":"c"')""")
+    db.commit()
+    db.close()
     failed = verb("replay", "w.json", "--reread", code=4)
-    assert failed["status"] == "failed", "the file is not what it was"
+    assert (failed["error"]["code"], "'kind'" in failed["error"]["message"]) == ("dlq.not-read-again", True)
     assert states() == {"open": 2}
 
 
@@ -593,7 +597,7 @@ def test_what_a_window_has_gathered_outlives_a_replay() -> None:
     source = {"use": "sqlite", "with": {"path": "in.db", "table": "t"}, "extract": {"mode": "incremental", "cursor": "id"}}
     steps = [
         step("n", "map", "s", set={"v": "v::BIGINT"}),
-        step("when", "map", "s", set={"at": "CAST(\"at\" AS TIMESTAMP)"}),
+        step("when", "map", "s", set={"at": 'CAST("at" AS TIMESTAMP)'}),
         step("ten", "aggregate", "when", by=[], select={"n": "count(*)"}, window={"tumbling": "10m", "on": "at"}),
     ]
     run(flow({"s": source}, *steps, out={"rows": table("o", "n"), "counts": table("c", "ten")}))
@@ -657,7 +661,18 @@ def test_a_claim_that_died_is_taken_back() -> None:
     refused("dlq.no-letter", "edit", "w.json", "--id", "1", "--set", "id=1", exit=2)
     assert verb("replay", "w.json", "--abandon")["released"] == 2
     assert states() == {"open": 2}
+    assert killed("dlq", "replay", "w.json", at="task.source.batch:1") == -signal.SIGKILL
     assert verb("replay", "w.json")["replayed"] == 2
+
+
+def test_what_is_refused_again_stays_a_letter_under_any_policy() -> None:
+    orders()
+    document = json.loads(Path("w.json").read_text())
+    Path("w.json").write_text(json.dumps({**document, "errors": {"on_record": "fail"}}))
+    verb("edit", "w.json", "--id", "2", "--set", "amount=4")
+    done = verb("replay", "w.json")
+    assert (done["status"], done["replayed"], done["refused"]) == ("done", 1, 1)
+    assert ask("SELECT count(*) FROM t") == [(4,)]
 
 
 def test_an_unfinished_replay_can_be_given_up() -> None:
