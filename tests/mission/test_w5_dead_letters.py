@@ -95,6 +95,12 @@ def orders() -> Any:
     return run(flow({"s": csv("in.csv")}, CLEAN, out={"out": table("t")}))
 
 
+def mended(good: str) -> None:
+    """Give every open letter whose amount is text a number."""
+    for one in letters():
+        verb("edit", "w.json", "--id", one["id"], "--set", f"amount={good}")
+
+
 # -- what a letter holds ---------------------------------------------------------------------------------
 
 
@@ -302,12 +308,6 @@ def test_what_is_purged_is_gone_and_was_there() -> None:
 # -- replaying -------------------------------------------------------------------------------------------
 
 
-def mended(good: str) -> None:
-    """Give every open letter whose amount is text a number."""
-    for one in letters():
-        verb("edit", "w.json", "--id", one["id"], "--set", f"amount={good}")
-
-
 def test_a_replayed_row_arrives_once_as_if_it_had_been_right() -> None:
     orders()
     mended("4.25")
@@ -362,6 +362,16 @@ def test_a_row_goes_only_where_it_has_not_been() -> None:
     assert ask("SELECT id, n FROM b ORDER BY id") == [(2, 200.0), (3, 350.0)]
     assert ask("SELECT id, n FROM both WHERE n IS NULL OR n > 0 ORDER BY id") == [(1, 1.5), (4, 4.0), (5, None)]
     assert ask("SELECT count(*) FROM both WHERE n = 0") == [(5,)]
+
+
+def test_a_file_of_several_branches_keeps_its_columns() -> None:
+    steps = [step("side", "map", "s", set={"extra": "7"}), step("n", "map", "s", set={"n": "amount::DOUBLE"})]
+    out = {"use": "csv", "with": {"path": "o.csv"}, "write": {"mode": "append"}, "from": ["side", "n"]}
+    run(flow({"s": csv("in.csv")}, *steps, out={"out": out}))
+    mended("4.25")
+    assert verb("replay", "w.json")["replayed"] == 2
+    found = duckdb.sql("SELECT id, extra, n FROM read_csv('o.csv') WHERE extra IS NULL ORDER BY id").fetchall()
+    assert found == [(1, None, 1.5), (2, None, 4.25), (3, None, 3.5), (4, None, 4.25), (5, None, None)]
 
 
 def test_a_replay_may_begin_at_a_step() -> None:

@@ -264,10 +264,22 @@ class Replay:
             "passed": list(way.passed),
             "forks": list(way.forks),
             "sources": self._sources(store),
+            "united": self._united(store, way),
         }
         errors = {k: v for k, v in (self._workflow.settings.get("errors") or {}).items() if k != "budget"}
         nodes = tuple(self._keyed(store, n) for n in way.nodes) if told["changes"] == "upsert" else way.nodes
         return replace(self._workflow, nodes=nodes, settings={**self._workflow.settings, "errors": errors, "replay": told})
+
+    def _united(self, store: Any, way: Route) -> dict[str, Any]:
+        """Return the columns of destinations of which some inputs are left out, as the last run that wrote them knew them."""
+        inputs = {n.id: n.inputs for n in self._workflow.of("destination")}
+        cut = [n.id for n in way.nodes if len(n.inputs) < len(inputs.get(n.id, ()))]
+        found: dict[str, Any] = {}
+        for known in self._runs(store).values() if cut else ():
+            for one in (known.get("plan") or {}).get("nodes", ()):
+                if one["id"] in cut and not one["settings"].get("changes"):
+                    found.setdefault(one["id"], one["settings"]["inputs"][0]["schema"])
+        return found
 
     def _keyed(self, store: Any, node: Node) -> Node:
         """Return a destination of changes with the key that they brought, as its last run knew it."""
