@@ -120,6 +120,27 @@ def change_of(batch: Batch, index: int) -> dict[str, Any] | None:
     return made
 
 
+def values_at(data: pa.RecordBatch, index: int) -> dict[str, Any]:
+    """Return a row of a batch; a value that Python has not (a day of the year 290000) as its text."""
+    made: dict[str, Any] = {}
+    for name, column in zip(data.schema.names, data.columns, strict=True):
+        try:
+            made[name] = column[index].as_py()
+        except (ValueError, OverflowError, TypeError):
+            made[name] = _as_text(column.slice(index, 1))
+    return made
+
+
+def _as_text(column: pa.Array) -> str:
+    from dataflare_sdk import duck
+
+    with duck.session() as connection:
+        connection.register("one", pa.table({"v": column}))
+        ((text,),) = connection.sql("SELECT v::VARCHAR FROM one").fetchall()
+        connection.unregister("one")
+    return str(text)
+
+
 def changes_of(letters: Sequence[DeadLetter]) -> Changes:
     """Return what had happened to the rows of letters that were changes."""
     told_of = [x.change or {} for x in letters]

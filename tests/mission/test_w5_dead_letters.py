@@ -430,6 +430,21 @@ def test_rows_that_answer_together_are_not_replayed_alone() -> None:
     assert sorted(ask("SELECT kind, n FROM t")) == [("a", "201"), ("b", "350")]
 
 
+def test_a_python_step_is_given_the_replayed_rows_alone() -> None:
+    Path("f.py").write_text("def f(batch):\n    return batch\n")
+    steps = [step("py", "python", file="f.py", function="f"), step("late", "map", set={"n": "amount::DOUBLE"})]
+    run(flow({"s": csv("in.csv")}, step("early", "expect", rules={"a": "kind = 'a'"}), *steps, out={"out": table("t")}))
+    document = json.loads(Path("w.json").read_text())
+    document["processors"][0]["with"]["rules"] = {"any": "true"}
+    Path("w.json").write_text(json.dumps(document))
+    done = verb("replay", "w.json", "--step", "early")
+    assert (done["replayed"], done["refused"]) == (1, 1)
+    mended("4")
+    assert "--from late" in refused("dlq.repeats-rows", "replay", "w.json")["fix"], "a function may make several rows of one"
+    assert verb("replay", "w.json", "--from", "late")["replayed"] == 2
+    assert ask("SELECT id, n FROM t ORDER BY id") == [(1, 1.5), (2, 4.0), (3, 3.5), (4, 4.0), (5, None)]
+
+
 def test_several_rows_of_one_are_not_delivered_again() -> None:
     Path("in.jsonl").write_text('{"id": 1, "v": ["1", "x", "3"]}\n')
     steps = [step("one", "unnest", column="v"), step("n", "map", set={"v": "v::BIGINT"})]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dataflare.workflow import Node, Workflow
 from dataflare_sdk import DataflareError, DeadLetter
-from dataflare_sdk.dead_letters import column_types, schema_of, to_arrow, whole_row
+from dataflare_sdk.dead_letters import column_types, schema_of, to_arrow, values_at, whole_row
 from dataflare_sdk.replays import route
 from dataflare_sdk.values import plain
 
@@ -91,6 +91,15 @@ def test_a_value_that_does_not_fit_is_named(kind: pa.DataType, value: Any) -> No
         to_arrow([{"c": None}, {"c": value}], pa.schema([("c", kind)]), ["7", "8"])
     assert caught.value.code == "dlq.bad-value"
     assert "'c'" in str(caught.value)
+
+
+def test_a_value_that_python_has_not_is_kept_as_text() -> None:
+    batch = pa.record_batch({"at": pa.array([0, 9_000_000_000_000_000_000], pa.timestamp("us")), "n": [1, 2]})
+    with pytest.raises(OverflowError):
+        batch.to_pylist()
+    row = {k: plain(v) for k, v in values_at(batch, 1).items()}
+    assert isinstance(row["at"], str)
+    assert to_arrow([row], batch.schema).equals(batch.slice(1, 1))
 
 
 def test_what_a_letter_lacks_is_told() -> None:

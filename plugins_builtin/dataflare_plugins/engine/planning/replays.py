@@ -37,6 +37,8 @@ REPEATS = code(
 )
 USE = "dead-letters"
 """What stands in a plan as the component of a source that letters stand in for."""
+_IN_BATCHES = frozenset({"python"})
+"""Steps that are not row-wise, and answer for every batch by itself, however the rows are cut into batches."""
 _SINGLE = frozenset({"route", "expect", "sql"})
 """Steps without the feature `one_to_one` or `filters` that never make several rows of one when they are row-wise."""
 
@@ -75,7 +77,7 @@ def replayable(graph: BoundGraph) -> Iterator[Problem]:
         component, place = graph.built.get(node.id), graph.workflow.place(*node.path)
         if component is None:
             continue
-        if node.kind == "processor" and "rowwise" not in component.features:
+        if node.kind == "processor" and "rowwise" not in component.features and node.use not in _IN_BATCHES:
             behind = [n for n in _behind(graph, node.id) if n != node.id]
             fix = f"letters refused at {', '.join(behind)} can be replayed" if behind else None
             message = f"'{node.id}' ({node.use}) answers for many rows together: a replayed row would stand there alone"

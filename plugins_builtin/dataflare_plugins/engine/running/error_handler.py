@@ -23,7 +23,7 @@ from dataflare_sdk import (
     RowRejection,
     code,
 )
-from dataflare_sdk.dead_letters import HIDDEN, change_of, column_types
+from dataflare_sdk.dead_letters import HIDDEN, change_of, column_types, values_at
 from dataflare_sdk.plans import output_schemas
 from dataflare_sdk.values import plain
 
@@ -186,21 +186,22 @@ class ErrorHandler(Component[NoConfig]):
                 letter = replace(letter, source=node, types=types)
             return replace(letter, **self._held(node, rejection.row), raw=None if self._masked.get(node) else rejection.raw)
         index, origin = rejection.index, batch.origin
-        seen = batch.data.slice(index, 1).to_pylist()[0]
+        seen = values_at(batch.data, index)
         letter = replace(letter, change=change_of(batch, index))
         if origin is None:
             return replace(letter, **self._held(node, rejection.row or seen), types=column_types(batch.data.schema))
+        read = values_at(origin.data, origin.index(index))
         made = replace(
             letter,
             source=origin.source,
             stream=batch.stream,
             position=rejection.position or origin.position(index),
             types=column_types(origin.data.schema),
-            **self._held(origin.source, rejection.row or origin.values(index)),
+            **self._held(origin.source, rejection.row or read),
         )
         if isinstance(origin, LetterOrigin):
             made = origin.again(made, index)
-        if batch.data.schema.equals(origin.data.schema) and seen == origin.values(index):
+        if batch.data.schema.equals(origin.data.schema) and seen == read:
             return made
         held = self._held(node, seen)
         return replace(made, input=held["row"], input_masked=held["masked"], input_types=column_types(batch.data.schema))
