@@ -702,10 +702,10 @@ def test_what_is_refused_again_stays_a_letter_under_any_policy() -> None:
 
 def test_an_unfinished_replay_can_be_given_up() -> None:
     many()
-    assert killed("dlq", "replay", "w.json", at="job.epoch.done:2") == -signal.SIGKILL
+    assert killed("dlq", "replay", "w.json", at="job.epoch.done:1") == -signal.SIGKILL
     before = ask("SELECT count(*) FROM t")[0][0]
     verb("replay", "w.json", "--abandon")
-    found = states()
+    found = {"open": 0, **states()}  # how much an epoch holds is a matter of time
     assert found["replayed"] + MANY - len(SEEDED) == before
     assert found["open"] + found["replayed"] == len(SEEDED)
     assert verb("replay", "w.json")["replayed"] == found["open"]
@@ -716,7 +716,8 @@ def test_reset_opens_what_was_under_way() -> None:
     many()
     assert killed("dlq", "replay", "w.json", at="job.epoch.done:1") == -signal.SIGKILL
     told(Path(), "state", "reset", "w.json", "--yes")
-    assert states()["open"] + states()["replayed"] == len(SEEDED)
+    found = states()
+    assert found.get("open", 0) + found["replayed"] == len(SEEDED)
     verb("replay", "w.json")
     assert ask("SELECT count(*), count(DISTINCT id) FROM t") == [(MANY, MANY)]
 
