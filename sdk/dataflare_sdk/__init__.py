@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dataflare.contracts import LETTER_STATES as LETTER_STATES
     from dataflare.contracts import PHASES as PHASES
     from dataflare.contracts import ActorRef as ActorRef
     from dataflare.contracts import ActorSystem as ActorSystem
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Checkpoint as Checkpoint
     from dataflare.contracts import ComponentContext as ComponentContext
     from dataflare.contracts import DeadLetter as DeadLetter
+    from dataflare.contracts import DeadLetterStore as DeadLetterStore
     from dataflare.contracts import Decision as Decision
     from dataflare.contracts import EdgeSpec as EdgeSpec
     from dataflare.contracts import End as End
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Host as Host
     from dataflare.contracts import Inbox as Inbox
     from dataflare.contracts import Lease as Lease
+    from dataflare.contracts import LetterFilter as LetterFilter
     from dataflare.contracts import Loader as Loader
     from dataflare.contracts import Message as Message
     from dataflare.contracts import NodeSpec as NodeSpec
@@ -98,10 +101,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
-        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
-        "Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange "
-        "SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
+        "LETTER_STATES PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
+        "DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader Message NodeSpec "
+        "Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions "
+        "RunReport SchemaChange SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
     "dataflare.hookspecs": "hookimpl",

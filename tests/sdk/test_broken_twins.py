@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dataflare_sdk.testing import DestinationSuite, FakeContext, ProcessorSuite, SourceSuite, StateStoreSuite, Suite
+from dataflare_sdk.testing import DestinationSuite, FakeContext, LetterStoreSuite, ProcessorSuite, SourceSuite, StateStoreSuite, Suite
 
 
 def load(name: str) -> ModuleType:
@@ -24,12 +24,13 @@ def load(name: str) -> ModuleType:
     return module
 
 
-sources, destinations, processors, states = map(load, ("sources", "destinations", "processors", "states"))
+sources, destinations, processors, states, letters = map(load, ("sources", "destinations", "processors", "states", "letters"))
 SUITES: dict[str, tuple[type[Suite], ModuleType]] = {
     "source": (SourceSuite, sources),
     "destination": (DestinationSuite, destinations),
     "processor": (ProcessorSuite, processors),
     "state": (StateStoreSuite, states),
+    "letters": (LetterStoreSuite, letters),
 }
 
 
@@ -40,7 +41,8 @@ def suite_of(kind: str, made: type[Any], folder: Path) -> Suite:
         return DestinationSuite(lambda ctx: made(made.Config(), ctx), read=destinations.read, folder=folder)
     if kind == "processor":
         return ProcessorSuite(lambda ctx: made(made.Config(), ctx), inputs=processors.inputs(), folder=folder, ordered=made.ordered)
-    return StateStoreSuite(lambda place: made(made.Config(), FakeContext(place)), folder=folder)
+    suite = StateStoreSuite if kind == "state" else LetterStoreSuite
+    return suite(lambda place: made(made.Config(), FakeContext(place)), folder=folder)
 
 
 def cases(which: str) -> list[Any]:

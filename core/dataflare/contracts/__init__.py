@@ -37,9 +37,10 @@ from dataflare.contracts.monitor import PHASES, RunEvent
 from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
-from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
+from dataflare.contracts.state import LETTER_STATES, Checkpoint, DeadLetter, DeadLetterStore, Lease, LetterFilter, StateStore
 
 __all__ = [
+    "LETTER_STATES",
     "PHASES",
     "ActorRef",
     "ActorSystem",
@@ -52,6 +53,7 @@ __all__ = [
     "Component",
     "ComponentContext",
     "DeadLetter",
+    "DeadLetterStore",
     "Decision",
     "Destination",
     "EdgeSpec",
@@ -61,6 +63,7 @@ __all__ = [
     "Host",
     "Inbox",
     "Lease",
+    "LetterFilter",
     "Loader",
     "Message",
     "NodeSpec",

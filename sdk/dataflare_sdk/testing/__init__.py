@@ -13,7 +13,7 @@ from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.destinations import DestinationSuite
 from dataflare_sdk.testing.processors import ProcessorSuite
 from dataflare_sdk.testing.sources import SourceSuite
-from dataflare_sdk.testing.states import StateStoreSuite
+from dataflare_sdk.testing.states import LetterStoreSuite, StateStoreSuite
 from dataflare_sdk.testing.suite import Check, Failure, Suite
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DestinationSuite",
     "Failure",
     "FakeContext",
+    "LetterStoreSuite",
     "ProcessorSuite",
     "SourceSuite",
     "StateStoreSuite",

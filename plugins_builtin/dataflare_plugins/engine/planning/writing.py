@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ from dataflare_plugins.engine.planning.graph import ancestors
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.planning.replays import given_as
 from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, described
-from dataflare_sdk import Host, Node, NodeSpec, Plan
+from dataflare_sdk import Host, Node, NodeSpec, Plan, Workflow
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.plans import extract_from
 
@@ -47,7 +49,7 @@ class PlanWriter:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(graph).by_destination(),
-            settings=_public(self._graph.workflow.settings),
+            settings={**_public(self._graph.workflow.settings), "file_hash": file_hash(self._graph.workflow)},
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._graph.notes),
         )
@@ -105,10 +107,10 @@ class PlanWriter:
 
     def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
         if node.id in self._graph.given:
-            schema = self._graph.schemas[node.id][""]
             whole = {"id": node.id, "stream": node.id, "spec": {}}
-            shown = {"": schemas.to_json(schema)}
-            return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
+            shown = {output: schemas.to_json(schema) for output, schema in self._graph.schemas[node.id].items()}
+            use, config = given_as(self._graph, node)
+            return NodeSpec(node.id, "source", use, config=config, settings=settings, schemas=shown, partitions=(whole,))
         provided = self._host.describe("source", node.use)
         component, streams = self._graph.built[node.id], self._graph.streams[node.id]
         settings[DISCOVERED] = described(list(streams.values()))
@@ -160,6 +162,14 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plain.get("state"), dict):
         plain["state"].pop("url", None)
     return plain
+
+
+def file_hash(workflow: Workflow) -> str:
+    """Return the hash of the file a workflow was read from, "" of one that was handed in."""
+    try:
+        return hashlib.sha256(Path(workflow.file).read_bytes()).hexdigest()[:16] if workflow.file else ""
+    except OSError:
+        return ""
 
 
 def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:

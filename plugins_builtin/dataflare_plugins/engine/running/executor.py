@@ -186,7 +186,13 @@ class LocalRun:
     def _newer(self) -> bool:
         """Whether a newer version of a plugin of this plan waits to be used, where it can be swapped: between two batches of a real run."""
         bulk = any(t.lane == "bulk" for t in self.plan.tasks)
-        if bulk or self._options.inputs or self._options.rehearse is not None or self._options.limit is not None:
+        if (
+            bulk
+            or self._options.inputs
+            or self.plan.settings.get("replay")
+            or self._options.rehearse is not None
+            or self._options.limit is not None
+        ):
             return False
         try:
             return not self._host.newer_plugins().keys().isdisjoint(n.plugin for n in self.plan.nodes)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dataflare_plugins.engine.planning.replays import USE
 from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
@@ -35,7 +36,7 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.sink_task import SinkTask
-from dataflare_plugins.engine.running.source_task import SourceTask
+from dataflare_plugins.engine.running.source_task import SourceTask, own_key
 from dataflare_plugins.engine.running.step_task import StepTask
 from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
@@ -125,6 +126,7 @@ class Job:
         self._complete_run = False
         self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
+        self._handed_on: dict[str, Any] = {}  # by a replay: what steps kept that it does not go through
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
@@ -198,13 +200,16 @@ class Job:
         if logged is not None and logged.final and not decision.replay:
             self._already_finished()
             return
+        states = base.states if base is not None else self._start.states
+        if self._plan.settings.get("replay"):
+            self._handed_on = dict(states)
         message = Begin(
             epoch=decision.epoch,
             offsets=self._stop,
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
             closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
-            states=base.states if base is not None else self._start.states,
+            states=states,
             counts=base.counts if base is not None else {},
             watermarks=logged.extra.get("watermarks", {}) if logged and decision.replay else {},
         )
@@ -342,7 +347,7 @@ class Job:
         assert epoch is not None
         failpoint("job.epoch.passed")
         stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
-        states: dict[str, Any] = {}
+        states = dict(self._handed_on)
         counts: dict[str, Mapping[str, float]] = {}
         marks: dict[str, list[list[Any]]] = {}
         for passed in epoch.passed.values():
@@ -371,6 +376,7 @@ class Job:
                         "closed": sorted(closed),
                         "time": epoch.time,
                         **({"watermarks": marks} if marks else {}),
+                        **self._replayed(stop),
                     },
                 ),
                 letters,
@@ -380,6 +386,14 @@ class Job:
         self._tell(self._sinks, Commit(epoch.number, stop, epoch.final))
         if not self._sinks:
             self._complete()
+
+    def _replayed(self, stop: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the state store has to mark, with the epoch, as replayed."""
+        for node in self._plan.nodes:
+            if node.use == USE:
+                offset = stop.get(own_key(node)) or {}
+                return {"replayed": {"replay": node.config["replay"], "upto": str(offset.get("letter", ""))}}
+        return {}
 
     def _complete(self) -> None:
         """Every destination holds the epoch."""
