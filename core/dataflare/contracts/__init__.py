@@ -33,7 +33,7 @@ from dataflare.contracts.executor import (
 )
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
-from dataflare.contracts.monitor import PHASES, RunEvent
+from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, RunEvent
 from dataflare.contracts.processor import Processor
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
@@ -41,6 +41,7 @@ from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
 
 __all__ = [
     "PHASES",
+    "SIGNALS",
     "ActorRef",
     "ActorSystem",
     "ArrowBatch",
@@ -63,6 +64,7 @@ __all__ = [
     "Lease",
     "Loader",
     "Message",
+    "Monitor",
     "NodeSpec",
     "Offset",
     "Opened",

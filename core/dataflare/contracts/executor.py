@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dataflare.contracts.monitor import RunEvent
 from dataflare.records import record
 from dataflare.workflow import Workflow
 
@@ -184,6 +185,7 @@ class RunOptions:
         events: file that every run event is appended to, one JSON object a line.
         window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
             window whose record says `done` is not run again.
+        on_event: called with every event, in order, on a thread of its own; it never holds the run up.
         rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
             read and not changed, sources are told nothing.
     """
@@ -199,6 +201,7 @@ class RunOptions:
     run_id: str = ""
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
+    on_event: Callable[[RunEvent], None] | None = None
 
 
 @dataclass(slots=True)
@@ -228,7 +231,7 @@ class RunHandle(Protocol):
         ...
 
     def snapshot(self) -> Mapping[str, Any]:
-        """Return live counters: `{"nodes": [...], "epoch": n, "rows": {...}}`."""
+        """Return live counters: `{"nodes": [...], "epoch": n, "committed_at": t, "restarts": n, "queues": [...], "run_id", "resumed"}`."""
         ...
 
     def result(self) -> Mapping[str, Any]:

@@ -154,6 +154,7 @@ class Job:
             if task.inputs:
                 room = {edge_key(e): self._env.shares.inbox for e in task.inputs}
                 self._env.inboxes[task.id] = self._actors.inbox(task.id, room)
+        self._env.monitor.inboxes = self._env.inboxes
         for task in self._plan.tasks:
             body = self._body(task)
             self._refs[task.id] = self._actors.spawn(task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error)))
@@ -191,8 +192,9 @@ class Job:
             self._stop = dict(logged.start)  # also of a run's first epoch, which may go on from where another run ended
         else:
             self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
+        self._env.monitor.committed = dict(base.counts) if base is not None else {}
         if base is not None:
-            self._env.monitor.committed = dict(base.counts)
+            self._env.monitor.committed_at = base.saved_at
         if logged is not None and logged.final and not decision.replay:
             self._already_finished()
             return
@@ -376,6 +378,7 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
+        self._env.monitor.committed_at = time.time()
         finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
