@@ -118,7 +118,8 @@ class RuntimeHost:
             log = self.logs.bind(run=event.run_id, workflow=self.workflow, phase=event.phase)
             # Each phase is a message of its own, or the log would take them for repeats.
             message = f"{event.event} {event.phase}" if phase else event.event
-            getattr(log, level)(message, **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")})
+            shown = {k: v for k, v in event.data.items() if k != "message" and not isinstance(v, Mapping)}
+            getattr(log, level)(message, **shown)
 
     def newer_plugins(self) -> Mapping[str, str]:
         """Return name and version of plugins that were put in use since this runtime began."""

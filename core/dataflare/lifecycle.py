@@ -102,8 +102,9 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Unload every plugin."""
+        """Unload every plugin and end the log."""
         self.plugins.close()
+        self.logs.close()
 
     def parse(
         self,
@@ -191,12 +192,26 @@ class Runtime:
         authorize(self.plugins, self.config, action, resource)
 
     def obey(self, workflow: Workflow) -> None:
-        """Take the log level a workflow asks for, unless a stronger layer set one, and name it in the log."""
+        """Take the log that a workflow asks for, where no stronger layer said anything, and name it in the log.
+
+        Raises:
+            DataflareError: `world.io`: its file cannot be written.
+        """
         self.host.workflow = workflow.name
-        observe = workflow.settings.get("observe")
-        level = observe.get("log") if isinstance(observe, Mapping) else None
-        if level in LEVELS and self.config.explain()["log.level"]["origin"] == "default":
-            self.logs.level = level
+        given = workflow.settings.get("observe")
+        observe: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        said = {key: found["origin"] != "default" for key, found in self.config.explain().items()}
+        file = self.config.get("log.file") if said["log.file"] else observe.get("log_file")
+        if file:
+            path = Path(workflow.base_dir) / file
+            try:
+                self.logs.to_file(path)
+            except OSError as error:
+                raise IO_FAILED.error(f"the log cannot be written: {error.strerror}", file=str(path), path="observe.log_file") from error
+        if observe.get("log") in LEVELS and not said["log.level"]:
+            self.logs.level = observe["log"]
+        if observe.get("log_format") and not said["log.json"]:
+            self.logs.json = observe["log_format"] == "json"
 
     @contextmanager
     def _built(self, kind: str, name: str) -> Iterator[Any]:

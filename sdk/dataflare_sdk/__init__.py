@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataflare.contracts import PHASES as PHASES
+    from dataflare.contracts import SIGNALS as SIGNALS
     from dataflare.contracts import ActorRef as ActorRef
     from dataflare.contracts import ActorSystem as ActorSystem
     from dataflare.contracts import ArrowBatch as ArrowBatch
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import option as option
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
+    from dataflare_sdk.monitor import Monitor as Monitor
     from dataflare_sdk.processor import Processor as Processor
     from dataflare_sdk.rows import RowDestination as RowDestination
     from dataflare_sdk.rows import RowSource as RowSource
@@ -97,7 +99,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
+        "PHASES SIGNALS ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
         "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
         "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
@@ -111,6 +113,7 @@ _HOME = {
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
     "dataflare_sdk.messages": "Batch Origin",
+    "dataflare_sdk.monitor": "Monitor",
     "dataflare_sdk.processor": "Processor",
     "dataflare_sdk.rows": "RowDestination RowSource",
     "dataflare_sdk.scan": "ScanUnit",

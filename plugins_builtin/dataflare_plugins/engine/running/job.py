@@ -382,7 +382,7 @@ class Job:
         finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
-        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
+        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final, "counts": counts})
         self._epoch = None
         if epoch.final:
             self._acknowledge()
