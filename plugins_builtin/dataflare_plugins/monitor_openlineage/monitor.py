@@ -70,7 +70,6 @@ class OpenLineageMonitor(Monitor[OpenLineageConfig]):
         self._outputs: list[Dataset] = []
         self._plan: Plan | None = None
         self._streaming = False
-        self._live: Mapping[str, Any] = {}
         self._started = False
         self._told_at = time.monotonic()
 
@@ -98,12 +97,11 @@ class OpenLineageMonitor(Monitor[OpenLineageConfig]):
         Raises:
             DataflareError: `monitor.not-taken`, `world.*` of the file.
         """
-        if event.event == "progress":
-            self._live = event.data
-        elif event.event == "epoch.committed" and not event.data.get("final") and time.monotonic() - self._told_at >= self.config.every:
+        if event.event != "epoch.committed" or event.data.get("final"):
+            return
+        if time.monotonic() - self._told_at >= self.config.every:
             self._told_at = time.monotonic()
-            committed = {node["id"]: node.get("committed", {}) for node in self._live.get("nodes", ())}
-            self._tell("RUNNING", event.time, committed, {})
+            self._tell("RUNNING", event.time, event.data["counts"], {})
 
     def end(self, document: Mapping[str, Any]) -> None:
         """Tell the end, with the counts of the run's document.
