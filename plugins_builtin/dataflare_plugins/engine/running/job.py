@@ -44,7 +44,9 @@ declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoc
 
 
 PUBLISH_EVERY = 2.0
-"""Seconds between two notes of the sources' gauges in the state store."""
+"""Seconds between two notes of what is under way in the state store."""
+LIVE = ("rows_in", "rows_out", "bytes")
+"""Counters that are noted there."""
 LOOK_EVERY = 1.0
 """Seconds between two looks for newer plugins."""
 
@@ -127,7 +129,7 @@ class Job:
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
-        self._published_at = 0.0
+        self._began = self._published_at = time.monotonic()
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -255,12 +257,17 @@ class Job:
         return "done" if self._complete_run or not self._drained else "interrupted"
 
     def _publish(self) -> None:
-        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
-        now = time.monotonic()
-        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+        """Tell whoever looks from another process what is under way, and how far the sources are behind; the rest is in the checkpoints.
+
+        A run that is over at once tells nothing, unless a source has something to say.
+        """
+        now, monitor = time.monotonic(), self._env.monitor
+        early = self._published_at == self._began and monitor.gauges
+        if now - self._published_at < PUBLISH_EVERY and not early:
             return
         self._published_at = now
-        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        nodes = {name: {key: int(counts.as_dict().get(key, 0)) for key in LIVE} for name, counts in tuple(monitor.live.items())}
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": monitor.gauges, "nodes": nodes, "restarts": monitor.restarts}
         with contextlib.suppress(DataflareError):  # a look is not worth a run
             self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
