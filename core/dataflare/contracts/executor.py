@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,6 +187,7 @@ class RunOptions:
         window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
             window whose record says `done` is not run again.
         on_event: called with every event, in order, on a thread of its own; it never holds the run up.
+        clock: gives the time, seconds since 1970 UTC; a virtual one makes a run of a test independent of the machine's.
         rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
             read and not changed, sources are told nothing.
     """
@@ -202,6 +204,7 @@ class RunOptions:
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
     on_event: Callable[[RunEvent], None] | None = None
+    clock: Callable[[], float] = time.time
 
 
 @dataclass(slots=True)
