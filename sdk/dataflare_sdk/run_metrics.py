@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from dataflare.contracts import Plan, RunEvent
@@ -17,6 +18,8 @@ __all__ = ["FAMILIES", "STATUSES", "Family", "RunMetrics", "Sample"]
 
 NODE = ("workflow", "node", "kind")
 QUEUE = ("workflow", "task", "input")
+MOST_OWN = 100
+"""Counters of its own that are told of one node, and gauges: their names are the component's word."""
 STATUSES = ("running", "done", "failed", "interrupted")
 
 
@@ -193,12 +196,12 @@ class RunMetrics:
         attempt = done if self._ended is not None else {**done, **live}
         for key, direction in (("rows_in", "in"), ("rows_out", "out")):
             yield _sample("dataflare_attempt_rows", (*labels, direction), attempt.get(key, 0))
-        for key, value in live.get("gauges", {}).items():
+        for key, value in islice(live.get("gauges", {}).items(), MOST_OWN):
             if key in _GAUGES:
                 yield _sample(_GAUGES[key], labels, value)
             else:
                 yield _sample("dataflare_component_level", (*labels, key), value)
-        for key, value in live.get("metrics", {}).items():
+        for key, value in islice(live.get("metrics", {}).items(), MOST_OWN):
             yield _sample("dataflare_component_events_total", (*labels, key), value)
 
     def _run(self) -> Iterator[Sample]:
