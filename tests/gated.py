@@ -46,7 +46,7 @@ def gate(batch):
 class Gated:
     """A run that stands still in the middle: a step lets as many batches pass as a file says."""
 
-    def __init__(self, folder: Path, **observe: Any) -> None:
+    def __init__(self, folder: Path, workflow: dict[str, Any] | None = None, **observe: Any) -> None:
         self.folder = folder
         self.allow(0)
         (folder / "gate.py").write_text(GATE.format(allowed=str(folder / "allowed")))
@@ -60,6 +60,7 @@ class Gated:
             runtime={"lane": "streaming", "batch": {"rows": 100}},
             state={"checkpoint": {"rows": 500}},
             observe={"log": "info", "log_format": "json", "log_file": "log.jsonl", **observe},
+            **(workflow or {}),
         )
         self.path = folder / "w.json"
         self.path.write_text(json.dumps(document))

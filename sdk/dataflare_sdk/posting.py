@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import ssl
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,11 +67,13 @@ class Poster:
         Raises:
             DataflareError: `monitor.not-taken`, once it was refused or tried as often as it may be.
         """
+        from http.client import HTTPException
+
         pause = FIRST_PAUSE
         for attempt in range(1, self._attempts + 1):
             try:
                 status = self._once(body, {**self._headers, **(headers or {})})
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, HTTPException) as error:
                 status, why = 0, type(error).__name__
             else:
                 why = f"HTTP {status}"
@@ -87,10 +86,10 @@ class Poster:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _once(self, body: bytes, headers: Mapping[str, str]) -> int:
-        kind: Any = http.client.HTTPConnection
-        if self._secure:
-            kind = partial(http.client.HTTPSConnection, context=ssl.create_default_context())
-        connection: http.client.HTTPConnection = kind(self._host, self._port, timeout=self._timeout)
+        import http.client
+
+        kind: Any = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection: http.client.HTTPConnection = kind(self._host, self._port, timeout=self._timeout)  # certificates are checked
         try:
             connection.request("POST", self._target, body, dict(headers))
             return connection.getresponse().status

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from flows import cli, saved
 from tests.gated import flow
+from tests.servers.receiver import Receiver
 
 import dataflare
 from dataflare.contracts import RunEvent
@@ -135,3 +140,17 @@ def test_a_callback_that_hangs_does_not_hold_the_run_up(here: Path) -> None:
     run = dataflare.run(flow(observe={"patience": "10ms"}), on_event=lambda _: go.wait(), check=True)
     go.set()
     assert ["left behind" in p.message for p in run.problems] == [True]
+
+
+def test_a_process_ends_although_its_monitors_hang(here: Path) -> None:
+    with Receiver() as receiver:
+        receiver.always = "hang"
+        otel = {"otel": {"endpoint": receiver.url, "timeout": "1h"}}
+        there = {"url": receiver.url, "timeout": "1h"}
+        observe = {"webhook": there, "lineage": {"openlineage": there}, "traces": otel, "metrics": otel, "patience": "10ms"}
+        saved(here, flow(observe=observe))
+        done = cli(here, "run", "w.json", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["status"], document["rows"]["written"]) == (0, "done", 1667)
+    assert {p["code"] for p in document["problems"]} == {"monitor.failed"}
+    assert {p["severity"] for p in document["problems"]} == {"note"}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dataflare_plugins.monitor_prometheus.exposition import CONTENT_TYPE, text
+from dataflare_plugins.monitor_prometheus.exposition import text
 from dataflare_sdk import Duration, Monitor, Plan, RunEvent, Workflow, code, config, option
 from dataflare_sdk.atomic import explained, hidden, make_folder
 from dataflare_sdk.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
 
 PORT = 9464
 CANNOT_LISTEN = code(
@@ -106,34 +108,12 @@ class PrometheusMonitor(Monitor[PrometheusConfig]):
                 self.ctx.log.warning("the metrics cannot be written: {}", repr(error))
 
     def _listen(self, port: int) -> None:
+        from dataflare_plugins.monitor_prometheus.endpoint import endpoint
+
         try:
-            server = ThreadingHTTPServer((self.config.host, port), _handler(self._page))
+            server = endpoint(self.config.host, port, self._page)
         except OSError as error:
             raise CANNOT_LISTEN.error(f"{self.config.host}:{port} cannot be listened on: {error.strerror}", path="port") from error
-        server.daemon_threads = True
         self._server = server
         threading.Thread(target=server.serve_forever, args=(0.1,), name="dataflare-prometheus-http", daemon=True).start()
         self.ctx.log.info("metrics are served", url=f"http://{self.config.host}:{server.server_port}/metrics")
-
-
-def _handler(page: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        """Answers one connection; a slow client holds up its own thread alone, and only for so long."""
-
-        timeout = 10
-
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/metrics":
-                self.send_error(404)
-                return
-            body = page()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep requests out of stderr."""
-
-    return Handler

@@ -174,3 +174,39 @@ def test_labels_are_escaped() -> None:
     metrics = RunMetrics('a "b" \\ c\nd', "r")
     found = parsed(text(metrics.samples()))
     assert {dict(labels)["workflow"] for _, labels in found} == {'a "b" \\ c\nd'}
+
+
+def test_a_run_that_is_tried_again_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts, and while the second reads again what the first had not committed."""
+    from dataflare_plugins.sqlite.destination import SqliteDestination
+    from dataflare_sdk import CODES
+
+    prepare, failed = SqliteDestination.prepare, list[int]()
+
+    def busy(self: SqliteDestination, epoch: int, final: bool) -> None:
+        if epoch == 3 and not failed:
+            failed.append(epoch)
+            raise CODES["world.io"].retriable("the disk is busy")
+        prepare(self, epoch, final)
+
+    monkeypatch.setattr(SqliteDestination, "prepare", busy)
+    run = Gated(tmp_path, metrics={"prometheus": {"port": 0}}, workflow={"errors": {"retry": {"initial": "300ms"}}})
+    try:
+        url = until(lambda: run.logged("metrics are served"))["url"]
+        until(lambda: "dataflare_rows_total" in {name for name, _ in scraped(url)})
+        before: Values = {}
+
+        def looked() -> Values:
+            nonlocal before
+            now = scraped(url)
+            agree(before, now)
+            before = now
+            return now
+
+        run.advance(lambda: value(looked(), "restarts_total") == 1)
+        assert failed == [3]
+        assert value(before, "rows_total", node="o", direction="out") == run.written() > 0
+        run.advance(lambda: value(looked(), "epoch") > 3)
+    finally:
+        report = run.finish()
+    assert report.rows["written"] == run.written() == WRITTEN
