@@ -258,3 +258,13 @@ def test_what_a_monitor_says_at_the_end_is_in_the_report(engine: Any) -> None:
     with Runtime() as runtime:
         runtime.run({}, RunOptions(on_event=lambda event: ended.append(event.data) if event.event == "run.ended" else None))
     assert [e["status"] for e in ended] == ["failed"]
+
+
+def test_a_callback_sees_no_secrets(engine: Any) -> None:
+    heard: list[Any] = []
+    engine.result.update(rows={"read": 1, "of": "canary-4711"})
+    with Runtime() as runtime:
+        runtime.redactor.add("canary-4711")
+        runtime.run({}, RunOptions(on_event=lambda event: heard.append(event.to_json())))
+    assert "***" in str(heard)
+    assert "canary" not in str(heard)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -191,6 +192,16 @@ def test_a_run_that_is_tried_again_takes_nothing_back(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(SqliteDestination, "prepare", busy)
     run = Gated(tmp_path, metrics={"prometheus": {"port": 0}}, workflow={"errors": {"retry": {"initial": "300ms"}}})
+    seen, over = list[int](), threading.Event()
+
+    def watch() -> None:
+        """Look far more often than anybody who is told."""
+        until(lambda: run.handle)
+        while not over.wait(0.001):
+            seen.append(int(run.handle.snapshot()["nodes"][0]["committed"].get("rows_in", 0)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         url = until(lambda: run.logged("metrics are served"))["url"]
         until(lambda: "dataflare_rows_total" in {name for name, _ in scraped(url)})
@@ -209,4 +220,8 @@ def test_a_run_that_is_tried_again_takes_nothing_back(tmp_path: Path, monkeypatc
         run.advance(lambda: value(looked(), "epoch") > 3)
     finally:
         report = run.finish()
+        over.set()
+        watcher.join()
     assert report.rows["written"] == run.written() == WRITTEN
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
