@@ -55,7 +55,7 @@ class Monitor(Protocol):
 
     All methods are called in order on one thread that is the monitor's own, behind a queue of bounded length: it may wait for a
     network, and the run never waits for it. What it raises is logged and noted in the run's document. Once a run has ended its
-    monitors have a few seconds (`observe.patience`) for what is left. The constructor is called by `validate` too: it opens nothing.
+    monitors have a few seconds (`observe.patience`) for what is left. `validate` makes and closes one too: the constructor opens nothing.
     """
 
     def begin(self, run_id: str, workflow: Workflow) -> None:
