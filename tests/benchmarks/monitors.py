@@ -18,10 +18,10 @@ SOURCES = 3
 def monitored(data: Path, folder: Path, receiver: Receiver) -> list[Case]:
     """Return the comparisons; what is sent goes to a receiver in this process."""
     watched = {
-        "metrics": [{"prometheus": {"port": 0, "textfile": "metrics.prom"}}, {"otel": {"endpoint": receiver.url, "every": "1s"}}],
+        "metrics": [{"prometheus": {"port": 0, "textfile": "metrics.prom"}}, {"otel": {"endpoint": receiver.url}}],
         "traces": {"otel": {"endpoint": receiver.url}},
-        "lineage": {"openlineage": {"url": receiver.url, "file": "lineage.jsonl", "every": "1s"}},
-        "webhook": {"url": receiver.url, "events": ["*"], "every": "1s"},
+        "lineage": {"openlineage": {"url": receiver.url, "file": "lineage.jsonl"}},
+        "webhook": {"url": receiver.url, "events": ["*"]},
         "log": "info",
         "log_format": "json",
         "log_file": "log.jsonl",

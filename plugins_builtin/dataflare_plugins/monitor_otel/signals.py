@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from dataflare_sdk import Plan, RunEvent
 from dataflare_sdk.posting import NOT_TAKEN
-from dataflare_sdk.run_metrics import FAMILIES, Family, RunMetrics
+from dataflare_sdk.run_metrics import FAMILIES, Family, RunMetrics, Sample
 
 if TYPE_CHECKING:
     from dataflare_plugins.monitor_otel.monitor import OtelConfig
@@ -162,6 +162,8 @@ class Metrics:
     def __init__(self, config: OtelConfig, run_id: str, workflow: str) -> None:
         self._failures = Failures(MetricExportResult.FAILURE)
         self._metrics = RunMetrics(workflow, run_id)
+        self._asked: set[Family] = set()
+        self._moment: dict[Family, list[Sample]] = {}
         exporter = self._failures.watching(OTLPMetricExporter(**_exporting(config, "metrics")))
         every = None if config.every is None else config.every * 1000
         reader = PeriodicExportingMetricReader(exporter, export_interval_millis=every)
@@ -189,11 +191,20 @@ class Metrics:
 
     def _observing(self, family: Family) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            for sample in self._metrics.samples():
-                if sample.family is family:
-                    yield Observation(sample.value, dict(zip(family.labels, sample.labels, strict=True)))
+            for sample in self._of(family):
+                yield Observation(sample.value, dict(zip(family.labels, sample.labels, strict=True)))
 
         return observe
+
+    def _of(self, family: Family) -> list[Sample]:
+        """Return the samples of a family. All families are asked in turn, by one thread: a family's second turn is a new moment."""
+        if family in self._asked or not self._moment:
+            self._asked.clear()
+            self._moment = {one: [] for one in FAMILIES}
+            for sample in self._metrics.samples():
+                self._moment[sample.family].append(sample)
+        self._asked.add(family)
+        return self._moment[family]
 
 
 def _exporting(config: OtelConfig, signal: str) -> dict[str, Any]:

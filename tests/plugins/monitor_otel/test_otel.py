@@ -158,7 +158,7 @@ def test_a_collector_that_refuses_is_a_note(here: Path) -> None:
 def test_a_collector_that_hangs_does_not_hold_the_run_up(here: Path) -> None:
     with Receiver() as receiver:
         receiver.always = "hang"
-        otel = {"otel": {"endpoint": receiver.url, "every": "20ms", "timeout": "1h"}}
+        otel = {"otel": {"endpoint": receiver.url, "every": "20ms", "timeout": "20s"}}
         run = Gated(here, metrics=otel, patience="10ms")
         until(lambda: receiver.requests)
         report = run.finish()
