@@ -203,8 +203,8 @@ class RunOptions:
     run_id: str = ""
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
-    on_event: Callable[[RunEvent], None] | None = None
     clock: Callable[[], float] = time.time
+    on_event: Callable[[RunEvent], None] | None = None
 
 
 @dataclass(slots=True)
