@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dataflare.contracts import LETTER_STATES as LETTER_STATES
     from dataflare.contracts import PHASES as PHASES
+    from dataflare.contracts import SIGNALS as SIGNALS
     from dataflare.contracts import ActorRef as ActorRef
     from dataflare.contracts import ActorSystem as ActorSystem
     from dataflare.contracts import ArrowBatch as ArrowBatch
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import option as option
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
+    from dataflare_sdk.monitor import Monitor as Monitor
     from dataflare_sdk.processor import Processor as Processor
     from dataflare_sdk.rows import RowDestination as RowDestination
     from dataflare_sdk.rows import RowSource as RowSource
@@ -101,9 +103,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "LETTER_STATES PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
-        "DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader Message NodeSpec "
-        "Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions "
+        "LETTER_STATES PHASES SIGNALS ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint "
+        "ComponentContext DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader "
+        "Message NodeSpec Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions "
         "RunReport SchemaChange SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
@@ -115,6 +117,7 @@ _HOME = {
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
     "dataflare_sdk.messages": "Batch Origin",
+    "dataflare_sdk.monitor": "Monitor",
     "dataflare_sdk.processor": "Processor",
     "dataflare_sdk.rows": "RowDestination RowSource",
     "dataflare_sdk.scan": "ScanUnit",

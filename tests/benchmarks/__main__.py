@@ -19,9 +19,11 @@ from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
+from tests.benchmarks.monitors import monitored
 from tests.benchmarks.wasm import wasm
 from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
+from tests.servers.receiver import Receiver
 
 HEAD = """# Benchmarks
 
@@ -58,6 +60,11 @@ def main() -> int:
         cases = [c for c in all_cases(data, folder) if chosen.only in c.name]
         for case in cases:
             _timed(case, chosen.rounds)
+        with Receiver() as receiver:
+            for case in monitored(data, folder, receiver):
+                if chosen.only in case.name:
+                    _timed(case, chosen.rounds)
+                    cases.append(case)
         with bench(chosen.database_rows, folder) as databases:
             for kind in (copying, loading, to_parquet, capturing):
                 if any(chosen.only in name for name in NAMES[kind.__name__]):

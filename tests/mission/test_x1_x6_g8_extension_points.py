@@ -173,6 +173,13 @@ def test_x5_a_monitor(place: Place) -> None:
     began = [e["phase"] for e in events if e["event"] == "phase.started"]
     assert began == ["initialise", "prepare", "execute", "monitor", "complete", "clean_up"]
     assert [e["event"] for e in events].count("epoch.committed") == 1
+    place.write("dataflare.yaml", FLOW + "observe: {metrics: witness}\n")
+    written = place.ran()["rows"]["written"]
+    told = lines(place, "events.jsonl.told")
+    assert [t[0] for t in told if t[0] not in ("hear", "close")] == ["begin", "planned", "end"]
+    assert told[-2:] == [["end", "done", written], ["close"]]
+    assert ["hear", "epoch.committed"] in told
+    place.write("dataflare.yaml", FLOW)
     prefer(place, "monitor/workflow")
     document = place.ran()
     assert document["watched_by"] == "ext-witness"

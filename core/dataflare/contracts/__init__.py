@@ -33,7 +33,7 @@ from dataflare.contracts.executor import (
 )
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
-from dataflare.contracts.monitor import PHASES, RunEvent
+from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, RunEvent
 from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
@@ -42,6 +42,7 @@ from dataflare.contracts.state import LETTER_STATES, Checkpoint, DeadLetter, Dea
 __all__ = [
     "LETTER_STATES",
     "PHASES",
+    "SIGNALS",
     "ActorRef",
     "ActorSystem",
     "ArrowBatch",
@@ -66,6 +67,7 @@ __all__ = [
     "LetterFilter",
     "Loader",
     "Message",
+    "Monitor",
     "NodeSpec",
     "Offset",
     "Opened",

@@ -61,6 +61,10 @@ class FileSource(ScanSource[C]):
 
         return source_twin(config, place, cls.endings)
 
+    def dataset(self, stream: str) -> tuple[str, str]:  # noqa: ARG002
+        """Return the path, or server and path of an address."""
+        return inputs.dataset(self.config.path, Path(self.ctx.base_dir))
+
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
         """Find the files and their columns; files that a finished incremental run has read are left out."""
         files = self._find()

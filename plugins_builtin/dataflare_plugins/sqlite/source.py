@@ -84,6 +84,11 @@ class SqliteSource(Source[SqliteConfig]):
             one_select(config.query)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:
+        """Return the file and the table; a query has no name."""
+        table = stream if self.many_streams else self.config.table
+        return None if table is None else (f"sqlite://{self._path}", table)
+
     def check(self) -> None:
         """Open the file and find the table."""
         db = self._connect()

@@ -71,6 +71,8 @@ class PlanWriter:
             self._note_changes(node, settings)
         else:
             settings["scope"] = self._graph.built[node.id].commit_scope()
+            named = _dataset(self._graph.built[node.id])
+            settings["datasets"] = {"": named} if named else {}
             self._note_write(node, settings)
         return NodeSpec(
             id=node.id,
@@ -123,6 +125,8 @@ class PlanWriter:
             node.blocks.get("extract") or {}, node.config.get("columns"), settings.get("columns"), settings.get("streams")
         )
         parts = component.parts(list(streams.values()), extract)
+        names = {output: _dataset(component, output or next(iter(streams))) for output in used}
+        settings["datasets"] = {output: named for output, named in names.items() if named}
         return NodeSpec(
             id=node.id,
             kind="source",
@@ -156,11 +160,19 @@ def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
 
 
+def _dataset(component: Any, *stream: str) -> list[str] | None:
+    """Return namespace and name of what a connector reads or writes, of connectors that say so."""
+    named = component.dataset(*stream) if hasattr(component, "dataset") else None
+    return None if named is None else [str(part) for part in named]
+
+
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    """Return the settings a plan carries: the URL of the state and the keys of monitors, which may hold passwords, are left out."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     if isinstance(plain.get("state"), dict):
         plain["state"].pop("url", None)
+    if isinstance(plain.get("observe"), dict):
+        plain["observe"].pop("monitors", None)
     return plain
 
 

@@ -45,7 +45,9 @@ declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoc
 
 
 PUBLISH_EVERY = 2.0
-"""Seconds between two notes of the sources' gauges in the state store."""
+"""Seconds between two notes of what is under way in the state store."""
+LIVE = ("rows_in", "rows_out", "bytes")
+"""Counters that are noted there."""
 LOOK_EVERY = 1.0
 """Seconds between two looks for newer plugins."""
 
@@ -131,7 +133,7 @@ class Job:
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
-        self._published_at = 0.0
+        self._began = self._published_at = time.monotonic()
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -158,6 +160,7 @@ class Job:
             if task.inputs:
                 room = {edge_key(e): self._env.shares.inbox for e in task.inputs}
                 self._env.inboxes[task.id] = self._actors.inbox(task.id, room)
+        self._env.monitor.inboxes = self._env.inboxes
         for task in self._plan.tasks:
             body = self._body(task)
             self._refs[task.id] = self._actors.spawn(task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error)))
@@ -195,8 +198,9 @@ class Job:
             self._stop = dict(logged.start)  # also of a run's first epoch, which may go on from where another run ended
         else:
             self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
+        self._env.monitor.committed = dict(base.counts) if base is not None else {}
         if base is not None:
-            self._env.monitor.committed = dict(base.counts)
+            self._env.monitor.committed_at = base.saved_at
         if logged is not None and logged.final and not decision.replay:
             self._already_finished()
             return
@@ -261,12 +265,17 @@ class Job:
         return "done" if self._complete_run or not self._drained else "interrupted"
 
     def _publish(self) -> None:
-        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
-        now = time.monotonic()
-        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+        """Tell whoever looks from another process what is under way, and how far the sources are behind; the rest is in the checkpoints.
+
+        A run that is over at once tells nothing, unless a source has something to say.
+        """
+        now, monitor = time.monotonic(), self._env.monitor
+        early = self._published_at == self._began and monitor.gauges
+        if now - self._published_at < PUBLISH_EVERY and not early:
             return
         self._published_at = now
-        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        nodes = {name: {key: int(counts.as_dict().get(key, 0)) for key in LIVE} for name, counts in tuple(monitor.live.items())}
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": monitor.gauges, "nodes": nodes, "restarts": monitor.restarts}
         with contextlib.suppress(DataflareError):  # a look is not worth a run
             self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
@@ -405,10 +414,11 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
+        self._env.monitor.committed_at = time.time()
         finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
-        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
+        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final, "counts": counts})
         self._epoch = None
         if epoch.final:
             self._acknowledge()
