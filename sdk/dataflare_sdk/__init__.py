@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Inbox as Inbox
     from dataflare.contracts import Lease as Lease
     from dataflare.contracts import Loader as Loader
+    from dataflare.contracts import LookupSpec as LookupSpec
     from dataflare.contracts import Message as Message
     from dataflare.contracts import NodeSpec as NodeSpec
     from dataflare.contracts import Offset as Offset
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import Sql as Sql
     from dataflare_sdk.fields import config as config
     from dataflare_sdk.fields import option as option
+    from dataflare_sdk.lookup import Lookup as Lookup
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.processor import Processor as Processor
@@ -98,7 +100,7 @@ if TYPE_CHECKING:
 _HOME = {
     "dataflare.contracts": (
         "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
-        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
+        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader LookupSpec Message NodeSpec Offset Opened Partition "
         "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
@@ -110,6 +112,7 @@ _HOME = {
     "dataflare_sdk.destination": "CopyTarget Destination",
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
+    "dataflare_sdk.lookup": "Lookup",
     "dataflare_sdk.messages": "Batch Origin",
     "dataflare_sdk.processor": "Processor",
     "dataflare_sdk.rows": "RowDestination RowSource",

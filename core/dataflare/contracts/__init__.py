@@ -33,6 +33,7 @@ from dataflare.contracts.executor import (
 )
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
+from dataflare.contracts.lookup import Lookup, LookupSpec
 from dataflare.contracts.monitor import PHASES, RunEvent
 from dataflare.contracts.processor import Processor
 from dataflare.contracts.security import Decision, SecretProvider
@@ -62,6 +63,8 @@ __all__ = [
     "Inbox",
     "Lease",
     "Loader",
+    "Lookup",
+    "LookupSpec",
     "Message",
     "NodeSpec",
     "Offset",
