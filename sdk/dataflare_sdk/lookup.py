@@ -20,6 +20,10 @@ from dataflare_sdk.component import C, Component
 from dataflare_sdk.schema import cast_batch, quote
 
 
+ASKED = "keys asked for"
+"""Name of the keys in a statement; a file's own tables hardly bear it."""
+
+
 class Lookup(Component[C], ABC):
     """A lookup; see `dataflare.contracts.Lookup` for the meaning of every method.
 
@@ -110,7 +114,7 @@ class ScanLookup(Lookup[Any]):
                 for statement in dict.fromkeys(s for u in units for s in u.setup):
                     connection.execute(statement)
                 duck.lock_down(connection, dict.fromkeys(p for u in units for p in u.paths))
-                connection.register("asked", pa.Table.from_batches([keys]))
+                connection.register(ASKED, pa.Table.from_batches([keys]))
                 for unit in units:
                     batches += self._of(connection, unit, schema)
             finally:
@@ -122,7 +126,7 @@ class ScanLookup(Lookup[Any]):
             unit.check()
         test = " AND ".join(f"t.{quote(k)} = a.{quote(k)}" for k in self.spec.keys)
         try:
-            reader = connection.sql(f"SELECT t.* FROM ({unit.sql}) t SEMI JOIN memory.main.asked a ON {test}").to_arrow_reader()
+            reader = connection.sql(f"SELECT t.* FROM ({unit.sql}) t SEMI JOIN temp.{quote(ASKED)} a ON {test}").to_arrow_reader()
             return [cast_batch(batch.select(schema.names), schema) for batch in reader]
         except Exception as error:
             explain: Callable[[Exception], Exception] | None = unit.explain

@@ -185,9 +185,13 @@ class Asker:
         while active:
             left = min(r.late for r in active.values()) - time.monotonic()
             try:
-                return [ended.get(timeout=max(0.0, min(LOOK, left)))]
+                worker = ended.get(timeout=max(0.0, min(LOOK, left)))
             except queue.Empty:
                 pass
+            else:
+                if worker in active:
+                    return [worker]
+                continue  # it was late and has been given up
             late = [w for w, r in active.items() if time.monotonic() >= r.late and not w.done.is_set()]
             if late:
                 return late

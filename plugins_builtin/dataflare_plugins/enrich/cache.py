@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.enrich.index import Segment, kept, merged
+from dataflare_plugins.enrich.index import NO, NONE, NOUGHT, ONE, YES, Segment, kept, merged
 from dataflare_sdk.compute import pc
 
 GROWTH = 4
@@ -32,6 +32,7 @@ class Cache:
         self._rows, self._bytes = rows, bytes
         self._parts: list[_Part] = []
         self._ticks = 0.0
+        self._near = False
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -63,13 +64,14 @@ class Cache:
                 continue
             open_ = pc.invert(hit) if open_ is None else pc.and_(open_, pc.invert(hit))
             if not stale and (self._ttl is not None or self._miss_ttl is not None):
-                slots = pc.if_else(self._fresh(part.segment, slots, now), slots, pa.scalar(None, pa.int64()))
+                slots = pc.if_else(self._fresh(part.segment, slots, now), slots, NONE)
             if slots.null_count < len(slots):
-                part.use(slots, self._ticks)
+                if self._near:
+                    part.use(slots, self._ticks)
                 found.append((part.segment, slots))
             if not open_.true_count:
                 break
-        missing = pa.repeat(pa.scalar(True), len(keys))
+        missing = pa.repeat(YES, len(keys))
         for _, slots in found:
             missing = pc.and_(missing, slots.is_null())
         return found, missing
@@ -79,8 +81,8 @@ class Cache:
         age = pc.subtract(pa.scalar(now, pa.float64()), segment.at.take(slots))
         forever = pa.scalar(float("inf"), pa.float64())
         limits = [forever if ttl is None else pa.scalar(ttl, pa.float64()) for ttl in (self._ttl, self._miss_ttl)]
-        limit = pc.if_else(pc.greater(segment.counts.take(slots), 0), *limits)
-        return pc.fill_null(pc.and_(pc.less(age, limit), pc.greater_equal(age, 0.0)), False)
+        limit = pc.if_else(pc.greater(segment.counts.take(slots), NOUGHT), *limits)
+        return pc.fill_null(pc.and_(pc.less(age, limit), pc.greater_equal(age, pa.scalar(0.0, pa.float64()))), NO)
 
     def put(self, segment: Segment) -> None:
         """Keep answers; they take the place of older ones to the same keys."""
@@ -94,6 +96,8 @@ class Cache:
 
     def _bound(self) -> None:
         rows, size = len(self), self.nbytes
+        # Which answers are used matters once some may have to go.
+        self._near = rows > self._rows // 2 or size > self._bytes // 2
         if rows <= self._rows and size <= self._bytes:
             return
         if len(self._parts) > 1:
@@ -102,8 +106,7 @@ class Cache:
         rows, size = part.size, part.segment.nbytes
         if rows <= self._rows and size <= self._bytes:
             return
-        share = SPARE * min(self._rows / max(rows, 1), self._bytes / max(size, 1))
-        left = part.newest(share)
+        left = part.newest(SPARE * min(self._rows, rows * self._bytes / size))
         self.evicted += len(part.segment.keys) - (len(left.segment.keys) if left else 0)
         self._parts = [left] if left else []
 
@@ -122,7 +125,7 @@ class _Part:
     @property
     def size(self) -> int:
         """What it counts for against the bound: its rows, and its keys without any."""
-        return max(len(self.segment.keys), int(self.segment.rows.num_rows))
+        return int(self.segment.rows.num_rows) + int(pc.sum(pc.equal(self.segment.counts, NOUGHT)).as_py() or 0)
 
     def use(self, slots: Any, tick: float) -> None:
         """Note that keys were used."""
@@ -133,15 +136,11 @@ class _Part:
     def used(self) -> Any:
         """Return for each key when it was used last."""
         if self._notes:
-            # Newest first: the first note of a key is its last use.
-            slots = pa.concat_arrays([s for s, _ in reversed(self._notes)])
-            ticks = pa.concat_arrays([pa.repeat(pa.scalar(t, pa.float64()), len(s)) for s, t in reversed(self._notes)])
+            slots = pa.concat_arrays([s for s, _ in self._notes])
+            ticks = pa.concat_arrays([pa.repeat(pa.scalar(t, pa.float64()), len(s)) for s, t in self._notes])
             self._notes = []
-            distinct = slots.unique()
-            newest = ticks.take(pc.index_in(distinct, value_set=slots).cast(pa.int64()))
-            order = pc.sort_indices(distinct)
-            mask = _mask(distinct.take(order), len(self.segment.keys))
-            self._used = pc.replace_with_mask(self._used, mask, newest.take(order))
+            # Of several notes of a key the last one stays, which is its newest.
+            self._used = pc.coalesce(pc.scatter(ticks, slots, max_index=len(self.segment.keys) - 1), self._used)
         return self._used
 
     @classmethod
@@ -154,17 +153,13 @@ class _Part:
             used = pc.max_element_wise(used, part.used().take(slots))
         return cls(segment, used)
 
-    def newest(self, share: float) -> _Part | None:
-        """Return the share of it that was used last; None when nothing is left."""
-        count = int(len(self.segment.keys) * share)
-        if not count:
-            return None
+    def newest(self, most: float) -> _Part | None:
+        """Return what was used last, of at most so many rows; None when nothing is left."""
         used = self.used()
-        slots = pc.array_sort_indices(used, order="descending").slice(0, count)
-        slots = slots.take(pc.sort_indices(slots)).cast(pa.int64())
+        order = pc.array_sort_indices(used, order="descending").cast(pa.int64())
+        costs = pc.cumulative_sum(pc.max_element_wise(self.segment.counts.take(order), ONE))
+        slots = order.filter(pc.less_equal(costs, pa.scalar(int(most), pa.int64())))
+        if not len(slots):
+            return None
+        slots = slots.take(pc.sort_indices(slots))
         return _Part(kept(self.segment, slots), used.take(slots))
-
-
-def _mask(slots: Any, size: int) -> Any:
-    """Return a mask of `size` that is true at these positions."""
-    return pc.is_in(pa.arange(0, size), value_set=slots)

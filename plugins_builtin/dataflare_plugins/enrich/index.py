@@ -11,6 +11,12 @@ from dataflare_sdk.compute import pc
 from dataflare_sdk.records import record
 
 
+# Values with a type: without one each use looks whether NumPy is there, which takes longer than the work.
+NONE = pa.scalar(None, pa.int64())
+NOUGHT, ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
+NO, YES = pa.scalar(False, pa.bool_()), pa.scalar(True, pa.bool_())
+
+
 @record
 class Found:
     """What was found for the rows of a batch.
@@ -58,8 +64,8 @@ class Segment:
         if not size:
             return pa.nulls(len(probe), pa.int64())
         place = pc.search_sorted(self.keys, probe).cast(pa.int64())
-        place = pc.if_else(pc.less(place, size), place, pa.scalar(None, pa.int64()))
-        return pc.if_else(pc.equal(self.keys.take(place), probe), place, pa.scalar(None, pa.int64()))
+        place = pc.if_else(pc.less(place, pa.scalar(size, pa.int64())), place, NONE)
+        return pc.if_else(pc.equal(self.keys.take(place), probe), place, NONE)
 
 
 def build(encoded: Any, rows: pa.RecordBatch) -> Segment:
@@ -69,7 +75,7 @@ def build(encoded: Any, rows: pa.RecordBatch) -> Segment:
         none = pa.array([], pa.int64())
         return Segment(encoded, none, none, rows)
     new = pc.not_equal(encoded.slice(1), encoded.slice(0, len(encoded) - 1))
-    starts = pc.add(pc.indices_nonzero(new).cast(pa.int64()), 1)
+    starts = pc.add(pc.indices_nonzero(new).cast(pa.int64()), ONE)
     starts = pa.concat_arrays([pa.array([0], pa.int64()), starts])
     ends = pa.concat_arrays([starts.slice(1), pa.array([len(encoded)], pa.int64())])
     return Segment(encoded.take(starts), starts, pc.subtract(ends, starts), rows)
@@ -80,7 +86,7 @@ def answers(asked: Any, encoded: Any, rows: pa.RecordBatch, now: float) -> Segme
     encoded, rows = _sorted(encoded, rows)
     keys = asked.take(pc.sort_indices(asked))
     if not len(encoded):
-        starts = counts = pa.repeat(pa.scalar(0, pa.int64()), len(keys))
+        starts = counts = pa.repeat(NOUGHT, len(keys))
     else:
         starts = pc.search_sorted(encoded, keys, side="left").cast(pa.int64())
         counts = pc.subtract(pc.search_sorted(encoded, keys, side="right").cast(pa.int64()), starts)
@@ -111,12 +117,12 @@ def merged(parts: Sequence[Segment]) -> Segment:
     keys = pa.concat_arrays([p.keys for p in parts])
     starts, before = [], 0
     for part in parts:
-        starts.append(pc.add(part.starts, before))
+        starts.append(pc.add(part.starts, pa.scalar(before, pa.int64())))
         before += part.rows.num_rows
     order = pc.sort_indices(keys)
     keys = keys.take(order)
     if len(keys) > 1:
-        first = pa.concat_arrays([pa.array([True]), pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))])
+        first = pa.concat_arrays([pa.array([True], pa.bool_()), pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1))])
         keys, order = keys.filter(first), order.filter(first)
     whole = Segment(
         keys,
@@ -151,20 +157,16 @@ def found(segment: Segment, slots: Any, *, every: bool, names: Sequence[str]) ->
         names: the columns wanted.
     """
     counts = segment.counts.take(slots)
-    hit = pc.fill_null(pc.greater(counts, 0), False)
+    hit = pc.fill_null(pc.greater(counts, NOUGHT), NO)
     starts = segment.starts.take(slots)
-    rows = pa.arange(0, len(slots))
-    if every and pc.any(pc.fill_null(pc.greater(counts, 1), False)).as_py():
+    if every and pc.greater(counts, ONE).true_count:
         # A row without a match stands once, with NULLs.
-        width = pc.if_else(hit, counts, 1)
-        start = pc.if_else(hit, starts, 0)
-        rows, taken = spread(start, width)
+        rows, taken = spread(pc.if_else(hit, starts, NOUGHT), pc.if_else(hit, counts, ONE))
         hit = hit.take(rows)
-        taken = pc.if_else(hit, taken, pa.scalar(None, pa.int64()))
-        matches = pc.if_else(hit, pa.scalar(1, pa.int64()), pa.scalar(None, pa.int64()))
+        taken, matches = pc.if_else(hit, taken, NONE), pc.if_else(hit, ONE, NONE)
     else:
-        none = pa.scalar(None, pa.int64())
-        taken, matches = pc.if_else(hit, starts, none), pc.if_else(hit, counts, none)
+        rows = pa.arange(0, len(slots))
+        taken, matches = pc.if_else(hit, starts, NONE), pc.if_else(hit, counts, NONE)
     return Found(rows, matches, [segment.rows.column(n).take(taken) for n in names])
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dataflare_plugins.enrich import keys as key_columns
 from dataflare_plugins.enrich.asking import Asker
 from dataflare_plugins.enrich.cache import Cache
-from dataflare_plugins.enrich.index import Found, Segment, answers, found, spread
+from dataflare_plugins.enrich.index import NO, NONE, ONE, YES, Found, Segment, answers, found, spread
 from dataflare_plugins.enrich.keys import KeyPair
 from dataflare_sdk import RetriableError
 from dataflare_sdk.compute import pc
@@ -82,14 +82,14 @@ class KeyedLookup:
         result = found(segment, slots.take(codes), every=wanted.every, names=[old for _, old in wanted.select])
         if lost is None:
             return result
-        return Found(result.rows, result.matches, result.columns, pc.fill_null(lost.take(codes).take(result.rows), False))
+        return Found(result.rows, result.matches, result.columns, pc.fill_null(lost.take(codes).take(result.rows), NO))
 
     def _places(self, distinct: Any, codes: Any, columns: Sequence[Any]) -> tuple[Places, Any]:
         """Return where the answers to distinct keys are, and which were not to be had (None: all were)."""
         with self._lock:
             now = self._clock()
             places: Places = []
-            missing = pa.repeat(pa.scalar(True), len(distinct))
+            missing = pa.repeat(YES, len(distinct))
             if self._cache is not None:
                 places, missing = self._cache.get(distinct, now)
             flights = [f for f in self._flights if _covers(f, distinct, missing)]
@@ -183,8 +183,8 @@ def _of_those(can: Any, answered: list[bool]) -> Any:
     got = pa.array(answered, pa.bool_())
     if can is None:
         return got
-    places = pc.subtract(pc.cumulative_sum(can.cast(pa.int64())), 1)
-    return pc.if_else(can, got.take(pc.if_else(can, places, pa.scalar(None, pa.int64()))), True)
+    places = pc.subtract(pc.cumulative_sum(can.cast(pa.int64())), ONE)
+    return pc.if_else(can, got.take(pc.if_else(can, places, NONE)), YES)
 
 
 def _rows(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:

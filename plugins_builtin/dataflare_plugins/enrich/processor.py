@@ -253,6 +253,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         return result if of is batch.data and result is not None else self._joined(batch)
 
     def _joined(self, batch: Batch) -> tuple[list[tuple[str, Batch]], list[RowRejection]]:
+        from dataflare_plugins.enrich.index import NO, ONE
         from dataflare_sdk.compute import pc
 
         found = self._found(batch.data.select(list(self.config.on)))
@@ -264,7 +265,7 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             rejected += self._rejections(found.rows.filter(lost), OUTAGE, "the lookup did not answer", detail)
             keep = pc.invert(lost)
         if self.config.on_many == "fail":
-            many = pc.fill_null(pc.greater(found.matches, 1), False)
+            many = pc.fill_null(pc.greater(found.matches, ONE), NO)
             if many.true_count:
                 rejected += self._rejections(found.rows.filter(many), MANY, "several rows of the lookup match", {})
                 keep = pc.invert(many) if keep is None else pc.and_(keep, pc.invert(many))

@@ -44,7 +44,9 @@ class Scripted(Lookup[Any]):
 
     features = frozenset({"remote"})
 
-    def __init__(self, table: pa.Table, asked: list[list[tuple[Any, ...]]], act: Callable[[pa.RecordBatch], None] = lambda _k: None) -> None:
+    def __init__(
+        self, table: pa.Table, asked: list[list[tuple[Any, ...]]], act: Callable[[pa.RecordBatch], None] = lambda _k: None
+    ) -> None:
         super().__init__(None, None)  # type: ignore[arg-type]
         self.table, self.asked, self.act = table, asked, act
         self.cancelled = self.closed = False
@@ -128,7 +130,9 @@ class Enriching:
             made.close()
 
 
-def by_duckdb(table: pa.Table, lookup: pa.Table, on: Mapping[str, str], select: Mapping[str, str], *, miss: str = "keep", many: str = "all") -> list[dict[str, Any]]:
+def by_duckdb(
+    table: pa.Table, lookup: pa.Table, on: Mapping[str, str], select: Mapping[str, str], *, miss: str = "keep", many: str = "all"
+) -> list[dict[str, Any]]:
     """Return the join as DuckDB makes it; of several matches the first in the lookup's order where `many` is `first`."""
     test = " AND ".join(f'l."{a}" = r."{b}"' for a, b in on.items())
     items = "".join(f', r."{old}" AS "{new}"' for new, old in select.items())

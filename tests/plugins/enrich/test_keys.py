@@ -116,7 +116,9 @@ def test_a_table_that_does_not_fit_is_held_by_duckdb(enriching, monkeypatch, man
     given_ = pa.table({"i": [0, 1, 2], "k0": pa.array([2, None, 9], pa.int64())})
     monkeypatch.setattr(table, "SHARE", 1 << 40)
     filled = []
-    monkeypatch.setattr(table.SpilledTable, "fill", lambda self, batches, real=table.SpilledTable.fill: filled.append(1) or real(self, batches))
+    monkeypatch.setattr(
+        table.SpilledTable, "fill", lambda self, batches, real=table.SpilledTable.fill: filled.append(1) or real(self, batches)
+    )
     # New columns may bear any name.
     config = {"on": {"k0": "id0"}, "select": {"row": "n", "matches": "id0"}, "on_many": many}
     step = enriching.step(given_.schema, lookup=held(enriching.folder, lookup), **config)
