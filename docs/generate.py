@@ -72,7 +72,7 @@ def plugin_pages() -> dict[str, str]:
 
     pages = {}
     with Runtime() as runtime:
-        for kind, title in (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations")):
+        for kind, title in (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations"), ("lookup", "Lookups")):
             parts = [f"# {title}\n"]
             for provided in runtime.host.provided(kind):
                 factory = runtime.host.factory(kind, provided.name)

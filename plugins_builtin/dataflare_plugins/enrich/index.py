@@ -10,7 +10,6 @@ import pyarrow as pa
 from dataflare_sdk.compute import pc
 from dataflare_sdk.records import record
 
-
 # Values with a type: without one each use looks whether NumPy is there, which takes longer than the work.
 NONE = pa.scalar(None, pa.int64())
 NOUGHT, ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())

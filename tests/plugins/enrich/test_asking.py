@@ -111,8 +111,8 @@ def test_a_cache_smaller_than_a_batch_still_answers_it(enriching, told) -> None:
 )
 def test_a_cache_is_a_dictionary_that_forgets(ops, ttl, rows) -> None:
     """Whatever it still has is the newest answer, young enough; it is never larger than it may be."""
-    cache, model, now, serial = Cache(ttl=ttl, miss_ttl=ttl, rows=rows, bytes=1 << 30), {}, 0.0, 0
-    for keys, passed in ops:
+    cache, model, now = Cache(ttl=ttl, miss_ttl=ttl, rows=rows, bytes=1 << 30), {}, 0.0
+    for serial, (keys, passed) in enumerate(ops):
         now += passed
         probe = pa.array(sorted(set(keys)), pa.int64())
         found, missing = cache.get(probe, now)
@@ -126,7 +126,6 @@ def test_a_cache_is_a_dictionary_that_forgets(ops, ttl, rows) -> None:
                 assert ttl is None or now - model[key][1] < ttl
         ask = probe.filter(missing)
         hold = [k for k in ask.to_pylist() for _ in range(k % 3)]
-        serial += 1
         rows_ = pa.record_batch({"v": [f"{k}/{serial}/{n}" for n, k in enumerate(hold)]}, schema=pa.schema([("v", pa.string())]))
         cache.put(answers(ask, pa.array(hold, pa.int64()), rows_, now))
         for key in ask.to_pylist():

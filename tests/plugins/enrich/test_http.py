@@ -15,6 +15,7 @@ import pytest
 from tests.plugins.enrich.enriching import by_duckdb, same
 
 from dataflare_sdk import DataflareError, RetriableError
+from dataflare_sdk.testing import LookupSuite
 
 LOOKUP = pa.table(
     {"id": pa.array([1, 2, 3, 3], pa.int64()), "name": ["one", "two", "three", "drei"], "tags": [["a"], [], None, ["b", "c"]]}
@@ -108,6 +109,13 @@ def test_many_keys_in_a_request(enriching, shop, block) -> None:
     made = step(enriching, block={**block, "url": shop.url + block["url"], "rows": "/data/a~1b~0c"}, keys=3)
     same(enriching.over(made, GIVEN)[0], by_duckdb(GIVEN, LOOKUP, ON, SELECT))
     assert len(shop.seen) == 2
+
+
+@pytest.mark.parametrize("url", ["/one/{key}", "/many?ids={keys}"])
+def test_it_conforms(enriching, shop, url) -> None:
+    factory = enriching.runtime.host.factory("lookup", "http_lookup")
+    config = factory.configure({"url": shop.url + url, "columns": COLUMNS, "rows": "" if "key}" in url else "/data/a~1b~0c"})
+    LookupSuite(lambda ctx: factory(config, ctx), rows=LOOKUP, keys=["id"], folder=enriching.folder).assert_conforms()
 
 
 def test_keys_are_escaped_in_the_address(enriching, shop) -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.plugins.enrich.enriching import by_duckdb, same
 
 from dataflare_sdk import DataflareError
+from dataflare_sdk.testing import LookupSuite
 
 UTC = datetime.UTC
 TEXTS = ["", "a", "A", "a ", "'", '"', "\\", "\\'", "a,b", "né", "漢😀", "{}", "{a", "NULL", "a\nb\t", "%", "$1", "%s", "x" * 300]
@@ -140,6 +141,16 @@ def test_every_type_of_key(enriching, held, system) -> None:
         wanted = by_duckdb(given, lookup, on, select)
         assert step._choice.keyed, name
         same(enriching.over(step, given)[0], wanted)
+
+
+@pytest.mark.parametrize("system", ["postgres", "mariadb"])
+def test_servers_conform(enriching, held, system) -> None:
+    rows = rows_of({n: c for n, c in columns_of(system).items() if n in ("text", "big", "date")}, system)
+    block = held(system, rows)
+    factory = enriching.runtime.host.factory("lookup", block["use"])
+    for keys in (["n"], ["text", "n"]):
+        suite = LookupSuite(lambda ctx: factory(factory.configure(block["with"]), ctx), rows=rows, keys=keys, folder=enriching.folder)
+        suite.assert_conforms()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
