@@ -34,7 +34,6 @@ from dataflare_sdk.schema import cast_batch, literal, quote
 MISS = code("data.lookup-miss", 1, "A row has no match in the lookup.", "Add the key to the lookup, or set `on_miss`.")
 MANY = code("data.lookup-many", 1, "A row has several matches in the lookup.", "Make the key unique, or set `on_many` to first or all.")
 OUTAGE = code("data.lookup-outage", 1, "The lookup did not answer for a row.", "Replay the dead letters when it answers again.")
-CHANGED = code("enrich.lookup-changed", 4, "A lookup lost a column, or it has another type, since the run was planned.", "Run again.")
 
 
 class EnrichmentProcessor(Processor[EnrichConfig]):
@@ -359,6 +358,8 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             extract, parts = self._partitions()
             self._pins = self._candidates.stream.pins if self._candidates.stream is not None else {}
             return self._read(self._source, parts, extract)
+        from dataflare_plugins.enrich.table import CHANGED
+
         source = self._candidates.build("source")
         try:
             streams = source.discover(ExtractSpec(), None)
@@ -369,7 +370,8 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             lost = [n for n in names if n not in stream.schema.names or stream.schema.field(n).type != before.field(n).type]
             if lost:
                 raise CHANGED.error(f"the lookup's column '{lost[0]}' is gone, or of another type", path="lookup")
-            if "mtime" in repr(stream.pins) and stream.pins == self._pins:
+            # Only files say by their pins whether anything changed: a database may write beside its file.
+            if "files" in stream.pins and stream.pins == self._pins:
                 source.close()
                 return None
             self._pins = stream.pins

@@ -12,7 +12,9 @@ from dataflare_plugins.enrich import keys as key_columns
 from dataflare_plugins.enrich.index import Found, Segment, build, found
 from dataflare_plugins.enrich.keys import KeyPair
 from dataflare_plugins.enrich.spilled import SpilledTable
-from dataflare_sdk import RetriableError
+from dataflare_sdk import DataflareError, code
+
+CHANGED = code("enrich.lookup-changed", 4, "A lookup lost a column, or it has another type, since the run was planned.", "Run again.")
 
 SHARE = 4
 """The rows of an index may take this part of the step's memory; sorting them takes as much again, twice."""
@@ -70,8 +72,8 @@ class TableLookup:
         try:
             rows = self._read()
             made = self._held if rows is None else self._made(rows)
-        except RetriableError as error:
-            if self._held is None or not self._stale:
+        except DataflareError as error:
+            if self._held is None or not self._stale or error.code == CHANGED.name:
                 raise
             self._ctx.log.warning("the lookup cannot be read again, what is known is used: {}", str(error))
             made = self._held

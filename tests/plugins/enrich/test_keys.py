@@ -110,6 +110,12 @@ def test_texts_of_several_columns_do_not_run_together(enriching) -> None:
     check(enriching, given_, lookup, None, "all")
 
 
+def test_every_nan_is_the_same(enriching) -> None:
+    nans = pa.array([0x7FF8000000000000, 0x7FF8000000000001, 0xFFF8000000000000, 0x7FF0000000000001], pa.uint64()).view(pa.float64())
+    given_ = pa.table({"i": pa.array(range(4), pa.int64()), "k0": nans})
+    check(enriching, given_, pa.table({"id0": nans, "n": pa.array(range(4), pa.int64())}), None, "all")
+
+
 @pytest.mark.parametrize("many", ["all", "first"])
 def test_a_table_that_does_not_fit_is_held_by_duckdb(enriching, monkeypatch, many) -> None:
     lookup = pa.table({"id0": pa.array([1, 2, 2, None, 4], pa.int64()), "n": pa.array(range(5), pa.int64())})

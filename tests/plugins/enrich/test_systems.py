@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.plugins.enrich.enriching import by_duckdb, same
 
-from dataflare_sdk import DataflareError
+from dataflare_sdk import DataflareError, LookupSpec
 from dataflare_sdk.testing import LookupSuite
 
 UTC = datetime.UTC
@@ -203,7 +203,8 @@ def test_a_query_of_postgres_with_columns_that_only_their_text_compares(enrichin
     ):  # fmt: skip
         given = pa.table({"k": [yes, *no]})
         step = enriching.step(given.schema, lookup=block, on={"k": column}, select={"found": column})
-        assert enriching.over(step, given)[0] == [{"k": yes, "found": yes}, *({"k": n, "found": None} for n in no)], column
+        assert step._choice.keyed, step.notes()
+        assert enriching.over(step, given, 1)[0] == [{"k": yes, "found": yes}, *({"k": n, "found": None} for n in no)], column
     given = pa.table({"k": pa.array([7, -1, 2**40], pa.int64())})
     step = enriching.step(given.schema, lookup=block, on={"k": "o"}, select={"m": "mood"})
     assert [r["m"] for r in enriching.over(step, given)[0]] == ["ok", None, None]
@@ -312,6 +313,17 @@ def test_a_server_that_is_slow_is_not_waited_for(enriching, postgres, mariadb) -
             enriching.context.metrics.pop("lookup_outages", None)
 
 
+def test_sqlite_forgets_the_keys_of_the_request_before(enriching, held) -> None:
+    block = held("sqlite", rows_of(columns_of("sqlite"), "sqlite"))
+    factory = enriching.runtime.host.factory("lookup", "sqlite")
+    lookup = factory(factory.configure(block["with"]), enriching.context)
+    try:
+        lookup.prepare(LookupSpec(("n",), ("n", "text")))
+        assert [lookup.find(pa.record_batch({"n": [n]})).column("n").to_pylist() for n in (1, 2)] == [[1], [2]]
+    finally:
+        lookup.close()
+
+
 def test_a_file_that_is_replaced_is_read_anew(enriching, held) -> None:
     lookup = rows_of(columns_of("parquet"), "parquet")
     block = held("parquet", lookup)
@@ -323,6 +335,40 @@ def test_a_file_that_is_replaced_is_read_anew(enriching, held) -> None:
         enriching.folder / "lookup.parquet",
     )
     assert enriching.over(step, given)[0] == [{"k": 0, "t": "other"}]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_once_more(enriching, held, monkeypatch) -> None:
+    lookup = rows_of(columns_of("parquet"), "parquet")
+    block = held("parquet", lookup)
+    given = pa.table({"k": pa.array([0], pa.int64())})
+    step = enriching.step(given.schema, lookup=block, mode="keyed", on={"k": "n"}, select={"t": "text"})
+    other = lookup.set_column(lookup.schema.get_field_index("text"), "text", pa.array(["other"] * lookup.num_rows))
+    looked = []
+    source = enriching.runtime.host.factory("source", "parquet")
+
+    def partitions(self, *args, real=source.partitions):
+        found = real(self, *args)
+        if not looked:
+            pq.write_table(other, enriching.folder / "lookup.parquet")
+        looked.append(1)
+        return found
+
+    monkeypatch.setattr(source, "partitions", partitions)
+    assert enriching.over(step, given)[0] == [{"k": 0, "t": "other"}]
+    assert len(looked) == 2
+
+
+def test_a_sqlite_file_is_read_again_though_only_its_log_changed(enriching, held) -> None:
+    block = held("sqlite", rows_of(columns_of("sqlite"), "sqlite"))
+    given = pa.table({"k": pa.array([1000], pa.int64())})
+    step = enriching.step(given.schema, lookup=block, on={"k": "n"}, select={"t": "text"}, refresh="1m")
+    with contextlib.closing(sqlite3.connect(enriching.folder / "lookup.sqlite")) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        assert enriching.over(step, given)[0] == [{"k": 1000, "t": None}]
+        db.execute("INSERT INTO held (n, text) VALUES (1000, 'new')")
+        db.commit()
+        enriching.clock.now += 60
+        assert enriching.over(step, given)[0] == [{"k": 1000, "t": "new"}]
 
 
 def test_a_table_is_read_again_when_it_is_old(enriching, held) -> None:
@@ -341,6 +387,13 @@ def test_a_table_is_read_again_when_it_is_old(enriching, held) -> None:
     enriching.clock.now += 599
     assert enriching.over(step, given)[0] == [{"k": 0, "t": ""}]
     enriching.clock.now += 1
+    assert enriching.over(step, given)[0] == [{"k": 0, "t": "second"}]
+    held_now = step._table._held
+    enriching.clock.now += 600
+    assert enriching.over(step, given)[0] == [{"k": 0, "t": "second"}]
+    assert step._table._held is held_now, "a file that did not change is not read"
+    path.rename(path.with_suffix(".away"))
+    enriching.clock.now += 600
     assert enriching.over(step, given)[0] == [{"k": 0, "t": "second"}]
     pq.write_table(lookup.drop_columns("text"), path)
     enriching.clock.now += 600
