@@ -96,7 +96,7 @@ def step(enriching, **config):
 
 
 def test_one_request_for_a_key(enriching, shop) -> None:
-    made = step(enriching, block={"url": shop.url + "/one/{key}"})
+    made = step(enriching, block={"url": shop.url + "/one/{key}"}, concurrency=2)
     same(enriching.over(made, GIVEN)[0], by_duckdb(GIVEN, LOOKUP, ON, SELECT))
     assert sorted(path for _, path, _, _ in shop.seen) == ["/one/1", "/one/2", "/one/3", "/one/9"]
     assert enriching.context.metrics["lookup_requests"] == 4

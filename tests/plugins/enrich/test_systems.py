@@ -361,9 +361,9 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_once_more(enriching, h
 def test_a_sqlite_file_is_read_again_though_only_its_log_changed(enriching, held) -> None:
     block = held("sqlite", rows_of(columns_of("sqlite"), "sqlite"))
     given = pa.table({"k": pa.array([1000], pa.int64())})
-    step = enriching.step(given.schema, lookup=block, on={"k": "n"}, select={"t": "text"}, refresh="1m")
     with contextlib.closing(sqlite3.connect(enriching.folder / "lookup.sqlite")) as db:
         db.execute("PRAGMA journal_mode=WAL")
+        step = enriching.step(given.schema, lookup=block, on={"k": "n"}, select={"t": "text"}, refresh="1m")
         assert enriching.over(step, given)[0] == [{"k": 1000, "t": None}]
         db.execute("INSERT INTO held (n, text) VALUES (1000, 'new')")
         db.commit()
