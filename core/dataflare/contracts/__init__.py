@@ -35,7 +35,7 @@ from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
 from dataflare.contracts.lookup import Lookup, LookupSpec
 from dataflare.contracts.monitor import PHASES, RunEvent
-from dataflare.contracts.processor import Processor
+from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
 from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
@@ -73,6 +73,7 @@ __all__ = [
     "Pause",
     "Plan",
     "Processor",
+    "Progress",
     "Provided",
     "Reader",
     "RestartPolicy",

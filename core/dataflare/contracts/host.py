@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ class Surroundings:
         count: receives `(name, value)` of every metric.
         gauge: receives `(name, value)` of every gauge.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
+        linger: seconds for which a batch may wait to be filled.
+        clock: gives the time, seconds since 1970 UTC; virtual in tests of a workflow.
     """
 
     node: str = ""
@@ -69,6 +72,8 @@ class Surroundings:
     count: Callable[[str, float], None] | None = None
     gauge: Callable[[str, float], None] | None = None
     path: tuple[str | int, ...] = field(default_factory=tuple)
+    linger: float = 0.1
+    clock: Callable[[], float] = time.time
 
 
 PLAIN = Surroundings()

@@ -25,6 +25,7 @@ class ExtractSpec:
         streams: the same of a source of several streams: stream to its columns; a stream nobody reads is missing.
         types: the user's `columns:` block, name to DuckDB type name; they name all that is read.
         options: anything else the block carried, for the source to judge.
+        idle: seconds without a row after which a partition does not hold back event time any more.
     """
 
     mode: str = "full"
@@ -37,6 +38,7 @@ class ExtractSpec:
     streams: Mapping[str, tuple[str, ...]] | None = None
     types: Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    idle: float = 30.0
 
 
 @record
@@ -102,6 +104,8 @@ class Source(Protocol):
     Attributes:
         features: of `full incremental overlap cdc replayable resumable_snapshot ordered parallel_partitions
             emits_deletes unbounded windows`. `replayable`: the same rows again for the same (offset, until).
+            `parallel_partitions`: it can be read in parts, and readers of them may be read at once, each on a thread of its own
+            (`open` and everything else of the source is still called by its task alone).
             `windows`: an incremental extraction honours `extract.stop`.
         many_streams: it gives several streams, each an output of its own, named as `discover` names it; their
             batches say which by `stream`.

@@ -111,6 +111,9 @@ class Extract:
     start: Any = option("Value of the cursor to begin at on the first run.", default=None)
     key: list[str] | str = option("Columns that identify a row.", default_factory=list)
     overlap: Duration | None = option("How far to read back for late commits.", default=None)
+    idle: Duration | None = option(
+        "After so long without a row a partition holds back no window; by default 30s.", default=None, example="30s"
+    )
     consistency: Literal["instant", "chunks"] | None = option("One snapshot, or one per chunk.", default=None)
     on_unchanged: Literal["fail", "dead_letter"] | None = option(
         "A change leaves out a column that a step needs whole (a large value that did not change).", default=None
@@ -123,6 +126,13 @@ class PartitionBlock:
 
     by: str | None = option("Column whose ranges are the parts; by default the key.", default=None, example="order_id")
     into: int = option("How many parts.", minimum=1, maximum=256, example=8)
+
+
+@config
+class Shares:
+    """How the groups of a keyed step are worked on in shares, side by side."""
+
+    into: int = option("How many shares; what comes out is the same.", minimum=1, maximum=64, example=2)
 
 
 @config
@@ -163,6 +173,7 @@ class ProcessorBlock:
     use: str = option("Name of the processor.")
     from_: str | list[str] | None = option("Where its rows come from; by default the item above.", default=None)
     with_: dict[str, Any] = option("The processor's own keys.", default_factory=dict)
+    partition: Shares | None = option("How its groups are worked on in shares.", default=None)
     errors: NodeErrors | None = option("Policy for bad rows of this node.", default=None)
 
 
