@@ -150,6 +150,12 @@ def test_a_secret_is_in_the_request_and_nowhere_else(folder, monkeypatch) -> Non
         shop.close()
 
 
+def test_a_service_has_no_twin_to_prove_with(folder) -> None:
+    service = {"use": "http_lookup", "with": {"url": "http://127.0.0.1:9/{key}", "columns": {"id": "BIGINT", "name": "VARCHAR"}}}
+    saved(folder, workflow(service))
+    assert told(folder, "prove", "w.json", code=3)["problems"][0]["code"] == "prove.no-twin"
+
+
 @pytest.mark.parametrize(
     ("config", "code", "path"),
     [
