@@ -107,9 +107,7 @@ class ScanLookup(Lookup[Any]):
         extract = ExtractSpec(columns=self.spec.columns)
         units = [u for part in source.partitions(stream, extract) for u in source.units(part, extract)]
         batches: list[pa.RecordBatch] = []
-        folder = Path(self.ctx.staging_dir)
-        folder.mkdir(parents=True, exist_ok=True)  # DuckDB makes the last folder only
-        with duck.connect(memory=self.ctx.memory, threads=1, temp=folder / "spill") as connection:
+        with duck.connect(memory=self.ctx.memory, threads=1, temp=Path(self.ctx.staging_dir) / "spill") as connection:
             self._running = connection
             try:
                 for statement in dict.fromkeys(s for u in units for s in u.setup):

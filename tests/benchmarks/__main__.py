@@ -21,6 +21,7 @@ from tests.benchmarks.lookups import lookups
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.wasm import wasm
+from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
 
 HEAD = """# Benchmarks
@@ -34,8 +35,8 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
-WITHIN = {"lookups": lookups, "wasm": wasm, "workers": workers}
-"""What is measured within a process: lookups, and plugins at the levels of isolation; each can be chosen by `--only`."""
+WITHIN = {"lookups": lookups, "wasm": wasm, "workers": workers, "windows": windows}
+"""What is measured by itself: lookups, plugins at the levels of isolation, windows; each can be chosen by `--only`."""
 
 
 def main() -> int:

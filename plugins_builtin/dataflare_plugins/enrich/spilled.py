@@ -26,9 +26,7 @@ class SpilledTable:
 
     def __init__(self, ctx: Any, schema: pa.Schema, keys: Sequence[KeyPair], *, every: bool) -> None:
         self._schema, self._keys, self._every = schema, keys, every
-        folder = Path(ctx.staging_dir)
-        folder.mkdir(parents=True, exist_ok=True)  # DuckDB makes the last folder only
-        self._connection = duck.connect(memory=ctx.memory, threads=1, temp=folder / "spill")
+        self._connection = duck.connect(memory=ctx.memory, threads=1, temp=Path(ctx.staging_dir) / "spill")
 
     def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Read the table; of several rows with one key the first is kept, with their number, unless all are wanted."""
