@@ -72,7 +72,8 @@ def plugin_pages() -> dict[str, str]:
 
     pages = {}
     with Runtime() as runtime:
-        for kind, title in (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations"), ("monitor", "Monitors")):
+        kinds = (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations"), ("lookup", "Lookups"), ("monitor", "Monitors"))
+        for kind, title in kinds:
             parts = [f"# {title}\n"]
             for provided in runtime.host.provided(kind):
                 if kind == "monitor" and not provided.features:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Lease as Lease
     from dataflare.contracts import LetterFilter as LetterFilter
     from dataflare.contracts import Loader as Loader
+    from dataflare.contracts import LookupSpec as LookupSpec
     from dataflare.contracts import Message as Message
     from dataflare.contracts import NodeSpec as NodeSpec
     from dataflare.contracts import Offset as Offset
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import Sql as Sql
     from dataflare_sdk.fields import config as config
     from dataflare_sdk.fields import option as option
+    from dataflare_sdk.lookup import Lookup as Lookup
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
     from dataflare_sdk.monitor import Monitor as Monitor
@@ -105,8 +107,9 @@ _HOME = {
     "dataflare.contracts": (
         "LETTER_STATES PHASES SIGNALS ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint "
         "ComponentContext DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader "
-        "Message NodeSpec Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions "
-        "RunReport SchemaChange SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
+        "LookupSpec Message NodeSpec Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent "
+        "RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider StateStore StreamInfo Surroundings Target TaskSpec "
+        "Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
     "dataflare.hookspecs": "hookimpl",
@@ -116,6 +119,7 @@ _HOME = {
     "dataflare_sdk.destination": "CopyTarget Destination",
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
+    "dataflare_sdk.lookup": "Lookup",
     "dataflare_sdk.messages": "Batch Origin",
     "dataflare_sdk.monitor": "Monitor",
     "dataflare_sdk.processor": "Processor",

@@ -33,6 +33,7 @@ from dataflare.contracts.executor import (
 )
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
+from dataflare.contracts.lookup import Lookup, LookupSpec
 from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, RunEvent
 from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
@@ -66,6 +67,8 @@ __all__ = [
     "Lease",
     "LetterFilter",
     "Loader",
+    "Lookup",
+    "LookupSpec",
     "Message",
     "Monitor",
     "NodeSpec",

@@ -11,6 +11,7 @@ tests that it, and no other check, refuses.
 
 from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.destinations import DestinationSuite
+from dataflare_sdk.testing.lookups import LookupSuite
 from dataflare_sdk.testing.processors import ProcessorSuite
 from dataflare_sdk.testing.sources import SourceSuite
 from dataflare_sdk.testing.states import LetterStoreSuite, StateStoreSuite
@@ -22,6 +23,7 @@ __all__ = [
     "Failure",
     "FakeContext",
     "LetterStoreSuite",
+    "LookupSuite",
     "ProcessorSuite",
     "SourceSuite",
     "StateStoreSuite",
