@@ -72,7 +72,13 @@ def plugin_pages() -> dict[str, str]:
 
     pages = {}
     with Runtime() as runtime:
-        kinds = (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations"), ("lookup", "Lookups"), ("monitor", "Monitors"))
+        kinds = (
+            ("source", "Sources"),
+            ("processor", "Processors"),
+            ("destination", "Destinations"),
+            ("lookup", "Lookups"),
+            ("monitor", "Monitors"),
+        )
         for kind, title in kinds:
             parts = [f"# {title}\n"]
             for provided in runtime.host.provided(kind):

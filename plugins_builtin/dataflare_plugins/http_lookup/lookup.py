@@ -58,7 +58,7 @@ class HttpLookup(Lookup[HttpLookupConfig]):
         if config.rows and not config.rows.startswith("/"):
             raise CODES["config.invalid"].error("a JSON pointer begins with '/'", path="rows")
         if not self._many:
-            self.features = HttpLookup.features | {"one_by_one"}  # type: ignore[misc]
+            self.features = HttpLookup.features | {"one_by_one"}
 
     def _placeholders(self) -> list[str]:
         """Return what stands in braces in the address."""

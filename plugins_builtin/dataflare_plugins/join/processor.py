@@ -47,7 +47,7 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
 
     def __init__(self, config: JoinConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self.features = frozenset({"sql", "whole_input"} if config.within is None else {"event_time", "keyed"})  # type: ignore[misc]
+        self.features = frozenset({"sql", "whole_input"} if config.within is None else {"event_time", "keyed"})
         self._streams: Streams | None = None
         if config.within is not None and (config.time is None or len(config.time) != 1):
             raise NEEDS_TIME.error("`within` is said without the two columns of event time", path="within")

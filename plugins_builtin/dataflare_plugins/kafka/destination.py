@@ -58,7 +58,7 @@ class KafkaDestination(Destination[KafkaTarget]):
     def __init__(self, config: KafkaTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
         if not config.transactions:
-            self.features = self.features - {"transactional"}  # type: ignore[misc]
+            self.features = self.features - {"transactional"}
         self._brokers = Brokers(config, ctx)
         self._target: Target | None = None
         self._ledger: Any = None
