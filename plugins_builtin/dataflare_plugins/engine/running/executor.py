@@ -7,6 +7,7 @@ import errno
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,8 @@ class LocalRun:
         self.plan = as_streaming(plan, "rows of its nodes are collected") if collecting else plan
         self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
         self._drain = threading.Event()
+        self._asked: deque[threading.Event] = deque()
+        self._wake: Callable[[], None] = lambda: None
         self._ended = threading.Event()
         self._result: dict[str, Any] = {}
         self.collected: dict[str, pa.Table] = {}
@@ -82,6 +85,16 @@ class LocalRun:
     def cancel(self) -> None:
         """Stop reading, finish what is under way, commit a last epoch."""
         self._drain.set()
+
+    def checkpoint(self) -> bool:
+        """Have an epoch end now and wait until it is committed everywhere; False when the run ended first."""
+        committed = threading.Event()
+        self._asked.append(committed)
+        self._wake()
+        while not committed.wait(0.05):
+            if self._ended.is_set():
+                return committed.is_set()
+        return True
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return live counters."""
@@ -124,7 +137,7 @@ class LocalRun:
                 raise
             if status != "done":
                 store.end_run(start.run_id, {"status": status})
-            elif not transient:
+            elif not transient and self._options.scratch is None:
                 keep_streams(self.plan)
             return status
         finally:
@@ -133,7 +146,8 @@ class LocalRun:
     @contextlib.contextmanager
     def _staging(self, lease: Lease) -> Iterator[Path]:
         """Give the folder of all nodes' staging; of a real run one that only the newest run holds."""
-        place = Path(self.plan.base_dir) / ".dataflare" / "staging" / lease.workflow_id
+        home = self._options.scratch or Path(self.plan.base_dir) / ".dataflare"
+        place = home / "staging" / lease.workflow_id
         if self._options.rehearse is not None:
             yield self._options.rehearse / "staging"
         elif self._options.limit is not None:
@@ -272,7 +286,9 @@ class LocalRun:
             events=events,
             draining=self._drain.is_set,
             newer=self._newer,
+            asked=self._asked,
         )
+        self._wake = job.wake
         try:
             status = job.run()
         finally:
