@@ -61,7 +61,7 @@ class Windowed:
         self.late = 0
         self._lines = _lines(by, select, schema, result, engine)
         self._state: Shards | None = None
-        self._identity = repr((shape.kind, shape.size, shape.every, window.on, dict(by), dict(select)))
+        self._identity = repr((shape.kind, shape.size, shape.every, window.on, sorted(by.items()), sorted(select.items())))
 
     @property
     def state(self) -> Shards:

@@ -115,7 +115,8 @@ class _Range:
         self._texts = partition.spec["columns"]
         self._schema = source.scan_schema(partition, extract)
         self._connection = connection
-        self._first, last = partition.spec.get("range") or (0, source.config.rows)
+        first, last = partition.spec.get("range") or (0, source.config.rows)
+        self._first = int(first)
         self._rows = last - self._first
 
     def sql(self, start: int, stop: int) -> str:

@@ -195,7 +195,7 @@ class Bench:
 
     def end_epoch(self) -> None:
         """End an epoch, as the engine does: what is complete comes out, then the state is kept."""
-        marks = [Watermark(f"p{p}", FOREVER if self._at[p] == self._tables[p].num_rows else None) for p in (0, 1)]
+        marks = [Watermark(FOREVER if self._at[p] == self._tables[p].num_rows else None, f"p{p}") for p in (0, 1)]
         self._keep(self._step.advance(Progress(0, {"rows": marks})))
         self._state = self._step.snapshot(self._put)
         for name, batches in self._epoch.items():
