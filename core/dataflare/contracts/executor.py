@@ -202,8 +202,8 @@ class RunOptions:
     run_id: str = ""
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
-    scratch: Path | None = None
     clock: Callable[[], float] = time.time
+    scratch: Path | None = None
 
 
 @dataclass(slots=True)
