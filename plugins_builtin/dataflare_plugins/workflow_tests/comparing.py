@@ -154,6 +154,13 @@ def _cell(value: Any) -> str:
     return one_line(made if isinstance(made, str) else json.dumps(made, default=str, ensure_ascii=False))
 
 
+def aligned(head: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return rows as columns of text."""
+    cells = [[one_line(c) for c in head], *([_cell(v) for v in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
 def plain_rows(table: pa.Table) -> Iterable[dict[str, Any]]:
     """Return rows as JSON-able values."""
     for row in table.to_pylist():

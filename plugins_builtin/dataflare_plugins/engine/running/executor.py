@@ -47,6 +47,8 @@ from dataflare_sdk.plans import input_schemas, output_schemas
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
 
+KEPT_RUNS = 100
+"""Runs that are remembered, when the workflow does not say."""
 NOT_THE_SAME = code(
     "plugin.not-the-same",
     3,
@@ -128,15 +130,19 @@ class LocalRun:
                 return "done"
             if not start.resumed:
                 self._record(store, start)
+                self._forget(store)
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
                 # A state store that is gone is no news beside what ended the run; often it is the same.
                 with contextlib.suppress(DataflareError):
-                    store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                    problem = as_error(error).problems[0]
+                    message = self._host.redacted(problem.message)
+                    told = {"status": "failed", "error": problem.code, "message": message, "where": problem.where()}
+                    store.end_run(start.run_id, {**told, "rows": self._monitor.report(self.plan)["rows"]})
                 raise
             if status != "done":
-                store.end_run(start.run_id, {"status": status})
+                store.end_run(start.run_id, {"status": status, "rows": self._monitor.report(self.plan)["rows"]})
             elif not transient and self._options.scratch is None:
                 keep_streams(self.plan)
             return status
@@ -228,6 +234,13 @@ class LocalRun:
     def _record(self, store: Any, start: Start) -> None:
         window = {"window": dict(self._options.window)} if self._options.window else {}
         store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
+
+    def _forget(self, store: Any) -> None:
+        """Forget runs that are too old to be remembered; a store of somebody else may remember all."""
+        forget = getattr(store, "forget_runs", None)
+        if forget is not None:
+            runs = (self.plan.settings.get("state") or {}).get("runs") or {}
+            forget(self.plan.workflow, int(runs.get("keep") or KEPT_RUNS))
 
     def _planned_anew(self, changes: Mapping[str, Mapping[str, Any]]) -> Plan:
         """Bind everything anew, to the new columns of streams.
@@ -339,10 +352,6 @@ def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
 def window_done(store: Any, workflow: str, window: Mapping[str, Any]) -> bool:
     """Whether a window of a backfill was run to its end; asked with the lock held."""
     return bool(window) and any(r.get("window") == window and r["status"] == "done" for r in store.runs(workflow, ALL))
-
-
-def _code_of(error: BaseException) -> str:
-    return as_error(error).code
 
 
 def as_error(error: BaseException) -> DataflareError:
