@@ -100,7 +100,7 @@ class Schedule:
         """Return when the run of a time begins: a `jitter` later at most, the same for the same workflow and time."""
         if not self._jitter:
             return due
-        later = random.Random(f"{name} {due.timestamp()}").uniform(0, self._jitter)
+        later = random.Random(f"{name} {due.timestamp()}").uniform(0, self._jitter)  # noqa: S311 - no secret
         return (due.astimezone(UTC) + timedelta(seconds=later)).astimezone(self._zone)
 
     def _next_cron(self, moment: datetime) -> datetime | None:

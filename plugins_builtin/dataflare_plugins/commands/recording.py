@@ -1,4 +1,4 @@
-"""What a run told while it went on, kept beside its state: `.dataflare/runs/<workflow>/<run id>.jsonl`, a line for each event and log record."""
+"""What a run told while it went on, kept beside its state: a file for each run, a line for each event and log record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from dataflare_sdk import DataflareError, RunEvent, Workflow
 from dataflare_sdk.commands import Invocation, Runtime
@@ -23,7 +23,7 @@ LONGEST = 16 << 20
 
 
 def folder_of(base_dir: str | Path, workflow: str) -> Path:
-    """Return where the runs of a workflow are kept."""
+    """Return where the runs of a workflow are kept: `.dataflare/runs/<workflow>`, in it `<run id>.jsonl`."""
     safe = "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):x}" for c in workflow)
     return Path(base_dir) / ".dataflare" / "runs" / safe
 
@@ -158,7 +158,7 @@ def recorded(call: Invocation, runtime: Runtime, workflow: Workflow) -> Iterator
 
 def listening(call: Invocation) -> None:
     """Have the log of the command's runtimes pass by here."""
-    call.sink = LogTee(call.sink)
+    call.sink = cast("TextIO", LogTee(call.sink))
 
 
 def kept(folder: Path, run_id: str) -> Iterator[dict[str, Any]]:

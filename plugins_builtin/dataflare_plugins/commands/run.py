@@ -85,7 +85,7 @@ def _by_schedule(
             _tell(call, {**document, "nodes": []})
 
     return run_by_schedule(
-        call, lambda: call.runtime(file.parent, settings, profile), read, options, lambda d: _exit(d, options.strict), shown, file
+        call, lambda: call.runtime(file.parent, settings, profile), read, options, lambda d: _exit(dict(d), options.strict), shown, file
     )
 
 

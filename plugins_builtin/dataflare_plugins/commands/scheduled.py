@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -80,7 +81,7 @@ class Scheduled:
             with opened(runtime.host, workflow) as store:
                 raw = store.get_value(_scope(workflow), "last")
                 last = datetime.fromisoformat(raw.decode()) if raw else None
-                tell = lambda text: self._call.say(text, err=True)  # noqa: E731
+                tell = functools.partial(self._call.say, err=True)
                 tell(f"{workflow.name}: next at {schedule.after(self._clock.now()).isoformat()}; Ctrl-C ends it")
 
                 def keep(time: datetime) -> None:

@@ -62,6 +62,7 @@ def _again(call: Invocation, turn: Callable[[], Any], files: Callable[[], Sequen
             except Exception as error:  # what is wrong now may be mended by the next change
                 call.fail(error)
             call.say("waiting for a change; Ctrl-C ends it")
+            before = {**seen(files()), **before}  # what the turn found out about was not changed by that
             changed = wait_for_change(files, before)
             call.say("\n" + "─" * 60 + "\n" + ", ".join(p.name for p in changed[:5]) + " changed")
     except KeyboardInterrupt:
@@ -87,7 +88,7 @@ class _Turn:
         flags = {"runtime.lane": "streaming", **({} if call.verbosity > 0 else {"log.level": "off"})}
         with call.runtime(self._file.parent, flags, self._profile) as runtime:
             workflow = runtime.parse(self._file, self._params, self._profile)
-            self._document = dict(workflow.document)
+            self._document = {k: workflow.document.get(k) for k in ("sources", "processors")}
             checked = runtime.validate(workflow)
             call.report(checked.problems)
             if any(p.severity == "error" for p in checked.problems):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dataflare_sdk.commands import RunHandle
 
@@ -31,7 +32,7 @@ class Gate:
         self._waiting = dict.fromkeys(sources, -1)
         self._changed = threading.Condition()
         self._kept = kept
-        at = json.loads(kept.read_text()) if kept.exists() else {"step": 0, "time": start, "advanced": False}
+        at: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"step": 0, "time": start, "advanced": False}
         self._step: int = at["step"]
         self._time: float = at["time"]
         self._advanced: bool = at["advanced"]

@@ -146,9 +146,7 @@ class Player:
         for i, advance in enumerate(standing.advances):
             parts = {s: read(str(folder / "given" / s), i) for s in standing.sources}
             size = max(rows, math.ceil(sum(p.num_rows for p in parts.values()) / MOST_BATCHES))
-            pieces = [
-                {s: p.slice(at, size)} for s, p in parts.items() for at in range(0, p.num_rows, size)
-            ] or [{}]
+            pieces = [{s: p.slice(at, size)} for s, p in parts.items() for at in range(0, p.num_rows, size)] or [{}]
             steps += pieces
             advances += [0.0] * (len(pieces) - 1) + [advance]
         for source in standing.sources:

@@ -102,4 +102,3 @@ def _crashed(player: Player, suite: Suite, index: int, whole: Outcome, folder: P
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-

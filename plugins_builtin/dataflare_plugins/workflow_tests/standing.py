@@ -1,4 +1,4 @@
-"""A workflow with everything outside it replaced: sources by given rows, destinations by tables of the occasion, state by a scratch file."""
+"""A workflow with everything outside it replaced: sources by given rows, destinations by tables of the occasion, state by a file."""
 
 from __future__ import annotations
 
@@ -207,7 +207,9 @@ class _Maker:
             try:
                 return parse(Rows, raw)
             except DataflareError as error:
-                raise DataflareError(*(self._suite.error(NOT_A_TEST, p.message, (*place, p.path or "")).problems[0] for p in error.problems))
+                raise DataflareError(
+                    *(self._suite.error(NOT_A_TEST, p.message, (*place, p.path or "")).problems[0] for p in error.problems)
+                ) from None
         return Rows(rows=raw)
 
     def _table(self, block: Rows, raw: Any, place: Place, types: Mapping[str, str]) -> pa.Table:

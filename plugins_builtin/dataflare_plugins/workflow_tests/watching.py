@@ -46,7 +46,7 @@ def made_of(workflow: Path, document: Any, tests: Sequence[Path]) -> list[Path]:
 
     Args:
         workflow: its file.
-        document: what it says, None when it cannot be read.
+        document: what it says of its sources and processors, None when it cannot be read.
         tests: its test files.
     """
     found = [workflow, *tests]
@@ -78,7 +78,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _local(base: Path, text: str) -> list[Path]:
-    if not text or len(text) > 512 or "\0" in text or "://" in text or text in (".", "/") or text.startswith("out/"):
+    if not text or len(text) > 512 or "\0" in text or "://" in text or text in (".", "/"):
         return []
     path = base / text.strip("\"'")
     with contextlib.suppress(OSError, ValueError, NotImplementedError):
