@@ -49,20 +49,25 @@ def test_again(call: Invocation, paths: Sequence[Path], chosen: str | None) -> i
             made += [p for p in test.parent.glob("*.y*ml") if p.is_file()]
         return made
 
-    return _again(call, lambda: run_all(call, tuple(paths), chosen), files)
+    return _again(call, lambda _: run_all(call, tuple(paths), chosen), files)
 
 
-def _again(call: Invocation, turn: Callable[[], Any], files: Callable[[], Sequence[Path]]) -> int:
-    """Take a turn, and one more whenever a file has changed; Ctrl-C ends it."""
+def _again(call: Invocation, turn: Callable[[dict[Path, tuple[int, int]]], Any], files: Callable[[], Sequence[Path]]) -> int:
+    """Take a turn, and one more whenever a file has changed; Ctrl-C ends it.
+
+    Args:
+        call: the command.
+        turn: is given how the files were when it began, and adds those it finds out about, before it reads them.
+        files: gives the files.
+    """
     try:
         while True:
-            before = seen(files())
+            before = dict(seen(files()))
             try:
-                turn()
+                turn(before)
             except Exception as error:  # what is wrong now may be mended by the next change
                 call.fail(error)
             call.say("waiting for a change; Ctrl-C ends it")
-            before = {**seen(files()), **before}  # what the turn found out about was not changed by that
             changed = wait_for_change(files, before)
             call.say("\n" + "─" * 60 + "\n" + ", ".join(p.name for p in changed[:5]) + " changed")
     except KeyboardInterrupt:
@@ -81,7 +86,7 @@ class _Turn:
         """Return what the workflow is made of, as far as the last look knows."""
         return made_of(self._file, self._document, found(self._file))
 
-    def __call__(self) -> None:
+    def __call__(self, before: dict[Path, tuple[int, int]]) -> None:
         from dataflare_plugins.workflow_tests.command import run_all
 
         call = self._call
@@ -89,6 +94,7 @@ class _Turn:
         with call.runtime(self._file.parent, flags, self._profile) as runtime:
             workflow = runtime.parse(self._file, self._params, self._profile)
             self._document = {k: workflow.document.get(k) for k in ("sources", "processors")}
+            before.update({p: s for p, s in seen(self.files()).items() if p not in before})
             checked = runtime.validate(workflow)
             call.report(checked.problems)
             if any(p.severity == "error" for p in checked.problems):
