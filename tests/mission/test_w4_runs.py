@@ -144,6 +144,8 @@ def test_a_run_that_was_killed_is_unfinished_and_goes_on_under_its_id(tmp_path: 
     _, shown = asked(runs, "show", str(file))
     assert shown["run"]["status"] == "done"
     assert shown["events"][: len(before)] == before, "what it told before it was killed is kept"
+    begun = [e["event"] for e in shown["events"] if (e["phase"], e["event"]) == ("initialise", "phase.started")]
+    assert len(begun) == 2, "and what it told before it knew which run it goes on with"
     assert len(list((tmp_path / ".dataflare" / "runs" / "w").iterdir())) == 1
 
 

@@ -57,11 +57,10 @@ class GivenReader:
         while True:
             if self._until is not None and (self._step, self._row) >= self._until:
                 return End()
-            if self._table is None:
-                self._table = read(self._folder, self._step)
-            stop = self._until[1] if self._until is not None and self._until[0] == self._step else self._table.num_rows
+            table = self._table = read(self._folder, self._step) if self._table is None else self._table
+            stop = self._until[1] if self._until is not None and self._until[0] == self._step else table.num_rows
             if self._row < stop:
-                return self._batch(self._table.slice(self._row, min(max_rows, stop - self._row)))
+                return self._batch(table.slice(self._row, min(max_rows, stop - self._row)))
             if self._step == self._gate.last:
                 return End()
             if self._until is None and not self._gate.opened(self._step + 1):

@@ -132,6 +132,7 @@ def test_asking_for_an_epoch_commits_it(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(
         f"sources: {{g: {{use: test-rows, with: {{gate: here, folder: '{tmp_path}'}}}}}}\n"
         "destinations: {out: {use: sqlite, with: {path: o.db, table: t}, write: {mode: append}}}\n"
+        "state: {checkpoint: {every: 1h}}\n"
     )
     for step in range(2):
         write(tmp_path, step, pa.table({"id": [step]}))
