@@ -20,6 +20,7 @@ from tests.benchmarks.databases import LOADING, bench, capturing, copying, loadi
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.wasm import wasm
+from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
 
 HEAD = """# Benchmarks
@@ -33,7 +34,7 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
-STRANGERS = {"wasm": wasm, "workers": workers}
+STRANGERS = {"wasm": wasm, "workers": workers, "windows": windows}
 """What plugins cost at the levels of isolation; each can be chosen by `--only`."""
 
 
