@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dataflare_plugins.commands.common import file_argument, guarantees, params_of, table, workflow_options
+from dataflare_plugins.commands.common import file_argument, guarantees, next_times, params_of, table, workflow_options
 from dataflare_sdk.commands import Invocation, verb
 
 
@@ -23,7 +23,6 @@ def plan(
     call: Invocation, file: Path, params: tuple[str, ...], profile: str | None, form: str, output: Path | None, diff: bool, lane: str | None
 ) -> int:
     """Show the tasks, lanes, types and guarantee of a workflow."""
-    from dataflare_plugins.commands.scheduled import next_times
     from dataflare_sdk import DataflareError
 
     if diff:

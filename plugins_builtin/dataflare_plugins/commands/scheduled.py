@@ -6,7 +6,7 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,6 @@ def schedule_of(workflow: Workflow) -> Schedule:
     if block is None:
         raise NONE.error(f"'{workflow.name}' has no `schedule`", file=workflow.file)
     return Schedule(block)
-
-
-def next_times(workflow: Workflow) -> list[str]:
-    """Return the next three times of a workflow's schedule; none when it has no schedule."""
-    if workflow.settings.get("schedule") is None:
-        return []
-    return [t.isoformat() for t in schedule_of(workflow).upcoming(datetime.now(UTC))]
 
 
 class Scheduled:

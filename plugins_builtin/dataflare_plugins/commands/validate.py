@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dataflare_plugins.commands.common import file_argument, guarantees, params_of, workflow_options
+from dataflare_plugins.commands.common import file_argument, guarantees, next_times, params_of, workflow_options
 from dataflare_sdk.commands import Invocation, verb
 
 
@@ -18,7 +18,6 @@ from dataflare_sdk.commands import Invocation, verb
 @verb
 def validate(call: Invocation, file: Path, params: tuple[str, ...], profile: str | None, strict: bool) -> int:
     """Check schema, graph, plugin configs, column types and guarantee, offline."""
-    from dataflare_plugins.commands.scheduled import next_times
     from dataflare_sdk import DataflareError, exit_code
 
     guarantee: dict[str, str] = {}
