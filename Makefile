@@ -63,6 +63,7 @@ bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills, on databases 2,600 and 700 other disturbances
 	$(BIN)/python -m pytest -m soak --timeout 7200
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 7
+	$(BIN)/python tests/faults/kill.py --kills 200 --seed 5 --lanes windows
 	$(BIN)/python -m tests.faults.changes --kills 2600 --each 50 --seed 7
 	$(BIN)/python -m tests.faults.disturbed --times 600 --seed 7
 	$(BIN)/python -m tests.faults.disturbed --times 100 --seed 8 --clock
