@@ -7,6 +7,7 @@ from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
+from tests.servers.redis_fixtures import own_redis, redis_server, shared_redis
 from tests.template.clean import clean, new_plugin
 
 __all__ = [
@@ -19,10 +20,13 @@ __all__ = [
     "new_plugin",
     "own_mariadb",
     "own_postgres",
+    "own_redis",
     "place",
     "postgres",
     "postgres_server",
     "postgres_servers",
+    "redis_server",
+    "shared_redis",
     "wheels",
 ]
 

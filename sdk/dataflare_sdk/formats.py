@@ -96,7 +96,7 @@ class JsonlWriter(_DuckWriter):
 
     def copy(self, path: Path, *, first: bool) -> str:  # noqa: ARG002
         """Return the COPY statement."""
-        items = ", ".join(f"{_finite(quote(f.name), f.type)} AS {quote(f.name)}" for f in self.schema)
+        items = ", ".join(f"{finite(quote(f.name), f.type)} AS {quote(f.name)}" for f in self.schema)
         return f"COPY (SELECT {items} FROM ({{query}})) TO {literal(str(path))} (FORMAT json{self._packed()})"
 
 
@@ -166,16 +166,16 @@ class ArrowWriter(Writer):
                         out.write_batch(reader.get_batch(i))
 
 
-def _finite(sql: str, kind: pa.DataType) -> str:
+def finite(sql: str, kind: pa.DataType) -> str:
     """Return SQL for a value with NaN and infinity replaced by NULL, also inside lists and structs."""
     if pa.types.is_floating(kind):
         return f"CASE WHEN isfinite({sql}) THEN {sql} END"
     if not _has_float(kind):
         return sql
     if pa.types.is_list(kind):
-        return f"list_transform({sql}, lambda e: {_finite('e', kind.value_type)})"
+        return f"list_transform({sql}, lambda e: {finite('e', kind.value_type)})"
     if pa.types.is_struct(kind):
-        fields = ", ".join(f"{quote(f.name)} := {_finite(f'struct_extract({sql}, {literal(f.name)})', f.type)}" for f in kind)
+        fields = ", ".join(f"{quote(f.name)} := {finite(f'struct_extract({sql}, {literal(f.name)})', f.type)}" for f in kind)
         return f"CASE WHEN {sql} IS NULL THEN NULL ELSE struct_pack({fields}) END"
     return sql
 
