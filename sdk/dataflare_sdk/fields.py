@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -301,8 +300,8 @@ _HINTS: dict[type[Any], dict[str, Any]] = {}
 def _hints(cls: type[Any]) -> dict[str, Any]:
     """Return the resolved annotations of a class, marks included; kept, as resolving is slow."""
     if cls not in _HINTS:
-        module = sys.modules.get(cls.__module__)
-        _HINTS[cls] = typing.get_type_hints(cls, vars(module) if module else None, include_extras=True)
+        # Without a module given, what a class inherits is looked up where that class was written.
+        _HINTS[cls] = typing.get_type_hints(cls, include_extras=True)
     return _HINTS[cls]
 
 

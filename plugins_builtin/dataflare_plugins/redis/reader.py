@@ -11,7 +11,7 @@ from dataflare_plugins.redis.ids import Position, order, parse_position
 from dataflare_plugins.redis.looking import known, look
 from dataflare_sdk import Batch, DataflareError, ExtractSpec, Message, Offset, Partition, RowRejection, code
 from dataflare_sdk.inflow.messages import Messages
-from dataflare_sdk.inflow.reader import LINGER, MessageReader
+from dataflare_sdk.inflow.reader import MessageReader
 
 if TYPE_CHECKING:
     from dataflare_plugins.redis.source import RedisSource
@@ -42,7 +42,7 @@ class StreamsReader(MessageReader):
     ) -> None:
         # Lingering is done here, once for all streams: a batch is one page.
         super().__init__(source, partition, extract, offset, until, linger=0.0)
-        self._pause = float(getattr(source.ctx, "linger", LINGER))
+        self._pause = float(source.ctx.linger)
         self._source = source
         self._config = source.config
         self._session = source.session()
