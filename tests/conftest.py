@@ -7,6 +7,7 @@ from tests.confining import confines
 from tests.ext.strangers import place, wheels
 from tests.servers.fixtures import every_postgres, own_postgres, postgres, postgres_server, postgres_servers
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
+from tests.servers.nats_fixtures import nats_server, own_nats, shared_nats
 from tests.servers.redis_fixtures import own_redis, redis_server, shared_redis
 from tests.template.clean import clean, new_plugin
 
@@ -17,8 +18,10 @@ __all__ = [
     "mariadb",
     "mariadb_minimal",
     "mariadb_servers",
+    "nats_server",
     "new_plugin",
     "own_mariadb",
+    "own_nats",
     "own_postgres",
     "own_redis",
     "place",
@@ -26,6 +29,7 @@ __all__ = [
     "postgres_server",
     "postgres_servers",
     "redis_server",
+    "shared_nats",
     "shared_redis",
     "wheels",
 ]
