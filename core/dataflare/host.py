@@ -182,6 +182,7 @@ class HostContext:
         self.staging_dir: Path = around.staging_dir
         self.memory: int = around.memory
         self.threads: int = around.threads
+        self.linger: float = around.linger
         self.on_record: str = around.on_record
         self.offline: bool = around.offline
 
@@ -203,7 +204,7 @@ class HostContext:
 
     def clock(self) -> float:
         """Return the time, seconds since 1970 UTC."""
-        return time.time()
+        return self._around.clock()
 
     def secret(self, ref: str) -> str:
         """Return a secret the plugin was granted.

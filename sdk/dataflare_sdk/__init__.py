@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Partition as Partition
     from dataflare.contracts import Pause as Pause
     from dataflare.contracts import Plan as Plan
+    from dataflare.contracts import Progress as Progress
     from dataflare.contracts import Provided as Provided
     from dataflare.contracts import Reader as Reader
     from dataflare.contracts import RestartPolicy as RestartPolicy
@@ -99,7 +100,7 @@ _HOME = {
     "dataflare.contracts": (
         "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
         "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
-        "Pause Plan Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
+        "Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
         "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Origin:
         base: what all its positions share (`{"file": "a.csv"}`).
         first: number of its first row within `base`, from 1.
         rows: for each row of the batch the index of its row in `data`; None: the same row.
+        place: gives the place of its row number `first` + n, in words of its own, where rows are not counted one after the other
+            (the messages of a broker); None: `{"row": number}`.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Origin:
     base: Mapping[str, Any]
     first: int = 1
     rows: pa.Array | None = None
+    place: Callable[[int], Mapping[str, Any]] | None = None
 
     def take(self, indices: pa.Array) -> Origin:
         """Return the origin of the rows at `indices`."""
@@ -61,7 +64,8 @@ class Origin:
 
     def position(self, row: int) -> dict[str, Any]:
         """Return the position of a row of the batch in its source."""
-        return {**self.base, "row": self.first + self.index(row)}
+        number = self.first + self.index(row)
+        return {**self.base, **({"row": number} if self.place is None else self.place(number))}
 
     def values(self, row: int) -> dict[str, Any]:
         """Return the source row behind a row of the batch, as plain values."""

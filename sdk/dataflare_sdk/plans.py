@@ -18,7 +18,7 @@ def extract_from(
     streams: Mapping[str, Sequence[str]] | None = None,
 ) -> ExtractSpec:
     """Build an ExtractSpec from a source's `extract` block, its `columns` and what of it is used (of each stream)."""
-    known = {"mode", "cursor", "start", "stop", "key", "overlap"}
+    known = {"mode", "cursor", "start", "stop", "key", "overlap", "idle"}
     return ExtractSpec(
         mode=block.get("mode") or "full",
         cursor=block.get("cursor"),
@@ -26,6 +26,7 @@ def extract_from(
         stop=block.get("stop"),
         key=tuple(block.get("key") or ()),
         overlap=float(block.get("overlap") or 0.0),
+        idle=float(block.get("idle") or 30.0),
         columns=None if columns is None else tuple(columns),
         streams=None if streams is None else {name: tuple(used) for name, used in streams.items()},
         types=dict(types) if isinstance(types, Mapping) else None,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dataflare.contracts import RowRejection
+from dataflare.contracts import Progress, RowRejection
 from dataflare_sdk.component import C, Component
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.scan import ScanUnit
@@ -23,10 +23,12 @@ class Processor(Component[C], ABC):
     Attributes:
         changes: `rowwise` when it takes changes as they are: each row by itself, deletions pass it unseen (the engine
             sees to that). `refuse`: what it makes of a row depends on other rows.
+        late: rows that came too late so far, of a step with the feature `event_time`.
     """
 
     inputs: ClassVar[tuple[int, int | None]] = (1, 1)
     changes: ClassVar[str] = "refuse"
+    late: int = 0
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the outputs: just the main one."""
@@ -89,6 +91,14 @@ class Processor(Component[C], ABC):
             The outputs of the good rows and a rejection (with `index`) per bad row; None: it cannot tell them
             apart, and the engine bisects the batch.
         """
+        return None
+
+    def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
+        """Return what is complete at the end of an epoch; asked of steps with the feature `event_time`."""
+        return ()
+
+    def watermark(self) -> int | None:
+        """Return the event time before which no row of the main output is to come; None: only its rows tell."""
         return None
 
     def flush(self) -> Iterable[tuple[str, Batch]]:

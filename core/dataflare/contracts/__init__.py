@@ -34,7 +34,7 @@ from dataflare.contracts.executor import (
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
 from dataflare.contracts.monitor import PHASES, RunEvent
-from dataflare.contracts.processor import Processor
+from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
 from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
@@ -70,6 +70,7 @@ __all__ = [
     "Pause",
     "Plan",
     "Processor",
+    "Progress",
     "Provided",
     "Reader",
     "RestartPolicy",

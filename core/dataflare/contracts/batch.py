@@ -86,6 +86,26 @@ class RowRejection:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+FOREVER = 2**63 - 1
+"""The event time of a partition that has ended: no row of it is to come."""
+
+
+@record
+class Watermark:
+    """How far event time has come in one partition of a stream, as far as its source or the step before can tell.
+
+    Attributes:
+        partition: the partition (see `Batch.partition`); of a step that mixes rows the step's id.
+        time: no row with an event time before it (microseconds since 1970 UTC) is to come; `FOREVER`: none at all; None: only its
+            rows tell.
+        idle: microseconds since its last row, once they are so many that it holds nobody back; 0: it is not idle.
+    """
+
+    partition: str
+    time: int | None = None
+    idle: int = 0
+
+
 @record
 class Barrier:
     """Ends an epoch on a channel: everything before it belongs to `epoch` or an earlier one.
@@ -95,18 +115,16 @@ class Barrier:
         final: nothing follows it on this channel.
         replay: this epoch was logged before a crash and is being read again; destinations that
             already hold it drop it.
+        time: the clock when the epoch was ended, microseconds since 1970 UTC; in a replay the one of the first time.
+        watermarks: every partition whose rows come this way and may still have some to come, and those that have ended. Empty
+            where no step asks for event time.
     """
 
     epoch: int
     final: bool = False
     replay: bool = False
-
-
-@record
-class Watermark:
-    """No row with an event time before `time` (microseconds since 1970, UTC) is expected any more."""
-
-    time: int
+    time: int = 0
+    watermarks: tuple[Watermark, ...] = ()
 
 
 @record
@@ -136,4 +154,4 @@ class SchemaChange:
     key: tuple[str, ...] = ()
 
 
-Message = Batch | Barrier | SchemaChange | Watermark | End | Pause
+Message = Batch | Barrier | SchemaChange | End | Pause

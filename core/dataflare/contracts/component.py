@@ -45,6 +45,7 @@ class ComponentContext(Protocol):
             an older process still does there goes nowhere.
         memory: bytes of memory this component may use for buffers.
         threads: threads it may use.
+        linger: seconds for which a batch may wait to be filled by what is still coming.
         on_record: policy for a bad row: `fail`, `skip` or `dead_letter` (components only report bad
             rows; the engine applies the policy. It is here so that a reader may choose a cheaper way).
         offline: True while nothing but local files may be touched (`validate`).
@@ -57,6 +58,7 @@ class ComponentContext(Protocol):
     staging_dir: Path
     memory: int
     threads: int
+    linger: float
     on_record: str
     offline: bool
     host: Host | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,6 +185,7 @@ class RunOptions:
         events: file that every run event is appended to, one JSON object a line.
         window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
             window whose record says `done` is not run again.
+        clock: gives the time, seconds since 1970 UTC; a virtual one makes a run of a test independent of the machine's.
         rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
             read and not changed, sources are told nothing.
     """
@@ -199,6 +201,7 @@ class RunOptions:
     run_id: str = ""
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
+    clock: Callable[[], float] = time.time
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,7 +54,9 @@ class Surroundings:
         cancelled: tells whether the run is being stopped.
         count: receives `(name, value)` of every metric.
         gauge: receives `(name, value)` of every gauge.
+        clock: gives the time, seconds since 1970 UTC; virtual in tests of a workflow.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
+        linger: seconds for which a batch may wait to be filled.
     """
 
     node: str = ""
@@ -68,7 +71,9 @@ class Surroundings:
     cancelled: Callable[[], bool] = bool
     count: Callable[[str, float], None] | None = None
     gauge: Callable[[str, float], None] | None = None
+    clock: Callable[[], float] = time.time
     path: tuple[str | int, ...] = field(default_factory=tuple)
+    linger: float = 0.1
 
 
 PLAIN = Surroundings()

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from dataflare.contracts.batch import Batch
+from dataflare.contracts.batch import Batch, Watermark
+from dataflare.records import record
+
+
+@record
+class Progress:
+    """What an epoch's end tells a step of time.
+
+    Attributes:
+        time: the clock when the epoch was ended, microseconds since 1970 UTC.
+        watermarks: input to how far each partition of it has come.
+    """
+
+    time: int
+    watermarks: Mapping[str, Sequence[Watermark]]
 
 
 class Processor(Protocol):
@@ -16,14 +30,17 @@ class Processor(Protocol):
 
     Attributes:
         features: of `rowwise` (each output row depends on one input row), `whole_input` (answers at End),
-            `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns).
+            `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns), `event_time`
+            (is asked to `advance` at every barrier).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
+        late: rows that came too late so far, of a step with the feature `event_time`.
     """
 
     features: frozenset[str]
     inputs: tuple[int, int | None]
     changes: str
+    late: int
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of its outputs; the first is the main one unless it has none."""
@@ -48,6 +65,18 @@ class Processor(Protocol):
         Raises:
             Exception: the batch failed as a whole; the engine then isolates the bad rows.
         """
+        ...
+
+    def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:
+        """Return what is complete now that an epoch ends, before `snapshot`; asked of steps with the feature `event_time`.
+
+        What is late and what is complete depends on the rows of the epochs and on `progress` alone, never on when a batch came:
+        an epoch that is read again after a crash then gives the same rows.
+        """
+        ...
+
+    def watermark(self) -> int | None:
+        """Return the event time before which no row of the main output is to come; None: only its rows tell."""
         ...
 
     def flush(self) -> Iterable[tuple[str, Batch]]:

@@ -21,6 +21,7 @@ class ExtractSpec:
             was read before: a window of a backfill. Only given to sources with the feature `windows`.
         key: columns that identify a row.
         overlap: how far to read back for late commits, seconds.
+        idle: seconds without a row after which a partition does not hold back event time any more.
         columns: what the workflow uses of the stream, in stream order; None means all.
         streams: the same of a source of several streams: stream to its columns; a stream nobody reads is missing.
         types: the user's `columns:` block, name to DuckDB type name; they name all that is read.
@@ -33,6 +34,7 @@ class ExtractSpec:
     stop: Any = None
     key: tuple[str, ...] = ()
     overlap: float = 0.0
+    idle: float = 30.0
     columns: tuple[str, ...] | None = None
     streams: Mapping[str, tuple[str, ...]] | None = None
     types: Mapping[str, str] | None = None

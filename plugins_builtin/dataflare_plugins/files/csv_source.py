@@ -19,7 +19,7 @@ from dataflare_sdk.schema import literal, quote
 
 RAGGED = code("data.ragged-row", 1, "A row has more or fewer values than the header.", "Mend the row, or set `errors.on_record`.")
 BAD_VALUE = code("data.bad-value", 1, "A value does not have the type of its column.", "Mend the value, or read the column as VARCHAR.")
-BAD_ENCODING = code("data.bad-encoding", 1, "A row holds bytes that are no UTF-8.", "Convert the file to UTF-8.")
+BAD_ENCODING = code("data.bad-encoding", 1, "A row holds bytes that are no UTF-8.", "Convert it to UTF-8.")
 BAD_QUOTES = code("data.unbalanced-quote", 1, "A quoted value does not end.", "Close the quote.")
 TOO_LONG = code("data.line-too-long", 1, "A line is longer than the reader takes.", "Look for a quote that is never closed.")
 EMPTY = code("data.empty-file", 1, "A file is empty, without even a header.", "Give `columns`, or remove the file.")

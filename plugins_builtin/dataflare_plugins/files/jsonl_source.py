@@ -11,11 +11,11 @@ import pyarrow as pa
 from dataflare_plugins.files.csv_source import BAD_ENCODING, BAD_VALUE, TOO_LONG
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, explain
-from dataflare_sdk import RowRejection, ScanUnit, code, duck
+from dataflare_sdk import RowRejection, ScanUnit, duck
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.json_text import BAD_JSON, judged, path_of, wrong_column
 from dataflare_sdk.schema import literal, quote
 
-BAD_JSON = code("data.bad-json", 1, "A line is no JSON object.", "Mend the line, or set `errors.on_record`.")
 LARGEST = 8 << 20
 """Bytes of one object at most: DuckDB's buffers are twice as large, one per thread."""
 LINES = (
@@ -76,17 +76,8 @@ def _plain(file: InputFile, kinds: Mapping[str, str]) -> str:
 
 def _lines(file: InputFile, kinds: Mapping[str, str]) -> str:
     """Return a SELECT of line number, text, values `r` and whether the line can be read as its columns."""
-    spec = literal("{" + ", ".join(f"{_json(n)}: {_json(t)}" for n, t in kinds.items()) + "}")
-    # A value that is there and comes out as NULL could not be cast.
-    fits = [
-        f"(struct_extract(r, {literal(n)}) IS NOT NULL OR coalesce(json_type(line, {literal(_path(n))}), 'NULL') = 'NULL')" for n in kinds
-    ]
-    good = f"CASE WHEN valid THEN {' AND '.join(fits) or 'true'} ELSE false END"
     numbered = f"SELECT row_number() OVER () AS n, line FROM {LINES.format(path=literal(file.path))}"
-    valid = "coalesce(json_valid(line) AND TRY(json_type(line)) = 'OBJECT', false)"
-    judged = f"SELECT n, line, {valid} AS valid FROM ({numbered}) WHERE trim(line) <> ''"
-    read = f"SELECT n, line, valid, CASE WHEN valid THEN from_json(line, {spec}) END AS r FROM ({judged})"
-    return f"SELECT n, line, valid, r, {good} AS good FROM ({read})"
+    return judged(f"(SELECT n, line FROM ({numbered}) WHERE trim(line) <> '')", "line", kinds, keep="n, ")
 
 
 def _careful(file: InputFile, kinds: Mapping[str, str]) -> str:
@@ -96,14 +87,8 @@ def _careful(file: InputFile, kinds: Mapping[str, str]) -> str:
 
 def _rejects(file: InputFile, kinds: Mapping[str, str]) -> Callable[[Any], Sequence[RowRejection]]:
     def read(connection: Any) -> Sequence[RowRejection]:
-        wrong = [
-            f"WHEN struct_extract(r, {literal(n)}) IS NULL AND coalesce(json_type(line, {literal(_path(n))}), 'NULL') <> 'NULL' "
-            f"THEN {literal(n)}"
-            for n in kinds
-        ]
-        column = f"CASE {' '.join(wrong)} END" if wrong else "NULL"
         rows = connection.execute(
-            f"SELECT n, line, valid, CASE WHEN valid THEN {column} END FROM ({_lines(file, kinds)}) WHERE NOT good ORDER BY n"
+            f"SELECT n, line, valid, {wrong_column('line', kinds)} FROM ({_lines(file, kinds)}) WHERE NOT good ORDER BY n"
         ).fetchall()
         return [_rejection(file, n, line, name if valid else None, kinds) for n, line, valid, name in rows]
 
@@ -138,16 +123,6 @@ def _explain(error: Exception, file: InputFile) -> Exception:
 
 def _has_key(connection: Any, file: InputFile, key: str) -> bool:
     row = connection.sql(
-        f"SELECT count(*) FROM {LINES.format(path=literal(file.path))} WHERE json_exists(line, {literal(_path(key))})"
+        f"SELECT count(*) FROM {LINES.format(path=literal(file.path))} WHERE json_exists(line, {literal(path_of(key))})"
     ).fetchall()
     return bool(row[0][0])
-
-
-def _path(name: str) -> str:
-    return '$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _json(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)

@@ -41,6 +41,7 @@ class FakeContext:
         self.run: RunInfo | None = RunInfo("run-1", "test", "workflow-1", 1_767_225_600_000_000)
         self.memory = 128 << 20
         self.threads = 1
+        self.linger = 0.0
         self.on_record = on_record
         self.offline = False
         self.host = None

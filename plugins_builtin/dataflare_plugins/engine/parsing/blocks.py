@@ -111,6 +111,9 @@ class Extract:
     start: Any = option("Value of the cursor to begin at on the first run.", default=None)
     key: list[str] | str = option("Columns that identify a row.", default_factory=list)
     overlap: Duration | None = option("How far to read back for late commits.", default=None)
+    idle: Duration | None = option(
+        "After so long without a row a partition holds back no window; by default 30s.", default=None, example="30s"
+    )
     consistency: Literal["instant", "chunks"] | None = option("One snapshot, or one per chunk.", default=None)
     on_unchanged: Literal["fail", "dead_letter"] | None = option(
         "A change leaves out a column that a step needs whole (a large value that did not change).", default=None

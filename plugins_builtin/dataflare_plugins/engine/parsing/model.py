@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,13 +45,23 @@ _SETTINGS = ("errors", "state", "runtime", "observe", "delivery", "plugins", "ti
 class ModelMaker:
     """Checks one merged document and makes the model of it."""
 
-    def __init__(self, raw: Mapping[str, Any], marks: Marks, file: str | None, base: str, stem: str, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        marks: Marks,
+        file: str | None,
+        base: str,
+        stem: str,
+        params: Mapping[str, Any],
+        features: Callable[[str], Collection[str]],
+    ) -> None:
         self._raw = dict(raw)
         self._marks = marks
         self._file = file
         self._base = base
         self._stem = stem
         self._params = params
+        self._features = features
         self._problems: list[Problem] = []
 
     def make(self) -> Workflow:
@@ -137,8 +147,13 @@ class ModelMaker:
                 continue
             extract = _plain(block.extract) or {}
             extract["key"] = list(_listed(extract.get("key")))
+            features = self._features(block.use)
+            endless = "full" not in features and "incremental" in features
+            if endless and not _says_mode(raw):
+                # What never ends (a topic, a queue) cannot be read whole: each run goes on where the last one stopped.
+                extract["mode"] = "incremental"
             mode = extract.get("mode", "full")
-            if mode == "incremental" and not extract.get("cursor") and _bare(block.use) not in FILE_SOURCES:
+            if mode == "incremental" and not extract.get("cursor") and not endless and _bare(block.use) not in FILE_SOURCES:
                 self._add(NEEDS_CURSOR, f"'{name}' is read incrementally and has no cursor", (*path, "extract"))
             if block.partition is not None:
                 extract["partition"] = _plain(block.partition)
@@ -319,6 +334,11 @@ def sorted_circle(circle: list[str]) -> list[str]:
     """Return a circle beginning with its first name, so that it is told the same way every time."""
     start = circle.index(min(circle))
     return circle[start:] + circle[:start]
+
+
+def _says_mode(raw: Any) -> bool:
+    extract = raw.get("extract") if isinstance(raw, Mapping) else None
+    return isinstance(extract, Mapping) and "mode" in extract
 
 
 def _bare(use: str) -> str:

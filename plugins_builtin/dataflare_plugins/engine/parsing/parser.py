@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,16 @@ class WorkflowParser(Component[NoConfig]):
         values = resolve_params(raw.get("params"), given)
         keep = {k: raw[k] for k in ("params", "profiles") if k in raw}
         raw = {**substitute({k: v for k, v in raw.items() if k not in keep}, env, values), **keep}
-        return ModelMaker(raw, document.marks, file, str(base), stem, values).make()
+        return ModelMaker(raw, document.marks, file, str(base), stem, values, self._features).make()
+
+    def _features(self, use: str) -> Collection[str]:
+        """Return what a source can do, from its manifest; nothing where there is none of that name."""
+        if self.ctx.host is None:
+            return ()
+        try:
+            return self.ctx.host.describe("source", use).features
+        except DataflareError:
+            return ()
 
     def _profile(self, raw: Mapping[str, Any], profile: str) -> Mapping[str, Any]:
         profiles = raw.get("profiles")

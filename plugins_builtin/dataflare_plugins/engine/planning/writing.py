@@ -64,6 +64,7 @@ class PlanWriter:
         settings["inputs"] = _named(input_schemas(self._graph, node.id) or {})
         if node.kind == "processor":
             settings["offered"] = _named(self._graph.offered[node.id])
+            settings["features"] = sorted(self._graph.built[node.id].features)
             settings["needed"] = {k: sorted(v) for k, v in self._graph.needed[node.id].items()}
             self._note_changes(node, settings)
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +12,10 @@ import pyarrow as pa
 from dataflare_plugins.engine.running.change_path import ChangePath
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
-from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, TaskSpec
+from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, Progress, TaskSpec, Watermark
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.changes import COLUMNS
+from dataflare_sdk.event_time import FOREVER
 from dataflare_sdk.plans import input_schemas, output_schemas, prepared
 
 IDLE = 2.5
@@ -40,6 +42,8 @@ class Operator:
         self.inputs = input_schemas(node)
         self.outputs = output_schemas(node)
         self.union = _union_of(self.inputs)
+        self.timed = "event_time" in self.component.features
+        self.mixes = self.timed or "whole_input" in self.component.features
         self.path: ChangePath | None = None
         if node.settings.get("changes"):
             drops = "one_to_one" not in self.component.features
@@ -65,6 +69,8 @@ class Chain:
         nodes = [env.plan.node(n) for n in spec.nodes]
         self.operators: dict[str, Operator] = {}
         self._next: dict[tuple[str, str], list[EdgeSpec]] = {}
+        self._incoming: dict[str, list[EdgeSpec]] = {n: [e for e in env.plan.edges if e.target == n] for n in spec.nodes}
+        self._flushed = False
         self._home = {n: t.id for t in env.plan.tasks for n in t.nodes}
         for edge in env.plan.edges:
             if edge.source in spec.nodes:
@@ -108,6 +114,8 @@ class Chain:
         else:
             outputs, _ = self._run(operator, batch, name)
         counts.seconds += time.perf_counter() - began
+        for output, made in outputs:
+            made.partition = node if operator.mixes and not output else batch.partition
         self._hand_on(operator, outputs)
         self._handler.passed(node, batch.data.num_rows)
 
@@ -135,11 +143,56 @@ class Chain:
 
     def flush(self) -> None:
         """Every input has ended: let each operator say what is left, upstream first."""
+        self._flushed = True
         for operator in self.operators.values():
             began = time.perf_counter()
-            for pair in operator.component.flush():
-                self._hand_on(operator, [pair])
+            for output, made in operator.component.flush():
+                made.partition = operator.node.id
+                self._hand_on(operator, [(output, made)])
             operator.counts.seconds += time.perf_counter() - began
+
+    def pass_barrier(self, barrier: Barrier, arrived: Mapping[str, Sequence[Watermark]]) -> dict[str, Any]:
+        """End an epoch: let the operators give what is complete, take their states, and send the barrier on.
+
+        Args:
+            barrier: as it arrived.
+            arrived: edge (`edge_key`), or `""` for what the task's own source says, to watermarks.
+
+        Returns:
+            The operators' states.
+        """
+        marks = self._advance(barrier.time, arrived) if self._env.timed else {}
+        states = self.snapshot()
+        for edge in self.spec.outputs:
+            own = marks.get((edge.source, edge.output)) or marks.get((edge.source, ""), ())
+            self._send(edge, replace(barrier, watermarks=tuple(own)), MARK_BYTES)
+        return states
+
+    def _advance(self, time: int, arrived: Mapping[str, Sequence[Watermark]]) -> dict[tuple[str, str], Sequence[Watermark]]:
+        """Ask the operators, upstream first, for what is complete; return output to how far its partitions have come."""
+        marks: dict[tuple[str, str], Sequence[Watermark]] = {(self.spec.nodes[0], ""): arrived.get("", ())}
+        for name, operator in self.operators.items():
+            inputs: dict[str, list[Watermark]] = {}
+            for edge in self._incoming[name]:
+                inside = edge.source in self.spec.nodes
+                here = (
+                    marks.get((edge.source, edge.output)) or marks.get((edge.source, ""), ()) if inside else arrived.get(edge_key(edge), ())
+                )
+                inputs.setdefault(edge.input, []).extend(here)
+            every = [mark for some in inputs.values() for mark in some]
+            if operator.timed:
+                for output, made in operator.component.advance(Progress(time, inputs)):
+                    made.partition = name
+                    self._hand_on(operator, [(output, made)])
+                operator.counts.late = operator.component.late
+                done = FOREVER if self._flushed else operator.component.watermark()
+                marks[name, ""] = [Watermark(name, done)]
+                marks.update({(name, output): every for output in operator.outputs if output})
+            elif operator.mixes:
+                marks[name, ""] = [Watermark(name, FOREVER if self._flushed else None)]
+            else:
+                marks[name, ""] = every
+        return marks
 
     def snapshot(self) -> dict[str, Any]:
         """Return the operators' states for a checkpoint."""
@@ -152,7 +205,7 @@ class Chain:
                 states[name] = state
         return states
 
-    def forward(self, message: Barrier | End | Pause) -> None:
+    def forward(self, message: End | Pause) -> None:
         """Send a mark on every edge that leaves the task."""
         for edge in self.spec.outputs:
             self._send(edge, message, MARK_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Environment:
         collect: nodes and outputs (`paid.else`) whose rows are kept, with the batches kept so far.
         limit: (node, rows) after which reading may stop.
         arrow_inputs: source id to Arrow data that stands in for it.
+        clock: gives the time, seconds since 1970 UTC.
+        timed: some step asks for event time.
         once: unbounded sources stop where they stood when the run began.
         rehearse: folder for the rows of destinations, when nothing is to be written; None: it is a real run.
     """
@@ -60,6 +63,8 @@ class Environment:
     arrow_inputs: Mapping[str, Any] = field(default_factory=dict)
     once: bool = False
     rehearse: Path | None = None
+    clock: Callable[[], float] = time.time
+    timed: bool = False
 
     def build(self, node: NodeSpec) -> Any:
         """Build the component of a node."""
@@ -70,11 +75,13 @@ class Environment:
             staging_dir=self.staging / node.id,
             memory=self.shares.engine,
             threads=self.shares.threads if node.kind == "source" else 1,
+            linger=self.shares.linger,
             on_record=str(node.settings.get("on_record") or "fail"),
             state=self.store,
             cancelled=self.cancelled,
             count=lambda name, value: self.monitor.count(node.id, name, value),
             gauge=lambda name, value: self.monitor.gauge(node.id, name, value),
+            clock=self.clock,
             path=(*node.settings.get("path", ()), "with"),
         )
         return self.host.build(node.kind, node.use, node.config, around)

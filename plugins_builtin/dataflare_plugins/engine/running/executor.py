@@ -109,7 +109,7 @@ class LocalRun:
         try:
             lease = store.acquire(self.plan.workflow, take_over=self._options.take_over)
             recovery: RecoveryManager = self._host.build("recovery", "checkpoints", {})
-            start = recovery.start(store, self.plan, time.time_ns() // 1000, self._options.run_id)
+            start = recovery.start(store, self.plan, int(self._options.clock() * 1e6), self._options.run_id)
             self.plan, self._run_id, self._resumed = start.plan, start.run_id, start.resumed
             if not start.resumed and window_done(store, self.plan.workflow, self._options.window):
                 return "done"
@@ -255,6 +255,8 @@ class LocalRun:
             arrow_inputs=self._options.inputs,
             once=self._options.once,
             rehearse=self._options.rehearse,
+            clock=self._options.clock,
+            timed=any("event_time" in n.settings.get("features", ()) for n in self.plan.nodes),
         )
         self._monitor.committed = {}
         handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731

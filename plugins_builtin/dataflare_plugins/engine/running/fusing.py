@@ -97,7 +97,7 @@ def _nobody_looks_back(env: Environment, node: str) -> bool:
             if edge.output:
                 return False
             target = env.plan.node(edge.target)
-            features = env.host.describe(target.kind, target.use).features
+            features = target.settings.get("features") or env.host.describe(target.kind, target.use).features
             if ("takes_all" if target.kind == "destination" else "whole_input") not in features:
                 return False
     return True

@@ -56,6 +56,7 @@ class Epoch:
     Attributes:
         turns: it ends where streams have other columns from; one that was under way by then does not.
         last: the run was asked to stop, and all sources have; nothing comes after it.
+        time: the clock when it was ended, microseconds since 1970 UTC.
     """
 
     number: int
@@ -63,6 +64,7 @@ class Epoch:
     replay: bool
     turns: bool
     last: bool = False
+    time: int = 0
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -202,8 +204,9 @@ class Job:
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
             closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
-            states=base.states if base is not None else {},
+            states=base.states if base is not None else self._start.states,
             counts=base.counts if base is not None else {},
+            watermarks=logged.extra.get("watermarks", {}) if logged and decision.replay else {},
         )
         self._replaying = logged if decision.replay else None
         self._tell(self._refs, message)
@@ -327,7 +330,11 @@ class Job:
         self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay, last=last)
         self._next += 1
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
-        self._tell(self._sources, Trigger(self._epoch.number, final, replay))
+        now = int(self._env.clock() * 1e6)
+        if replay and self._replaying is not None:
+            now = int(self._replaying.extra.get("time", now))
+        self._epoch.time = now
+        self._tell(self._sources, Trigger(self._epoch.number, final, replay, now))
 
     def _log(self) -> None:
         """Every task has passed the barrier: write the epoch down, then let the destinations commit it."""
@@ -337,7 +344,10 @@ class Job:
         stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
         states: dict[str, Any] = {}
         counts: dict[str, Mapping[str, float]] = {}
+        marks: dict[str, list[list[Any]]] = {}
         for passed in epoch.passed.values():
+            if passed.watermarks:
+                marks[passed.task] = [[m.partition, m.time, m.idle] for m in passed.watermarks]
             stop.update(passed.offsets)
             ended |= passed.ended
             closed |= passed.closed
@@ -356,7 +366,12 @@ class Job:
                     counts=counts,
                     final=epoch.final,
                     run_started=self._start.started,
-                    extra={"ended": sorted(ended), "closed": sorted(closed)},
+                    extra={
+                        "ended": sorted(ended),
+                        "closed": sorted(closed),
+                        "time": epoch.time,
+                        **({"watermarks": marks} if marks else {}),
+                    },
                 ),
                 letters,
             )

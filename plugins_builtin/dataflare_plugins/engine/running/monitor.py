@@ -7,16 +7,16 @@ from typing import Any
 
 from dataflare_sdk import Component, NoConfig, NodeSpec, Plan
 
-COUNTERS = ("rows_in", "rows_out", "filtered", "skipped", "dead_lettered", "bytes")
+COUNTERS = ("rows_in", "rows_out", "filtered", "skipped", "dead_lettered", "late", "bytes")
 
 
 class Counts:
     """The counters of one node: plain numbers, written by its task alone and read by anybody."""
 
-    __slots__ = ("bytes", "dead_lettered", "filtered", "rows_in", "rows_out", "seconds", "skipped")
+    __slots__ = ("bytes", "dead_lettered", "filtered", "late", "rows_in", "rows_out", "seconds", "skipped")
 
     def __init__(self, start: Mapping[str, float] | None = None) -> None:
-        self.rows_in = self.rows_out = self.filtered = self.skipped = self.dead_lettered = self.bytes = 0
+        self.rows_in = self.rows_out = self.filtered = self.skipped = self.dead_lettered = self.late = self.bytes = 0
         self.seconds = 0.0
         for name, value in (start or {}).items():
             setattr(self, name, value)
@@ -84,6 +84,6 @@ class WorkflowMonitor(Component[NoConfig]):
             )
             totals["read"] += entry["rows_in"] if node.kind == "source" else 0
             totals["written"] += entry["rows_out"] if node.kind == "destination" else 0
-            for name in ("filtered", "skipped", "dead_lettered"):
+            for name in ("filtered", "skipped", "dead_lettered", "late"):
                 totals[name] += entry[name]
         return {"rows": totals, "nodes": nodes}

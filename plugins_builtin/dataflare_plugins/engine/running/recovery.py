@@ -8,6 +8,7 @@ from typing import Any
 
 from dataflare_sdk import Checkpoint, Component, NoConfig, Opened, Plan, StateStore, code
 from dataflare_sdk.offsets import kept
+from dataflare_sdk.plans import extract_of_spec
 from dataflare_sdk.records import field, record
 
 PLAN_CHANGED = code(
@@ -50,6 +51,7 @@ class Start:
         checkpoint: the newest logged epoch of that run.
         before: the epoch before it, where a replay starts from.
         offsets: where the sources of a new run start.
+        states: what the steps kept of a run before, whose sources had only paused.
     """
 
     run_id: str
@@ -59,6 +61,7 @@ class Start:
     checkpoint: Checkpoint | None = None
     before: Checkpoint | None = None
     offsets: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, Any] = field(default_factory=dict)
 
 
 @record
@@ -74,6 +77,21 @@ class Decision:
     epoch: int
     replay: bool = False
     behind: Sequence[str] = ()
+
+
+def goes_on(plan: Plan, last: Checkpoint | None) -> dict[str, Any]:
+    """Return what steps kept when a run ended whose sources had paused: a later run goes on with it.
+
+    Of a step behind sources that are read whole nothing is kept: their run was over.
+    """
+    if last is None or not last.states:
+        return {}
+    pausing = {n.id for n in plan.nodes if n.kind == "source" and extract_of_spec(n).mode != "full"}
+    behind = set(pausing)
+    for node in plan.nodes:  # upstream first
+        if node.id in behind:
+            behind |= {edge.target for edge in plan.edges if edge.source == node.id}
+    return {name: state for name, state in last.states.items() if name in behind}
 
 
 class RecoveryManager(Component[NoConfig]):
@@ -96,8 +114,9 @@ class RecoveryManager(Component[NoConfig]):
             raise PLAN_CHANGED.error(
                 f"run {checkpoint.run_id} of '{plan.workflow}' is not finished, and {self._changed(store, checkpoint, plan)}"
             )
-        history = [c for c in store.history(plan.workflow) if c.run_id == checkpoint.run_id]
-        before = next((c for c in history if c.epoch == checkpoint.epoch - 1), None)
+        history = store.history(plan.workflow)
+        before = next((c for c in history if c.run_id == checkpoint.run_id and c.epoch == checkpoint.epoch - 1), None)
+        earlier = next((c for c in history if c.run_id != checkpoint.run_id), None) if checkpoint.epoch == 1 else None
         return Start(
             run_id=checkpoint.run_id,
             plan=self._saved_plan(store, checkpoint) or plan,
@@ -105,6 +124,7 @@ class RecoveryManager(Component[NoConfig]):
             resumed=True,
             checkpoint=checkpoint,
             before=before,
+            states=goes_on(plan, earlier),
         )
 
     def over(self, store: StateStore, start: Start) -> bool:
@@ -138,7 +158,7 @@ class RecoveryManager(Component[NoConfig]):
 
     def _anew(self, store: StateStore, plan: Plan, now: int, run_id: str, last: Checkpoint | None) -> Start:
         offsets = kept(store, plan.workflow, plan.nodes, last)
-        return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets)
+        return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets, states=goes_on(plan, last))
 
     def _overwrites(self, plan: Plan) -> bool:
         modes = [(n.settings.get("write") or {}).get("mode") for n in plan.nodes if n.kind == "destination"]

@@ -22,6 +22,7 @@ class Shares:
         threads: threads of a scan.
         batch_rows: rows of a batch at most.
         batch_bytes: bytes of a batch, more or less.
+        linger: seconds for which a batch may wait to be filled.
     """
 
     engine: int
@@ -29,6 +30,7 @@ class Shares:
     threads: int
     batch_rows: int
     batch_bytes: int
+    linger: float = 0.1
 
 
 class ResourceManager(Component[NoConfig]):
@@ -57,6 +59,7 @@ class ResourceManager(Component[NoConfig]):
             threads=int(runtime.get("threads") or 2),
             batch_rows=int(batch.get("rows") or 65536),
             batch_bytes=max(64 << 10, min(int(batch.get("bytes") or 16 << 20), inbox // 2)),
+            linger=0.1 if batch.get("linger") is None else float(batch["linger"]),
         )
 
     def _is_heavy(self, node: NodeSpec) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dataflare_sdk import DeadLetter, Opened, SchemaChange
+from dataflare_sdk import DeadLetter, Opened, SchemaChange, Watermark
 
 Receive = Callable[[float | None], Any]
 """What a task is given to read its mail: waits so many seconds, None for ever; None when nothing came."""
@@ -20,7 +20,8 @@ class Begin(NamedTuple):
     """To a task: start. Sources read after `offsets`, to `until` exactly when an epoch is being replayed.
 
     `closed` names the sources whose end was told before the barrier of the epoch that is replayed: the others must not tell
-    it within that epoch, or its rows would be others than those that were committed.
+    it within that epoch, or its rows would be others than those that were committed. `watermarks` holds, by task, how far the
+    partitions of each source had come when that epoch ended.
     """
 
     epoch: int = 1
@@ -30,6 +31,7 @@ class Begin(NamedTuple):
     closed: frozenset[str] = frozenset()
     states: Mapping[str, Any] = NOTHING
     counts: Mapping[str, Mapping[str, float]] = NOTHING
+    watermarks: Mapping[str, Sequence[Sequence[Any]]] = NOTHING
 
 
 class Continue(NamedTuple):
@@ -42,6 +44,7 @@ class Trigger(NamedTuple):
     epoch: int
     final: bool = False
     replay: bool = False
+    time: int = 0
 
 
 class Drain(NamedTuple):
@@ -121,6 +124,7 @@ class Passed(NamedTuple):
     offsets: Mapping[str, Any] = NOTHING
     ended: frozenset[str] = frozenset()
     closed: frozenset[str] = frozenset()
+    watermarks: tuple[Watermark, ...] = ()
 
 
 class Committed(NamedTuple):

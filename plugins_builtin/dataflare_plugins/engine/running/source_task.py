@@ -11,6 +11,7 @@ from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.lag import Lag
+from dataflare_plugins.engine.running.quiet import Quiet
 from dataflare_plugins.engine.running.recovery import ENDED_WITHIN, OTHER_SHAPE
 from dataflare_plugins.engine.running.signals import (
     Abandoned,
@@ -36,6 +37,7 @@ from dataflare_sdk import (
     Pause,
     SchemaChange,
     TaskSpec,
+    Watermark,
 )
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.offsets import belongs
@@ -111,6 +113,8 @@ class SourceTask:
             if key not in self._ended or begin.until is not None:
                 self._todo.append((key, part, until))
         self._reading, self._replaying = True, begin.until is not None
+        self._logged_marks = tuple(Watermark(*mark) for mark in begin.watermarks.get(self.spec.id, ()))
+        self._quiet = Quiet(self._env.clock, self._extract.idle)
 
     def _partitions(self) -> list[tuple[str, Partition]]:
         parts = [Partition(p["id"], p["stream"], p["spec"]) for p in self._node.partitions]
@@ -170,7 +174,9 @@ class SourceTask:
             if until is None and self._env.once:
                 until = self._position(key, part)
             self._reader = self._opened(part, self._offsets.get(key), until)
+            self._quiet.opened(key, self._reader)
         shares = self._env.shares
+        self._quiet.reading()
         began = time.perf_counter()
         try:
             message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
@@ -182,6 +188,7 @@ class SourceTask:
             self._close_reader()
             return
         self._counts.seconds += time.perf_counter() - began
+        self._quiet.read()
         if isinstance(message, (End, Pause)):
             self._partition_done(isinstance(message, End))
         elif isinstance(message, SchemaChange):
@@ -236,6 +243,9 @@ class SourceTask:
     def _took(self, batch: Batch) -> None:
         failpoint("task.source.batch")
         key = self._todo[0][0]
+        batch.partition = f"{key}:{batch.partition}" if batch.partition else key
+        if batch.data.num_rows or batch.read:
+            self._quiet.heard(batch.partition)
         counts = self._counts
         rows = batch.data.num_rows if batch.read is None else batch.read
         counts.rows_in += rows + len(batch.rejected)
@@ -297,9 +307,9 @@ class SourceTask:
 
     def _barrier(self, trigger: Trigger) -> None:
         failpoint("task.source.barrier")
-        states = self._chain.snapshot()
         self._counts.settle()
-        self._chain.forward(Barrier(trigger.epoch, trigger.final, trigger.replay))
+        marks = self._watermarks()
+        states = self._chain.pass_barrier(Barrier(trigger.epoch, trigger.final, trigger.replay, trigger.time, marks), {"": marks})
         self._env.send(
             Passed(
                 task=self.spec.id,
@@ -310,8 +320,18 @@ class SourceTask:
                 offsets=dict(self._offsets),
                 ended=frozenset(self._ended),
                 closed=frozenset((self._node.id,)) if self._sent_end else frozenset(),
+                watermarks=marks,
             )
         )
+
+    def _watermarks(self) -> tuple[Watermark, ...]:
+        """Return how far each partition has come; of an epoch that is replayed what was said of it the first time."""
+        if not self._env.timed:
+            return ()
+        if self._replaying:
+            return self._logged_marks
+        complete = self._ended if self._extract.mode == "full" else set[str]()
+        return self._quiet.watermarks([key for key, _ in self._partitions()], complete)
 
     def _close_reader(self) -> None:
         if self._reader is not None:

@@ -18,6 +18,7 @@ from dataflare_sdk import (
     End,
     Pause,
     TaskSpec,
+    Watermark,
 )
 from dataflare_sdk.failpoints import declare, failpoint
 
@@ -52,8 +53,7 @@ class StepTask:
             name, message = aligned.next()
             if isinstance(message, Barrier):
                 failpoint("task.step.snapshot")
-                states = chain.snapshot()
-                chain.forward(message)
+                states = chain.pass_barrier(message, aligned.watermarks)
                 self._env.send(Passed(self.spec.id, message.epoch, states, chain.counted(), self._handler.take_letters()))
                 if message.final:
                     return
@@ -68,13 +68,18 @@ class StepTask:
 
 
 class Aligner:
-    """Reads an inbox so that barriers, ends and pauses come out once, when every input has brought its own."""
+    """Reads an inbox so that barriers, ends and pauses come out once, when every input has brought its own.
+
+    Attributes:
+        watermarks: input to the watermarks of its newest barrier.
+    """
 
     def __init__(self, env: Environment, spec: TaskSpec) -> None:
         self._inbox = env.inboxes[spec.id]
         self._inputs = [edge_key(e) for e in spec.inputs]
         self._blocked: set[str] = set()
         self._ends: dict[str, End | Pause] = {}
+        self.watermarks: dict[str, tuple[Watermark, ...]] = {}
 
     def next(self) -> tuple[str, Any]:
         """Return (input, batch), or ("", mark) once it has arrived on every input.
@@ -89,6 +94,7 @@ class Aligner:
             name, message = got
             if isinstance(message, Barrier):
                 self._blocked.add(name)
+                self.watermarks[name] = message.watermarks
                 if len(self._blocked) == len(self._inputs):
                     self._blocked.clear()
                     return "", message

@@ -231,6 +231,7 @@ def _around(ctx: ComponentContext) -> dict[str, Any]:
         "staging_dir": Path(ctx.staging_dir).absolute(),
         "memory": ctx.memory,
         "threads": ctx.threads,
+        "linger": ctx.linger,
         "on_record": ctx.on_record,
         "offline": ctx.offline,
     }

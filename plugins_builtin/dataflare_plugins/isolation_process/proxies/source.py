@@ -11,11 +11,11 @@ import pyarrow as pa
 from dataflare_plugins.isolation_process.proxies.cell import Cell, expected
 from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
 from dataflare_plugins.isolation_process.wire.frames import Garbled
-from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChange, StreamInfo, Watermark
+from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChange, StreamInfo
 
 __all__ = ["ReaderProxy", "SourceProxy"]
 
-_MESSAGES = (Batch, End, Pause, SchemaChange, Watermark)
+_MESSAGES = (Batch, End, Pause, SchemaChange)
 
 Offset = Mapping[str, Any]
 

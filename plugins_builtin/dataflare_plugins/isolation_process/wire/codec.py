@@ -193,7 +193,7 @@ class Codec(Packing):
             behind = data if packed["data"] is None else of(self._value(packed["data"]), pa.RecordBatch)
             check_rows(rows, behind.num_rows, data.num_rows)
             return Origin(source, behind, base, first, rows)
-        return Following(source, data, base, first, None, self.call, first)
+        return Following(source, data, base, first, call=self.call, begun=first)
 
     def _followed(self, packed: Mapping[str, Any], count: int) -> Origin | None:
         """Return the origin of what is left of the rows that were given."""

@@ -62,6 +62,7 @@ class WorkerContext:
         self.staging_dir: Path = around["staging_dir"]
         self.memory: int = around["memory"]
         self.threads: int = around["threads"]
+        self.linger: float = around["linger"]
         self.on_record: str = around["on_record"]
         self.offline: bool = around["offline"]
         self.host = None

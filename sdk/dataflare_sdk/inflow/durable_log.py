@@ -1,0 +1,521 @@
+"""A durable log of messages that cannot be read again where they came from.
+
+The source appends what arrives and tells the sender only then that it has it; rows are read from here, and what every
+destination holds is trimmed. A position is the number of messages before it, counted from the first one ever appended.
+
+The folder holds segments, `<number of the first message>.log`, each a sequence of frames. A frame is what one `append`
+brought: a header with length and checksum, then the messages as an Arrow record batch.
+
+After a crash a frame that was not written to its end is cut off: nobody was told of it. A frame in which a byte is not as it was
+written is damage: what can still be read is kept, the segment as it was found goes to the folder `damaged`, and both the log
+and a counter tell how many messages are lost.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from dataflare.errors import code
+from dataflare_sdk import platform
+from dataflare_sdk.atomic import cut, explained, make_folder, put_file, read_record, write_record
+from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.inflow.messages import Messages, is_column
+
+declare("inflow.log.written", "inflow.log.durable", "inflow.log.trimmed")
+
+CLOSED = code("inflow.closed", 4, "A message came when its source was being closed.", "Send it again; it was not taken.")
+DAMAGED, LOST = "log_segments_damaged", "log_messages_lost"
+OVER = code("inflow.too-large", 4, "One message is larger than the whole buffer.", "Raise `buffer`.")
+
+_MAGIC = b"DFL1"
+_HEADER = struct.Struct("<4sIQII")
+"""Magic, length of the body, number of the first message, count of messages, checksum of all the rest."""
+_SCHEMA = pa.schema(
+    [
+        ("payload", pa.binary()),
+        ("topic", pa.string()),
+        ("key", pa.binary()),
+        ("time", pa.int64()),
+        ("headers", pa.map_(pa.string(), pa.string())),
+        ("note", pa.binary()),
+    ]
+)
+SEGMENT_BYTES = 16 << 20
+"""Size from which a new segment is begun."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """One file of the log: its first message, the number after its last, and its length in bytes."""
+
+    path: Path
+    first: int
+    end: int
+    size: int
+
+
+@dataclass(slots=True)
+class LogPage:
+    """What was read of a log.
+
+    Attributes:
+        messages: the messages; their positions are their numbers, their columns Arrow arrays.
+        next: the position behind the last of them.
+        notes: what the source noted beside each.
+    """
+
+    messages: Messages
+    next: int
+    notes: pa.Array
+
+
+class DurableLog:
+    """Keeps messages in a folder until they are trimmed.
+
+    `append`, `wait_for_room`, `end` and `trim` may be used from any thread; `read` from one at a time.
+
+    Args:
+        folder: where the segments lie; made when missing. One process at a time uses it.
+        max_bytes: how much may lie there; who appends more waits until there is room.
+        log: told of damage; None: nobody is.
+        count: receives `(name, value)` of counters: `log_messages_lost`, `log_segments_damaged`.
+        segment_bytes: size from which a new segment is begun.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int = 1 << 30,
+        log: Any = None,
+        count: Callable[[str, float], None] | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(segment_bytes, max(max_bytes // 4, 1))
+        self._log, self._count = log, count
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._file: IO[bytes] | None = None
+        self._closed = False
+        self._failed: BaseException | None = None
+        self._cursor: _Cursor | None = None
+        self._last: tuple[int, pa.RecordBatch] | None = None
+        """The frame that was read last, of which more may be wanted."""
+        make_folder(self._folder)
+        self._segments = self._recovered()
+        kept = read_record(self._folder / "trimmed.json") or {}
+        self._trimmed = int(kept.get("to", 0))
+        self._end = max(self._trimmed, self._segments[-1].end if self._segments else 0)
+        self._next = self._end
+        """Number of the next message to be given a place; `_end` is the first that is not durable."""
+        self._pending_bytes = 0
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    @property
+    def start(self) -> int:
+        """The oldest position that can be read from."""
+        with self._changed:
+            return self._trimmed
+
+    @property
+    def end(self) -> int:
+        """The position behind the last durable message."""
+        with self._changed:
+            return self._end
+
+    @property
+    def size(self) -> int:
+        """Bytes that lie in the log."""
+        with self._changed:
+            return self._used()
+
+    def _used(self) -> int:
+        return sum(s.size for s in self._segments) + self._pending_bytes
+
+    def advance(self, to: int) -> None:
+        """Give no number below `to` to a message: they were given before, to messages that were read and that are gone since."""
+        with self._writing, self._changed:
+            if to > self._end:
+                self._end = self._next = to
+                if self._file is not None:
+                    self._file.close()
+                    self._file = None
+
+    def append(self, messages: Messages, notes: Sequence[bytes | None] | None = None) -> int:
+        """Add messages in their order and return the position behind them, once they are on the disk.
+
+        Several threads that append at once share one fsync. When the log is full it waits until something is trimmed.
+
+        Args:
+            messages: with list columns or single values; positions and places are not kept.
+            notes: bytes of the source's own beside each message.
+
+        Raises:
+            DataflareError: `inflow.closed`; `inflow.too-large`; `world.disk-full` and the like.
+        """
+        count = len(messages)
+        if not count:
+            return self.end
+        body = _packed(messages, notes)
+        need = _HEADER.size + len(body)
+        if need > self._max_bytes and count > 1:
+            half = count // 2
+            self.append(messages.cut(0, half), None if notes is None else notes[:half])
+            return self.append(messages.cut(half, count), None if notes is None else notes[half:])
+        if need > self._max_bytes:
+            raise OVER.error(f"{count} messages of {need} bytes do not fit into a buffer of {self._max_bytes} bytes")
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._failed is not None or self._fits(need))
+            self._check()
+            mine = self._next + count
+            head = _HEADER.pack(_MAGIC, len(body), self._next, count, _sum(len(body), self._next, count, body))
+            self._waiting.append((head + body, count))
+            self._next = mine
+            self._pending_bytes += need
+        with self._writing:
+            # Whoever comes first writes for all that wait.
+            if self._end < mine:
+                self._write_waiting()
+        return mine
+
+    def wait_for_room(self, need: int, deadline: float) -> bool:
+        """Wait until `need` bytes fit, or `deadline` (monotonic seconds) passed; return whether they do."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed or self._fits(need), max(0.0, deadline - time.monotonic()))
+
+    def _fits(self, need: int) -> bool:
+        # With nothing in it that is needed, what lies there is about to go.
+        return self._used() + need <= self._max_bytes or self._trimmed >= self._next
+
+    def _check(self) -> None:
+        if self._closed:
+            raise CLOSED.error("the source is being closed")
+        if self._failed is not None:
+            raise self._failed
+
+    def _write_waiting(self) -> None:
+        with self._changed:
+            self._check()
+            frames = list(self._waiting)
+            self._waiting.clear()
+        try:
+            self._write([f for f, _ in frames])
+        except BaseException as error:
+            with self._changed:
+                self._failed = error  # what was promised to no one stays unwritten; nothing may be put behind it
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            written = sum(len(f) for f, _ in frames)
+            self._segments[-1].size += written
+            self._pending_bytes -= written
+            self._end += sum(n for _, n in frames)
+            self._segments[-1].end = self._end
+            self._changed.notify_all()
+
+    def _write(self, frames: list[bytes]) -> None:
+        with explained(self._folder):
+            file = self._file
+            if file is None or self._segments[-1].size >= self._segment_bytes:
+                file = self._begin_segment()
+            file.write(b"".join(frames))
+            failpoint("inflow.log.written")
+            os.fsync(file.fileno())
+            failpoint("inflow.log.durable")
+
+    def _begin_segment(self) -> IO[bytes]:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        last = self._segments[-1] if self._segments else None
+        if last is not None and last.end == self._end and last.size < self._segment_bytes and last.path.exists():
+            self._file = last.path.open("ab", buffering=0)
+            return self._file
+        path = self._folder / f"{self._end:020}.log"
+        self._file = path.open("ab", buffering=0)
+        platform.fsync_dir(self._folder)
+        with self._changed:
+            self._segments.append(_Segment(path, self._end, self._end, 0))
+        return self._file
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def read(self, position: int, max_rows: int, max_bytes: int, deadline: float = 0.0) -> LogPage | None:
+        """Return durable messages from `position` on, waiting for the first until `deadline` (monotonic seconds); None: none came.
+
+        What is trimmed is passed over; what is lost by damage too, and it is told.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._failed is not None or self._end > position, max(0.0, deadline - time.monotonic())
+            )
+            end, position = self._end, max(position, self._trimmed)
+            if self._failed is not None and end <= position:
+                raise self._failed
+        if end <= position:
+            return None
+        batches: list[pa.RecordBatch] = []
+        numbers: list[range] = []
+        rows = size = 0
+        for first, batch in self._frames(position, end):
+            skip = max(0, position - first)
+            part = batch.slice(skip, max_rows - rows)
+            batches.append(part)
+            numbers.append(range(first + skip, first + skip + part.num_rows))
+            rows += part.num_rows
+            size += part.nbytes
+            position = first + skip + part.num_rows
+            if rows >= max_rows or size >= max_bytes:
+                break
+        if not batches:
+            return None
+        whole = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+        named = {name: whole.column(name) for name in ("topic", "key", "time", "headers")}
+        positions = numbers[0] if len(numbers) == 1 else [n for r in numbers for n in r]
+        return LogPage(Messages(whole.column("payload"), positions, **named), position, whole.column("note"))
+
+    def _frames(self, position: int, end: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield the first number and the messages of each frame from the one that holds `position` on."""
+        if self._last is not None and self._last[0] <= position < self._last[0] + self._last[1].num_rows:
+            yield self._last
+            position = self._last[0] + self._last[1].num_rows
+        while position < end:
+            cursor = self._cursor
+            if cursor is None or cursor.at > position or not cursor.segment.path.exists():
+                cursor = self._seek(position)
+                if cursor is None:
+                    return
+            frame = cursor.next(end)
+            if frame is None:
+                following = self._following(cursor.segment)
+                if following is None:
+                    return
+                cursor.close()
+                self._cursor = _Cursor(following)
+                continue
+            first, count, body = frame
+            if first > position:
+                self._lost(position, first)
+            if first + count > position:
+                self._last = first, _batch(body)
+                yield self._last
+                position = first + count
+
+    def _seek(self, position: int) -> _Cursor | None:
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+        with self._changed:
+            held = [s for s in self._segments if s.end > position]
+        if held:
+            self._cursor = _Cursor(held[0])
+        return self._cursor
+
+    def _following(self, segment: _Segment) -> _Segment | None:
+        with self._changed:
+            return next((s for s in self._segments if s.first >= segment.end and s.end > s.first and s is not segment), None)
+
+    # -- trimming ------------------------------------------------------------------------------------------
+
+    def trim(self, to: int) -> None:
+        """Forget the messages before `to`: they are durable elsewhere. Files go when nothing of them is needed."""
+        with self._writing:
+            with self._changed:
+                to = min(to, self._end)
+                if to <= self._trimmed:
+                    return
+                self._trimmed = to
+                done = [s for s in self._segments if s.end <= to and s.size]
+                if done and done[-1] is self._segments[-1] and done[-1].size < self._segment_bytes // 16:
+                    done.pop()  # hardly begun: more will be put there
+            write_record(self._folder / "trimmed.json", {"to": to})
+            failpoint("inflow.log.trimmed")
+            with self._changed:
+                if done and done[-1] is self._segments[-1] and self._file is not None:
+                    self._file.close()
+                    self._file = None
+                self._segments = [s for s in self._segments if s not in done]
+            for segment in done:
+                segment.path.unlink(missing_ok=True)
+            with self._changed:
+                self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Make a `read` that waits look again now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of the files; who waits to append is told that it was not taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        with self._writing:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+
+    # -- after a crash -------------------------------------------------------------------------------------
+
+    def _recovered(self) -> list[_Segment]:
+        """Look at every frame of every segment, cut off what was not finished, and set aside what is damaged."""
+        paths = sorted(self._folder.glob("*.log"))
+        looked = [self._looked_at(path, last=path == paths[-1]) for path in paths]
+        return [segment for segment in looked if segment is not None]
+
+    def _looked_at(self, path: Path, *, last: bool) -> _Segment | None:
+        raw = path.read_bytes()
+        frames, bad = _scan(raw)
+        if bad and last and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
+            cut(path, bad[0][0])
+        elif bad:
+            self._set_aside(path, raw, frames, bad)
+        if not frames:
+            path.unlink(missing_ok=True)
+            return None
+        return _Segment(path, frames[0].first, frames[-1].end, path.stat().st_size)
+
+    def _set_aside(self, path: Path, raw: bytes, frames: Sequence[_Frame], bad: Sequence[tuple[int, int]]) -> None:
+        aside = self._folder / "damaged" / f"{path.stem}-{time.time_ns()}.log"
+        make_folder(aside.parent)
+        shutil.copyfile(path, aside)
+        platform.fsync_file(aside)
+        whole = path.with_suffix(".new")
+        whole.write_bytes(b"".join(raw[f.at : f.at + f.length] for f in frames))
+        put_file(whole, path)
+        spans = ", ".join(f"{a}-{b}" for a, b in bad)
+        self._told(DAMAGED, 1, f"a segment of the log of messages is damaged at bytes {spans}; it lies as it was found in '{aside}'")
+
+    def _lost(self, first: int, end: int) -> None:
+        self._told(LOST, end - first, f"{end - first} messages of the log are lost by damage: those from {first} to {end - 1}")
+
+    def _told(self, counter: str, value: int, text: str) -> None:
+        if self._count is not None:
+            self._count(counter, float(value))
+        if self._log is not None:
+            self._log.error(text)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """Where a frame lies in its segment, and which messages it holds."""
+
+    at: int
+    length: int
+    first: int
+    end: int
+
+
+class _Cursor:
+    """Reads the frames of one segment in turn."""
+
+    def __init__(self, segment: _Segment) -> None:
+        self.segment = segment
+        self.at = segment.first
+        """No message before this one comes any more."""
+        self._file = segment.path.open("rb")
+
+    def next(self, end: int) -> tuple[int, int, bytes] | None:
+        """Return first number, count and body of the next frame that lies before message `end`."""
+        start = self._file.tell()
+        head = self._file.read(_HEADER.size)
+        if len(head) < _HEADER.size:
+            self._file.seek(start)
+            return None
+        _, length, first, count, _ = _HEADER.unpack(head)
+        if first >= end:
+            self._file.seek(start)
+            return None
+        self.at = first + count
+        return first, count, self._file.read(length)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _scan(raw: bytes) -> tuple[list[_Frame], list[tuple[int, int]]]:
+    """Return the frames that are whole, and the spans of bytes that are none."""
+    frames: list[_Frame] = []
+    bad: list[tuple[int, int]] = []
+    at = 0
+    while at < len(raw):
+        frame = _frame_at(raw, at)
+        if frame is not None and frame.first >= (frames[-1].end if frames else 0):
+            frames.append(frame)
+            at += frame.length
+            continue
+        found = raw.find(_MAGIC, at + 1)
+        while found >= 0 and _frame_at(raw, found) is None:
+            found = raw.find(_MAGIC, found + 1)
+        stop = found if found >= 0 else len(raw)
+        bad.append((at, stop))
+        at = stop
+    return frames, bad
+
+
+def _frame_at(raw: bytes, at: int) -> _Frame | None:
+    if len(raw) - at < _HEADER.size:
+        return None
+    magic, length, first, count, told = _HEADER.unpack_from(raw, at)
+    body = memoryview(raw)[at + _HEADER.size : at + _HEADER.size + length]
+    if magic != _MAGIC or len(body) < length or told != _sum(length, first, count, body):
+        return None
+    return _Frame(at, _HEADER.size + length, first, first + count)
+
+
+def _unfinished(raw: bytes, at: int) -> bool:
+    """Whether what stands at the end is the beginning of a frame: a write that a crash cut short."""
+    head = raw[at : at + _HEADER.size]
+    if len(head) < _HEADER.size:
+        return _MAGIC.startswith(head[: len(_MAGIC)])
+    magic, length, _, _, _ = _HEADER.unpack(head)
+    return bool(magic == _MAGIC and len(raw) - at - _HEADER.size < length)
+
+
+def _sum(length: int, first: int, count: int, body: Any) -> int:
+    return zlib.crc32(body, zlib.crc32(_HEADER.pack(_MAGIC, length, first, count, 0)))
+
+
+def _packed(messages: Messages, notes: Sequence[bytes | None] | None) -> bytes:
+    count = len(messages)
+    payloads = messages.payloads
+    columns = [payloads.cast(pa.binary()) if isinstance(payloads, pa.Array) else pa.array(payloads, pa.binary())]
+    for name in ("topic", "key", "time", "headers"):
+        kind = _SCHEMA.field(name).type
+        values = getattr(messages, name)
+        columns.append(_column(name, values if is_column(values) else [values] * count, kind))
+    columns.append(pa.array(notes, pa.binary()) if notes is not None else pa.nulls(count, pa.binary()))
+    return bytes(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA).serialize())
+
+
+def _column(name: str, values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values.cast(kind)
+    if name == "headers":
+        values = [None if v is None else list(v.items()) for v in values]
+    elif name == "key":
+        values = [v.encode() if isinstance(v, str) else v for v in values]
+    return pa.array(values, kind)
+
+
+def _batch(body: bytes) -> pa.RecordBatch:
+    return pa.ipc.read_record_batch(pa.py_buffer(body), _SCHEMA)
