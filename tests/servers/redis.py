@@ -55,7 +55,13 @@ class RedisServer(ServerProcess):
     def cli(self, *arguments: str, input: str | None = None) -> str:
         """Run `redis-cli` and return what it prints."""
         done = subprocess.run(
-            [str(CLIENT), "-p", str(self.port), *arguments], input=input, capture_output=True, text=True, check=True, timeout=60
+            [str(CLIENT), "-p", str(self.port), *arguments],
+            input=input,
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
         )
         return done.stdout
 
@@ -74,5 +80,3 @@ class RedisServer(ServerProcess):
         """End it at once and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-

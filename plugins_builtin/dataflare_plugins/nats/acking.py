@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 from dataflare_plugins.nats.connection import Link
@@ -47,19 +48,27 @@ class Acker:
         self._ack_again()
 
     def ack(self, number: int) -> None:
-        """Ack all messages up to a sequence number: they are durable everywhere."""
+        """Ack all messages up to a sequence number: they are durable everywhere. What could not be sent waits for the next time.
+
+        Raises:
+            RetriableError: the connection is gone.
+        """
         self.durable = max(self.durable, number)
-        due = []
+        due = [reply for at, reply in self._waiting if at <= number] if self._each else []
+        if not self._each:
+            while len(self._waiting) > 1 and self._waiting[1][0] <= number:
+                self._waiting.popleft()  # the one behind it stands for it too
+            due = [reply for at, reply in itertools.islice(self._waiting, 1) if at <= number]
+        self._send(due)
         while self._waiting and self._waiting[0][0] <= number:
-            due.append(self._waiting.popleft()[1])
-        self._send(due if self._each else due[-1:])
+            self._waiting.popleft()
         self._ack_again()
 
     def _ack_again(self) -> None:
         due = [message for message in self._again if message[0] <= self.durable]
         if due:
-            self._again = [message for message in self._again if message[0] > self.durable]
             self._send([reply for _, reply in due] if self._each else [max(due)[1]])
+            self._again = [message for message in self._again if message[0] > self.durable]
 
     def _send(self, replies: list[bytes]) -> None:
         if not replies:

@@ -92,6 +92,7 @@ class Link:
         pages: messages that were asked for and came.
         acks: what came of messages that were published.
         heard: when the server was last heard of, monotonic seconds.
+        opened: how often it was connected: what was asked for over an earlier connection does not come any more.
     """
 
     def __init__(self, url: Url) -> None:
@@ -104,6 +105,7 @@ class Link:
         self._answers: dict[bytes, Frame] = {}
         self._asked = 0
         self.heard = 0.0
+        self.opened = 0
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -145,7 +147,15 @@ class Link:
         self._rest, self._answers = b"", {}
         self.pages.clear()
         self.acks.clear()
-        hello = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "lang": "python", "version": "1", "protocol": 1}
+        hello = {
+            "verbose": False,
+            "pedantic": False,
+            "headers": True,
+            "no_responders": True,
+            "lang": "python",
+            "version": "1",
+            "protocol": 1,
+        }
         if self.url.password is not None:
             hello |= {"user": self.url.user, "pass": self.url.password}
         elif self.url.user:
@@ -162,6 +172,7 @@ class Link:
                 self.close()
                 raise told(str(self.url), text)
         self._rest, self.heard = b"", time.monotonic()
+        self.opened += 1
         if not self.info.get("jetstream"):
             raise NO_JETSTREAM.error(f"{self.url} has no JetStream", path="url")
 

@@ -29,7 +29,16 @@ WORK_QUEUE = code(
 FULL = code("nats.full", 4, "The stream takes no more messages.", "Raise its limits, or let it discard old messages.")
 SERVER = code("nats.failed", 4, "The server refuses a request.", "See the server's message.")
 
-_CODES = {10059: NO_STREAM, 10039: NO_JETSTREAM, 10076: NO_JETSTREAM, 10035: NO_JETSTREAM, 10077: FULL, 10047: FULL, 10023: FULL, 10028: FULL}
+_CODES = {
+    10059: NO_STREAM,
+    10039: NO_JETSTREAM,
+    10076: NO_JETSTREAM,
+    10035: NO_JETSTREAM,
+    10077: FULL,
+    10047: FULL,
+    10023: FULL,
+    10028: FULL,
+}
 """Kind by the `err_code` of JetStream."""
 NOT_FOUND = 10037
 """No message is there under a sequence number."""

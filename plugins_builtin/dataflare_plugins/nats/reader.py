@@ -58,6 +58,7 @@ class StreamReader(MessageReader):
         self._came = False  # some came of it
         self._ended = False  # nothing more was there when `until` was asked for
         self._looked = 0.0
+        self._opened = 0
 
     @property
     def _at(self) -> int:
@@ -204,6 +205,9 @@ class StreamReader(MessageReader):
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._look()
+        self._link.open()
+        if self._link.opened != self._opened:
+            self._consumer, self._asked, self._opened = None, 0, self._link.opened
         if self._consumer is None:
             self._begin()
         if self._asked <= 0:

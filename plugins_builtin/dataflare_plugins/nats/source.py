@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.acking import Acker
 from dataflare_plugins.nats.connection import Link, parse_url, status
 from dataflare_plugins.nats.errors import WORK_QUEUE
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, config, option
+from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, RetriableError, config, option
 from dataflare_sdk.inflow.options import MessageConfig
 from dataflare_sdk.inflow.source import MessageSource
 
@@ -165,13 +166,22 @@ class NatsSource(MessageSource[NatsStream]):
         return low - 1
 
     def ack(self, partition: Partition, offset: Offset) -> None:  # noqa: ARG002
-        """Ack the messages of the durable consumer up to `offset`."""
-        if self.acker is not None:
-            self.acker.ack(int((offset.get("parts") or {}).get("", 0)))
+        """Ack the messages of the durable consumer up to `offset`; where the server is away just now, with the next epoch."""
+        if self.acker is None:
+            return
+        number = int((offset.get("parts") or {}).get("", 0))
+        try:
+            self.acker.ack(number)
+        except RetriableError:
+            try:
+                self.acker.ack(number)  # over a new connection: the old one may have been lost long since
+            except RetriableError as error:
+                self.ctx.log.warning(f"the server was not told how far '{self.ctx.node}' is: {error}")
 
     def idle(self) -> None:
         """Answer the server's pings, and so show that we live."""
-        self.link.receive(0.0)
+        with contextlib.suppress(RetriableError):  # whoever needs the connection next opens another one
+            self.link.receive(0.0)
 
     def cancel(self) -> None:
         """Interrupt the connection."""

@@ -47,7 +47,7 @@ def _objects(connection: Any, names: tuple[bytes, ...], entries: Sequence[Sequen
     packed = ", ".join(f"{quote(name)} := c{i}" for i, name in enumerate(columns))
     connection.register("entries", table)
     try:
-        found = connection.sql(f"SELECT to_json(struct_pack({packed}))::VARCHAR::BLOB AS o FROM entries").to_arrow_table()
+        found = connection.sql(f"SELECT to_json(struct_pack({packed}))::VARCHAR AS o FROM entries").to_arrow_table()
     finally:
         connection.unregister("entries")
-    return found.column(0).combine_chunks()
+    return found.column(0).combine_chunks().cast(pa.binary())

@@ -49,7 +49,9 @@ def parse_url(text: str) -> Url:
         raise BAD_URL.error("`url` cannot be read as a URL", path="url") from error
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise BAD_URL.error(f"`url` begins with '{parts.scheme}:' and not with 'redis:', 'rediss:' or 'unix:'", path="url")
-    unknown = next((name for name, _ in parse_qsl(parts.query) if name not in (*OPTIONS, *(["db"] if parts.scheme == "unix" else []))), None)
+    unknown = next(
+        (name for name, _ in parse_qsl(parts.query) if name not in (*OPTIONS, *(["db"] if parts.scheme == "unix" else []))), None
+    )
     if unknown is not None:
         raise BAD_URL.error(f"`url` has the option '{unknown}'; there are {', '.join(OPTIONS)}", path="url")
     if parts.scheme == "unix":

@@ -19,7 +19,9 @@ from dataflare_sdk.fold import Staging
 from dataflare_sdk.json_rows import JsonRows, Template
 from dataflare_sdk.schema import quote
 
-NOTHING = code("data.no-entry", 1, "A row makes no entry of a stream: nothing is in it, or nothing names its stream.", "Fill its columns in a map.")
+NOTHING = code(
+    "data.no-entry", 1, "A row makes no entry of a stream: nothing is in it, or nothing names its stream.", "Fill its columns in a map."
+)
 STAGED = 32 << 20
 """Bytes of an epoch kept in memory before they go to a file."""
 declare("redis.staged", "redis.commit.begun", "redis.commit.done")

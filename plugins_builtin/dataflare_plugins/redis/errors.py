@@ -16,7 +16,9 @@ BUSY = code("redis.busy", 4, "The server is loading its data, or busy with a scr
 READ_ONLY = code("redis.read-only", 4, "The server is a replica and takes no writes.", "Name the primary in `url`.")
 FULL = code("redis.full", 4, "The server has no memory left for more rows.", "Raise `maxmemory`, or trim its streams.")
 NOT_STREAM = code("redis.not-a-stream", 4, "A key holds something else than a stream.", "Check the name of the stream.")
-TOO_OLD = code("redis.too-old", 4, "The server is older than Redis 7.", "Read from Redis 7 or newer: older ones do not tell what was trimmed.")
+TOO_OLD = code(
+    "redis.too-old", 4, "The server is older than Redis 7.", "Read from Redis 7 or newer: older ones do not tell what was trimmed."
+)
 SERVER = code("redis.failed", 4, "The server failed.", "See the server's message.")
 
 _KINDS = {
@@ -76,7 +78,12 @@ def explained(error: BaseException, place: str, *, connecting: bool = False, pat
 
 def _kind(error: BaseException, exceptions: Any) -> Any:
     """The driver strips the first word of some errors and makes a class of it."""
-    for name, kind in (("NoPermissionError", PERMISSION), ("ReadOnlyError", READ_ONLY), ("OutOfMemoryError", FULL), ("MasterDownError", BUSY)):
+    for name, kind in (
+        ("NoPermissionError", PERMISSION),
+        ("ReadOnlyError", READ_ONLY),
+        ("OutOfMemoryError", FULL),
+        ("MasterDownError", BUSY),
+    ):
         if isinstance(error, getattr(exceptions, name)):
             return kind
     return None

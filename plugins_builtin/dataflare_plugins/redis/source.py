@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dataflare_plugins.redis import fields, groups
 from dataflare_plugins.redis.connection import Session, parse_url
 from dataflare_plugins.redis.ids import Position, before, order
 from dataflare_plugins.redis.looking import EMPTY, end_of, gone, look
-from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, code, config, option
+from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, RetriableError, code, config, option
 from dataflare_sdk.inflow.options import MessageConfig
 from dataflare_sdk.inflow.source import MessageSource
 
 NO_STREAM = code("redis.no-stream", 4, "The stream does not exist.", "Check `streams`; a stream appears with its first entry.")
 ID = re.compile(r"(\d+)-(\d+)")
+PING_EVERY = 5.0
+"""Seconds."""
 
 
 @config
@@ -53,11 +57,14 @@ class RedisSource(MessageSource[RedisStreams]):
         if twice is not None:
             raise CODES["config.invalid"].error(f"the stream '{twice}' is named twice", path="streams")
         if config.fields and (config.field is not None or config.format != "json"):
-            raise CODES["config.invalid"].error("`fields: true` reads all fields as columns: give neither `field` nor `format`", path="fields")
+            raise CODES["config.invalid"].error(
+                "`fields: true` reads all fields as columns: give neither `field` nor `format`", path="fields"
+            )
         parse_start(config.start)
         self._sessions: list[Session] = []
         self._lock = threading.Lock()
         self._own: Session | None = None
+        self._pinged = 0.0
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -117,8 +124,21 @@ class RedisSource(MessageSource[RedisStreams]):
         return end_of(info) if order(wanted) >= order(end_of(info).id) else Position(wanted)
 
     def ack(self, partition: Partition, offset: Offset) -> None:  # noqa: ARG002
-        """Tell the group how far everything is durable, and trim what nobody needs any more."""
+        """Tell the group how far everything is durable, and trim what nobody needs any more.
+
+        Where the server is away just now it is told with the next epoch: nothing depends on it.
+        """
         parts = offset.get("parts") or {}
+        try:
+            self._told(parts)
+        except RetriableError:
+            self._session.close()  # it may have been lost long since: nobody used it
+            try:
+                self._told(parts)
+            except RetriableError as error:
+                self.ctx.log.warning(f"the server was not told how far '{self.ctx.node}' is: {error}")
+
+    def _told(self, parts: Mapping[str, str]) -> None:
         if self.config.group is not None:
             groups.tell(self._session, self.config.group, parts)
         if self.config.trim == "acked":
@@ -126,7 +146,11 @@ class RedisSource(MessageSource[RedisStreams]):
 
     def idle(self) -> None:
         """Ping the server, so that nothing between here and there forgets the connection."""
-        self._session.call("PING")
+        now = time.monotonic()
+        if now - self._pinged >= PING_EVERY:
+            self._pinged = now
+            with contextlib.suppress(RetriableError):  # whoever needs it next opens another one
+                self._session.call("PING")
 
     def cancel(self) -> None:
         """Interrupt every connection."""
@@ -157,6 +181,8 @@ def parse_start(text: str) -> str:
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise CODES["config.invalid"].error(f"'{text}' is none of earliest, latest, an id like 1526919030474-0, a time", path="start") from None
+        raise CODES["config.invalid"].error(
+            f"'{text}' is none of earliest, latest, an id like 1526919030474-0, a time", path="start"
+        ) from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
     return before(max(0, -int(-moment.timestamp() * 1000 // 1)), 0)
