@@ -47,6 +47,7 @@ class Flow:
         options: its `with:`.
         rows: rows of an epoch.
         on_record: what becomes of a bad row.
+        into: the destination, another than SQLite.
     """
 
     def __init__(
@@ -54,20 +55,22 @@ class Flow:
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        columns = {} if use == "generate" else {"columns": COLUMNS}
         workflow = {
             "name": "flow",
-            "sources": {"in": {"use": use, "with": {"columns": COLUMNS, **options}}},
+            "sources": {"in": {"use": use, "with": {**columns, **options}}},
             "destinations": {"out": into or {"use": "sqlite", "with": {"path": "out.db", "table": "t"}}},
             "errors": {"on_record": on_record, "retry": {"attempts": 30, "initial": "50ms", "max": "500ms"}},
-            "runtime": {"batch": {"rows": 40, "linger": "20ms"}},
-            "state": {"checkpoint": {"every": "200ms", "rows": rows}},
+            "runtime": {"batch": {"rows": min(rows, 4000) * 2 // 5, "linger": "20ms"}},
+            "state": {"checkpoint": {"every": "1h" if use == "generate" else "200ms", "rows": rows}},
         }
+        self.once = [] if use == "generate" else ["--once"]
         (folder / "w.json").write_text(json.dumps(workflow))
 
     def run(self, *arguments: str, failpoint: str | None = None, expect: int = 0) -> dict[str, Any]:
-        """Run it with `--once` to its end, or to the failpoint that kills it, and return what it prints."""
+        """Run it to its end, or to the failpoint that kills it, and return what it prints."""
         done = subprocess.run(
-            [*COMMAND, "run", "w.json", "--once", "--json", *arguments],
+            [*COMMAND, "run", "w.json", "--json", *self.once, *arguments],
             cwd=self.folder, env=_environment(failpoint), capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         expected = -signal.SIGKILL if failpoint is not None else expect
@@ -82,6 +85,7 @@ class Flow:
             [*COMMAND, "run", "w.json", "--json"],
             cwd=self.folder, env=_environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self._process = process
         try:
             yield process
             process.send_signal(signal.SIGINT)
@@ -91,6 +95,15 @@ class Flow:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
+
+    def wait(self, rows: int, what: str) -> None:
+        """Wait until the run that is under way has brought so many rows."""
+
+        def there() -> bool:
+            assert self._process.poll() is None, self._process.communicate()
+            return len(self.rows()) >= rows
+
+        until(there, what)
 
     def rows(self, columns: str = "id") -> list[Any]:
         """Return what arrived, in the order it did."""
@@ -129,8 +142,13 @@ class Reading:
         self.context = FakeContext(folder, "in", on_record="dead_letter")
         self.context.linger = 0.01
         self.source = kind(kind.configure({"columns": COLUMNS, **options}), self.context)
-        streams = self.source.discover(EXTRACT, None)
-        self.part = self.source.partitions(streams[0], EXTRACT)[0]
+        try:
+            streams = self.source.discover(EXTRACT, None)
+            self.part = self.source.partitions(streams[0], EXTRACT)[0]
+        except BaseException:
+            self.source.close()
+            raise
+        self.extract = EXTRACT
 
     def position(self) -> Any:
         """Return where the source stands now, through JSON."""

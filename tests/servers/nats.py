@@ -119,6 +119,22 @@ class NatsServer(ServerProcess):
 
         return list(self.run(act))
 
+    def messages_by_number(self, stream: str, first: int, last: int) -> list[int]:
+        """Return which of these sequence numbers a stream holds; of a work queue, too, which takes no second consumer."""
+
+        async def act(_: Any, js: Any) -> list[int]:
+            from nats.js.errors import NotFoundError
+
+            found = []
+            for number in range(first, last + 1):
+                try:
+                    found.append((await js.get_msg(stream, number)).seq)
+                except NotFoundError:
+                    continue
+            return found
+
+        return list(self.run(act))
+
     def consumer(self, stream: str, name: str) -> Any:
         """Return what the server says of a consumer."""
         return self.run(lambda _, js: js.consumer_info(stream, name))

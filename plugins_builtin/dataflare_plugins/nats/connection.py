@@ -289,7 +289,7 @@ class Link:
             return True
         wait = select.poll()  # `select` knows no descriptor above 1023
         wait.register(self._sock, select.POLLIN)
-        return bool(wait.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        return bool(wait.poll(max(0.0, min(deadline - time.monotonic(), PATIENCE)) * 1000))
 
     def _take(self, data: bytes) -> None:
         """Sort whole frames by their subscription; the beginning of one more waits for what follows it."""

@@ -13,6 +13,7 @@ from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.connection import ACKS, PATIENCE, Link, header, status
 from dataflare_plugins.nats.errors import LOST, NO_STREAM, refused
 from dataflare_sdk.compute import pc
+from dataflare_sdk.failpoints import declare, failpoint
 
 SCHEMA = pa.schema([("subject", pa.string()), ("payload", pa.string())])
 """Messages as they are kept until their epoch commits."""
@@ -20,6 +21,7 @@ ROWS = 4_096
 BYTES = 4 << 20
 """Messages and bytes that are sent before the server's answers to those before them are waited for."""
 MESSAGE_ID = "Nats-Msg-Id"
+declare("nats.commit.page")
 
 
 def packed(page: pa.RecordBatch, first: int, prefix: str, inbox: bytes) -> bytes:
@@ -79,6 +81,7 @@ class Publisher:
                 for piece, first in _runs(page, number, seen):
                     self._link.send(packed(piece, first, self._prefix, inbox))
                     self._owed += piece.num_rows
+                failpoint("nats.commit.page")
                 number += page.num_rows
         self._settle(0)
 
@@ -142,25 +145,23 @@ def _headers(link: Link, name: str, state: jetstream.StreamState, since: int) ->
     config: dict[str, Any] = {"ack_policy": "none", "deliver_policy": "by_start_sequence", "opt_start_seq": since + 1}
     consumer = str(jetstream.make_consumer(link, name, {**config, "headers_only": True, "mem_storage": True})["name"])
     try:
-        over = False
-        while not over:
-            came = False
+        left = state.last - since
+        while left > 0:
             jetstream.pull(link, name, consumer, ROWS, BYTES, wait=None)
-            ended = False
-            while not ended:
+            came = 0
+            while came < ROWS:
                 while not link.pages:
-                    if not link.receive(time.monotonic() + PATIENCE):
+                    if not link.receive(float("inf")):
                         raise LOST.retriable(f"{link.url} does not answer")
                 _, reply, headers, _ = link.pages.popleft()
                 if reply is None:
-                    ended = headers is not None and status(headers) >= 400
+                    if headers is not None and status(headers) >= 400:
+                        break
                     continue
-                came = True
+                came += 1
                 if headers is not None:
                     yield headers
-                if jetstream.pending_of(reply) == 0:
-                    over = ended = True
-            over = over or not came
+            left = left - came if came else 0
     finally:
         link.pages.clear()
         jetstream.drop_consumer(link, name, consumer)

@@ -100,7 +100,8 @@ class StreamReader(MessageReader):
             self.positions[""] = state.first - 1
         self._created = state.created
         if "" not in self.positions:
-            return self._moved(min(self._first(state), *([] if self.until is None else [int(self.until[""])])))
+            first = self._first(state)
+            return self._moved(first if self.until is None else min(first, int(self.until[""])))
         if state.first > self._at + 1 and not state.replaces:
             some = " (some of them may have been of these subjects)" if self._source.subjects else ""
             told = f"the messages {self._at + 1} to {state.first - 1} of '{self._config.stream}' were removed before they were read{some}"
@@ -248,6 +249,10 @@ class StreamReader(MessageReader):
 class DurableReader(StreamReader):
     """Reads by a durable consumer. What it delivered before, to whomever, is read by sequence number; what it delivers again is dropped."""
 
+    def __init__(self, source: NatsSource, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None) -> None:
+        super().__init__(source, partition, extract, offset, until)
+        self._begun: int | None = self.positions.get("")
+
     def _look(self) -> Messages | None:
         begun = super()._look()
         if self._consumer is None:
@@ -302,10 +307,10 @@ class DurableReader(StreamReader):
         self._link.pages.clear()
         if self._source.acker is None:
             self._source.acker = Acker(self._link, stream, name, each=self._each)
-        if "" in self.positions and self._at == self._delivered and held["num_ack_pending"] and not self._each:
-            # What was left to ack when the last run ended: where to begin is durable everywhere.
-            self._source.acker.came([(self._delivered, self._source.acker.subject(self._delivered, self._count))])
-            self._source.acker.ack(self._at)
+        if self._begun == self._delivered and held["num_ack_pending"] and not self._each:
+            # What was left to ack when the last run ended: where this one begins is durable everywhere.
+            self._source.acker.came([(self._begun, self._source.acker.subject(self._begun, self._count))])
+            self._source.acker.ack(self._begun)
 
     def _begin(self) -> None:
         self._find()

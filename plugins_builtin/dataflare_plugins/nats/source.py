@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.acking import Acker
 from dataflare_plugins.nats.connection import Link, parse_url, status
-from dataflare_plugins.nats.errors import WORK_QUEUE
+from dataflare_plugins.nats.errors import LOST, WORK_QUEUE
 from dataflare_sdk import CODES, ExtractSpec, Offset, Partition, Reader, RetriableError, config, option
 from dataflare_sdk.inflow.options import MessageConfig
 from dataflare_sdk.inflow.source import MessageSource
@@ -102,7 +102,8 @@ class NatsSource(MessageSource[NatsStream]):
             found: list[bytes] = []
             while len(found) < count:
                 while not self.link.pages:
-                    self.link.receive(float("inf"))
+                    if not self.link.receive(float("inf")):
+                        raise LOST.retriable(f"{self.link.url} does not answer")
                 subject, reply, headers, payload = self.link.pages.popleft()
                 if reply is None:
                     if headers is not None and status(headers) >= 400:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.plugins.messaging import COLUMNS, Flow, holds_anywhere, message, reading, until, values
+from tests.plugins.messaging import COLUMNS, Flow, holds_anywhere, message, reading, values
 from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer
 
@@ -77,13 +77,13 @@ def test_a_server_that_dies_and_connections_that_are_cut(own_redis: Callable[...
             for round in range(4):
                 add(server, "a", [message(i) for i in range(total, total + 150)])
                 total += 150
-                until(lambda total=total, round=round: len(flow.rows()) > total - 140 + 30 * round, f"round {round} does not arrive")
+                flow.wait(total - 140 + 30 * round, f"round {round} does not arrive")
                 if round % 2:
                     server.kill()
                     server.start()
                 else:
                     proxy.cut()
-            until(lambda: len(flow.rows()) >= total, "not everything arrives")
+            flow.wait(total, "not everything arrives")
         assert flow.rows() == list(range(total))
     finally:
         proxy.close()
