@@ -11,6 +11,7 @@ from dataflare_plugins.nats.connection import Frame, header, status
 from dataflare_plugins.nats.errors import CONSUMER, LOST, SERVER
 from dataflare_plugins.nats.jetstream import place_of
 from dataflare_sdk import Batch, DataflareError, ExtractSpec, Message, Offset, Partition, code
+from dataflare_sdk.inflow.collecting import uncollected
 from dataflare_sdk.inflow.messages import Messages
 from dataflare_sdk.inflow.reader import MessageReader
 
@@ -78,7 +79,8 @@ class StreamReader(MessageReader):
             if begun is not None:
                 return begun
         while not self._source.cancelled.is_set():
-            page = self._next(max_rows, max_bytes)
+            with uncollected():
+                page = self._next(max_rows, max_bytes)
             if page is not None:
                 return page
             if self._ended and self.until is not None:
@@ -216,8 +218,9 @@ class StreamReader(MessageReader):
             assert self._consumer is not None
             wait = WAIT if self.until is None else None
             jetstream.pull(self._link, self._config.stream, self._consumer, self._asked, PAGE_BYTES, wait=wait)
-        if self._link.receive(deadline):
-            return True
+        with uncollected():
+            if self._link.receive(deadline):
+                return True
         if time.monotonic() - self._link.heard > SILENCE:
             self._link.close()
             raise LOST.retriable(f"{self._link.url} gives no sign of life")

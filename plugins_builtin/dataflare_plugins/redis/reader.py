@@ -10,6 +10,7 @@ from dataflare_plugins.redis.fields import Page
 from dataflare_plugins.redis.ids import Position, order, parse_position
 from dataflare_plugins.redis.looking import known, look
 from dataflare_sdk import Batch, DataflareError, ExtractSpec, Message, Offset, Partition, RowRejection, code
+from dataflare_sdk.inflow.collecting import uncollected
 from dataflare_sdk.inflow.messages import Messages
 from dataflare_sdk.inflow.reader import MessageReader
 
@@ -28,7 +29,7 @@ REPLACED = code(
     "The stream ends before the place that was read to: it was deleted and made anew.",
     "Forget the place with `dataflare state reset`, or go on from its beginning: `on_lost: skip`.",
 )
-FIRST, MOST = 64, 16_384
+FIRST, MOST = 64, 65_536
 """Entries of the first page, when nobody knows yet how large they are, and of a page at most."""
 LOOK_EVERY = 5.0
 """Seconds after which a stream is looked at although nothing came."""
@@ -68,7 +69,8 @@ class StreamsReader(MessageReader):
         while not self._source.cancelled.is_set():
             while self._ready:
                 stream = self._ready[0]
-                page = self._page(stream, max_rows, max_bytes) if self.wants(stream) else None
+                with uncollected():
+                    page = self._page(stream, max_rows, max_bytes) if self.wants(stream) else None
                 if page is None:
                     self._ready.popleft()
                 else:
