@@ -76,7 +76,9 @@ def brokers(folder: Path, count: int = MESSAGES) -> Iterator[list[Case]]:
             servers.append(nats.NatsServer().start())
             servers[-1].stream("S", ["s.>"])
             connect = b'CONNECT {"verbose":false,"pedantic":false}\r\n'
-            _sent(servers[-1].port, connect + b"".join(b"PUB s.a %d\r\n%s\r\n" % (len(p), p) for p in payloads(count)) + b"PING\r\n", b"PONG")
+            _sent(
+                servers[-1].port, connect + b"".join(b"PUB s.a %d\r\n%s\r\n" % (len(p), p) for p in payloads(count)) + b"PING\r\n", b"PONG"
+            )
             stored: Any = None
             while stored != count:
                 stored = servers[-1].run(lambda _, js: js.stream_info("S")).state.messages

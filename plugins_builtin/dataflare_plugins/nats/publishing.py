@@ -39,7 +39,7 @@ def packed(page: pa.RecordBatch, first: int, prefix: str, inbox: bytes) -> bytes
     whole = pc.add(before, pc.binary_length(page.column(1)))
     parts = ["HPUB ", page.column(0), f" {inbox.decode()} ", before.cast(pa.string()), " ", whole.cast(pa.string()), "\r\n"]
     lines = pc.binary_join_element_wise(*parts, head, numbers, "\r\n\r\n", page.column(1), "\r\n", "")
-    return b"".join(lines.cast(pa.binary()).to_pylist()) if lines.offset else _body(lines)
+    return _body(lines)
 
 
 def _body(lines: pa.Array) -> bytes:
@@ -48,7 +48,7 @@ def _body(lines: pa.Array) -> bytes:
         return b""
     _, offsets, values = lines.buffers()
     last = int.from_bytes(offsets[4 * len(lines) : 4 * len(lines) + 4].to_pybytes(), "little")
-    return values[:last].to_pybytes()
+    return bytes(memoryview(values)[:last])
 
 
 class Publisher:

@@ -310,10 +310,11 @@ class DurableReader(StreamReader):
         self._link.pages.clear()
         if self._source.acker is None:
             self._source.acker = Acker(self._link, stream, name, each=self._each)
-        if self._begun == self._delivered and held["num_ack_pending"] and not self._each:
+        begun = self._begun
+        if begun is not None and begun == self._delivered and held["num_ack_pending"] and not self._each:
             # What was left to ack when the last run ended: where this one begins is durable everywhere.
-            self._source.acker.came([(self._begun, self._source.acker.subject(self._begun, self._count))])
-            self._source.acker.ack(self._begun)
+            self._source.acker.came([(begun, self._source.acker.subject(begun, self._count))])
+            self._source.acker.ack(begun)
 
     def _begin(self) -> None:
         self._find()

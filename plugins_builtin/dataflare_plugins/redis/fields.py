@@ -74,7 +74,7 @@ class Page:
         cause = f"the entry has the fields {there}" if named is None else f"the entry has no field '{_text(named)}', it has {there}"
         return RowRejection(NO_FIELD.name, cause, {"stream": self._stream, "position": id.decode()}, raw=shown)
 
-    def headers(self) -> list[Mapping[str, str]]:
+    def headers(self) -> Sequence[Mapping[str, str]]:
         """Return the other fields of every entry."""
         found = []
         for _, values in self._entries:

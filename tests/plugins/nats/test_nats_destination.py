@@ -83,19 +83,21 @@ def test_subjects_by_column_and_rows_that_cannot_be_sent(nats_server: NatsServer
     to.prepare(2, True)
     to.commit(2, {}, True)
     to.close()
-    assert [(m.subject, json.loads(m.data)["id"]) for m in nats_server.messages("S")] == [("s.eu.rows", 1), ("s.üs.rows", 4), ("s.eu.rows", 7)]
+    assert [(m.subject, json.loads(m.data)["id"]) for m in nats_server.messages("S")] == [
+        ("s.eu.rows", 1),
+        ("s.üs.rows", 4),
+        ("s.eu.rows", 7),
+    ]
 
 
 def test_a_stream_that_is_full_or_missing(nats_server: NatsServer, tmp_path: Path) -> None:
     from nats.js.api import DiscardPolicy
 
     rows = pa.record_batch({"id": range(10)})
+    to = made(nats_server, tmp_path)
     with pytest.raises(DataflareError) as found:
-        to = made(nats_server, tmp_path)
-        try:
-            to.open(target(rows.schema))
-        finally:
-            to.close()
+        to.open(target(rows.schema))
+    to.close()
     assert (found.value.code, found.value.problems[0].path) == ("nats.no-stream", "subject")
     nats_server.stream("S", ["s.>"], max_msgs=5, discard=DiscardPolicy.NEW)
     to = made(nats_server, tmp_path)

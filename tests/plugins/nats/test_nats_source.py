@@ -258,9 +258,8 @@ def test_messages_removed_unread_are_an_error_or_passed_over(nats_server: NatsSe
     with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read:
         assert values(read.batches(at)) == [5, 6, *range(8, 20)], "one that was deleted by itself is no loss"
     nats_server.run(lambda _, js: js.purge_stream("S", seq=11))
-    with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read:
-        with pytest.raises(DataflareError) as found:
-            read.batches(at)
+    with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read, pytest.raises(DataflareError) as found:
+        read.batches(at)
     assert found.value.code == "nats.lost"
     assert "6 to 10" in str(found.value)
     with reading(NatsSource, tmp_path, url=nats_server.url, stream="S", on_lost="skip") as read:
@@ -276,9 +275,8 @@ def test_a_stream_that_was_made_anew(nats_server: NatsServer, tmp_path: Path) ->
     nats_server.run(lambda _, js: js.delete_stream("S"))
     nats_server.stream("S", ["s.>"])
     published(nats_server, 100, 110)
-    with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read:
-        with pytest.raises(DataflareError) as found:
-            read.batches(at)
+    with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read, pytest.raises(DataflareError) as found:
+        read.batches(at)
     assert found.value.code == "nats.other-stream"
     with reading(NatsSource, tmp_path, url=nats_server.url, stream="S", on_lost="skip") as read:
         assert values(read.batches(at)) == list(range(100, 110))

@@ -208,18 +208,16 @@ def test_entries_trimmed_unread_are_an_error_or_passed_over(redis_server: RedisS
     with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read:
         assert values(read.batches(at)) == list(range(5, 20))
     redis_server.cli("XTRIM", "a", "MAXLEN", "14")
-    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read:
-        with pytest.raises(DataflareError) as found:
-            read.batches(at)
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read, pytest.raises(DataflareError) as found:
+        read.batches(at)
     assert found.value.code == "redis.lost"
     assert "1 entries" in str(found.value)
     with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"], on_lost="skip") as read:
         assert values(read.batches(at)) == list(range(6, 20))
         assert read.context.metrics["lost"] == 1
     redis_server.cli("XTRIM", "a", "MAXLEN", "0")
-    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read:
-        with pytest.raises(DataflareError) as found:
-            read.batches(at)
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read, pytest.raises(DataflareError) as found:
+        read.batches(at)
     assert "15 entries" in str(found.value)
 
 
@@ -238,9 +236,8 @@ def test_a_stream_that_was_made_anew(redis_server: RedisServer, tmp_path: Path) 
     at = place(redis_server, tmp_path, 3)
     redis_server.cli("DEL", "a")
     redis_server.cli("XADD", "a", "5-0", "data", message(7).decode())
-    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read:
-        with pytest.raises(DataflareError) as found:
-            read.batches(at, None)
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"]) as read, pytest.raises(DataflareError) as found:
+        read.batches(at, None)
     assert found.value.code == "redis.other-stream"
 
 
