@@ -205,6 +205,9 @@ class PluginManager:
                 f"the plugin {manifest.name!r} has to run at the level {level!r}, which no plugin here provides",
                 fix=NO_ISOLATION.mend.replace("NAME", manifest.name),
             )
+        accept = getattr(loader, "accept", None)
+        if accept is not None:
+            accept(self.policy.without)
         if LEVELS.index(loader.level) < LEVELS.index(self.policy.min_level):
             loader.close()
             raise LEVEL_TOO_LOW.error(f"the plugin {manifest.name!r} was loaded at the level {loader.level!r}, below the policy's minimum")

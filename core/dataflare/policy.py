@@ -7,6 +7,7 @@ The policy is `policy.yaml` beside the workflow and in the user's configuration 
     min_level: process                                 # refuse what would run below: inprocess | process | wasm
     isolation: {acme-connector: inprocess}             # level of a plugin or publisher, whatever its manifest asks for
     keys: {acme.example: ["ed25519:..."]}              # keys that a publisher signs with
+    without: [landlock]                                # layers of a sandbox that this machine may lack
 
 The grants are in `dataflare.lock` beside the workflow. A built-in (distribution `dataflare`) is granted what its manifest
 names. A publisher is trusted only where a signature was verified: what a manifest says of its publisher is its own word.
@@ -51,6 +52,7 @@ class Policy(NamedTuple):
         min_level: the lowest isolation level that strangers may run at.
         isolation: plugin or publisher to the level it runs at.
         keys: publisher to the keys it signs with.
+        without: layers of a sandbox, by name, that the machine may lack: plugins run all the same.
         locks: plugin name to what `dataflare.lock` keeps for it.
         base_dir: folder of the workflow, where `dataflare.lock` lies.
         config_dir: the user's own folder of configuration.
@@ -61,6 +63,7 @@ class Policy(NamedTuple):
     min_level: str = "inprocess"
     isolation: Mapping[str, str] = _NONE
     keys: Mapping[str, tuple[str, ...]] = _NONE
+    without: tuple[str, ...] = ()
     locks: Mapping[str, Mapping[str, Any]] = _NONE
     base_dir: str = "."
     config_dir: str = "."
@@ -74,16 +77,18 @@ class Policy(NamedTuple):
         """
         trust: tuple[str, ...] = ()
         deny: tuple[str, ...] = ()
+        without: tuple[str, ...] = ()
         min_level, isolation, keys = LEVELS[0], {}, {}
         for folder in (base_dir, config_dir):
             said = _policy_file(os.path.join(folder, "policy.yaml"))  # noqa: PTH118 - pathlib is not wanted here
             trust += tuple(said.get("trust", ()))
             deny += tuple(said.get("deny", ()))
+            without += tuple(said.get("without", ()))
             min_level = max(min_level, said.get("min_level", LEVELS[0]), key=LEVELS.index)
             isolation.update(said.get("isolation", {}))
             keys.update({who: tuple(listed) for who, listed in said.get("keys", {}).items()})
         locks = _lock_file(os.path.join(base_dir, LOCK))  # noqa: PTH118
-        return cls(trust, deny, min_level, isolation, keys, locks, os.fspath(base_dir), os.fspath(config_dir))
+        return cls(trust, deny, min_level, isolation, keys, without, locks, os.fspath(base_dir), os.fspath(config_dir))
 
     def trusts(self, manifest: Manifest) -> bool:
         """Return whether the plugin's asks are granted without a question."""
@@ -285,6 +290,7 @@ _SHAPES: dict[Any, Any] = {
     "min_level": (lambda value: value in LEVELS, "inprocess, process or wasm"),
     "isolation": (lambda value: isinstance(value, dict) and all(v in LEVELS for v in value.values()), "names, each with its level"),
     "keys": (lambda value: isinstance(value, dict) and all(map(_texts, value.values())), "publishers, each with a list of keys"),
+    "without": (_texts, "a list of layers"),
 }
 
 

@@ -100,8 +100,8 @@ _HOME = {
     "dataflare.contracts": (
         "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
         "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
-        "Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider "
-        "StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
+        "Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange "
+        "SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
     "dataflare.hookspecs": "hookimpl",

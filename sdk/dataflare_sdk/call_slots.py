@@ -1,9 +1,32 @@
-"""Calls into WebAssembly without ceremony: the slots of a call are made once, so that a call costs a tenth of `wasmtime.Func.__call__`."""
+"""Calls into WebAssembly without ceremony: everything of a call is made once, so that it costs a tenth of `wasmtime.Func.__call__`."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable
 from typing import Any
+
+_WORD = 8
+"""Bytes of a slot's kind, padded, before its value; both are whole words."""
+
+
+def prepared(name: str, result: Any, *arguments: Any) -> Callable[[], Any]:
+    """Return a call of wasmtime's C API whose arguments are always the same.
+
+    wasmtime's own functions convert every argument at every call, which takes longer than most of the calls.
+
+    Args:
+        name: of the C function.
+        result: its type, as `restype` takes it.
+        arguments: of exactly the types it declares in C: numbers as instances of a `ctypes` type.
+    """
+    from wasmtime import _ffi
+
+    library: Any = _ffi.dll
+    function = library[name]  # one of our own: without `argtypes`, nothing is converted
+    function.restype = result
+    return functools.partial(function, *arguments)
 
 
 class CallSlots:
@@ -17,26 +40,24 @@ class CallSlots:
     """
 
     def __init__(self, store: Any, function: Any) -> None:
-        import wasmtime
         from wasmtime import _ffi
 
         kind = function.type(store)
-        self._errors = wasmtime.WasmtimeError, wasmtime.Trap
-        self._call, self._context, self._function = _ffi.wasmtime_func_call, store._context(), function
-        self._reference = ctypes.byref(function._func)
-        self._arguments = (_ffi.wasmtime_val_t * max(len(kind.params), 1))()
-        self._results = (_ffi.wasmtime_val_t * 1)()
-        self._counts = len(kind.params), len(kind.results)
-        self._names = ["i64" if str(p) == "i64" else "i32" for p in kind.params]
-        for slot, name in zip(self._arguments, self._names, strict=False):
-            slot.kind = 1 if name == "i64" else 0
-        # The unions are looked up once: each look costs more than writing a word.
-        self._places = [(self._arguments[i].of, name) for i, name in enumerate(self._names)]
-        self._answer = self._results[0].of
-        self._result, self._mask = ("i64", (1 << 64) - 1) if [str(r) for r in kind.results] == ["i64"] else ("i32", (1 << 32) - 1)
-        self._trap_type = ctypes.POINTER(_ffi.wasm_trap_t)
-        self._trap = self._trap_type()
-        self._trapped = ctypes.byref(self._trap)
+        given, returned = len(kind.params), len(kind.results)
+        slots, results = (_ffi.wasmtime_val_t * max(given, 1))(), (_ffi.wasmtime_val_t * 1)()
+        for slot, wanted in zip(slots, kind.params, strict=False):
+            slot.kind = 1 if str(wanted) == "i64" else 0
+        # A value is the word after its kind; an i32 is the lower half of it.
+        step = ctypes.sizeof(_ffi.wasmtime_val_t) // _WORD
+        self._places = [step * i + 1 for i in range(given)]
+        self._words = (ctypes.c_uint64 * (step * len(slots))).from_buffer(slots)
+        self._answer = (ctypes.c_uint64 * step).from_buffer(results)
+        self._mask = 0 if not returned else (1 << 64) - 1 if str(kind.results[0]) == "i64" else (1 << 32) - 1
+        self._trap = ctypes.c_void_p()
+        self._call = prepared(
+            "wasmtime_func_call", ctypes.c_void_p, store._context(), ctypes.byref(function._func), slots, ctypes.c_size_t(given),
+            results, ctypes.c_size_t(returned), ctypes.byref(self._trap),
+        )  # fmt: skip
 
     def __call__(self, *arguments: int) -> int:
         """Call it; without a result 0 comes back.
@@ -45,18 +66,19 @@ class CallSlots:
             wasmtime.Trap: the guest trapped; its instance is not to be used again.
             wasmtime.WasmtimeError: the call could not be made, or the guest left by `proc_exit`.
         """
-        for (place, name), value in zip(self._places, arguments, strict=True):
-            setattr(place, name, value)
-        given, returned = self._counts
-        error = self._call(self._context, self._reference, self._arguments, given, self._results, returned, self._trapped)
+        for place, value in zip(self._places, arguments, strict=True):
+            self._words[place] = value
+        error = self._call()
         if error or self._trap:
             raise self._failure(error)
-        return int(getattr(self._answer, self._result)) & self._mask if returned else 0
+        return self._answer[1] & self._mask
 
-    def _failure(self, error: Any) -> Exception:
-        failed, trapped = self._errors
+    def _failure(self, error: int | None) -> Exception:
+        import wasmtime
+        from wasmtime import _ffi
+
         if error:
-            return failed._from_ptr(error)
-        trap, self._trap = self._trap, self._trap_type()
-        self._trapped = ctypes.byref(self._trap)
-        return trapped._from_ptr(trap)
+            return wasmtime.WasmtimeError._from_ptr(ctypes.cast(error, ctypes.POINTER(_ffi.wasmtime_error_t)))
+        trap, self._trap.value = self._trap.value, None
+        assert trap is not None
+        return wasmtime.Trap._from_ptr(ctypes.cast(trap, ctypes.POINTER(_ffi.wasm_trap_t)))

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from dataflare.errors import DISK_FULL, DataflareError, ErrorCode, code
 from dataflare_sdk.schema import literal
 
@@ -143,3 +145,21 @@ def judged(error: Exception, otherwise: ErrorCode, message: str) -> DataflareErr
     if "No space left" in text:
         return DISK_FULL.error(message)
     return otherwise.error(message)
+
+
+class CurrentBatch:
+    """Serves whatever batch is current; registered once.
+
+    A batch that is registered anew under the same name is not seen by a prepared statement: it would give the old
+    rows, silently.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self.batch: pa.RecordBatch = pa.RecordBatch.from_pylist([], schema=schema)
+
+    def __arrow_c_schema__(self) -> object:
+        return self._schema.__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return pa.RecordBatchReader.from_batches(self._schema, [self.batch]).__arrow_c_stream__(requested_schema)

@@ -110,6 +110,28 @@ class Stage(Protocol):
         ...
 
 
+@record
+class Split:
+    """An expression over aggregates, computed in parts.
+
+    Attributes:
+        parts: what to compute of some of the rows, one aggregate each.
+        merges: for each part the aggregate that makes one of several of its kind, `{}` standing for its column.
+        whole: what makes the answer of the parts of all; a number between NUL characters stands for the column of a part.
+    """
+
+    parts: tuple[str, ...]
+    merges: tuple[str, ...]
+    whole: str
+
+    def over(self, columns: Sequence[str]) -> str:
+        """Return what makes the answer of the parts, which stand in these columns (quoted)."""
+        text = self.whole
+        for i, name in enumerate(columns):
+            text = text.replace(f"\0{i}\0", name)
+        return text
+
+
 class ExpressionEngine(Protocol):
     """Binds and evaluates SQL in DuckDB's dialect, gated: nothing reaches outside its inputs."""
 
@@ -140,6 +162,14 @@ class ExpressionEngine(Protocol):
 
     def expression_text(self, text: str) -> str:
         """Return a row expression as it runs: gated, with the clock bound to the run's start.
+
+        Raises:
+            DataflareError: `expression.no-sql`: it calls a function that a plugin adds.
+        """
+        ...
+
+    def split(self, text: str) -> Split | None:
+        """Return an expression over aggregates in parts that can be computed apart; None: it needs all rows at once.
 
         Raises:
             DataflareError: `expression.no-sql`: it calls a function that a plugin adds.

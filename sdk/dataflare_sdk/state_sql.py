@@ -300,8 +300,11 @@ def decode(body: Any, crc: Any, done: Any, saved_at: Any) -> Checkpoint | None:
 
 
 def dump(value: Any) -> str:
-    """Return JSON that any database takes as text: ASCII, keys in order."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Return JSON that any database takes as text: ASCII, keys in the order they have.
+
+    A plan is kept this way, and the order of its mappings is that of columns.
+    """
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _end(execute: Execute, run_id: str, record: Mapping[str, Any]) -> None:

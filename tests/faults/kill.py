@@ -1,9 +1,10 @@
 """Kill a run again and again, then finish it, and compare what arrived with what should have.
 
-Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres]
+Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres] [--lanes windows]
 
 One trial is one workflow in a folder of its own: in the streaming lane with SQLite, DuckDB, Parquet and CSV
-destinations together, or in the bulk lane with a Parquet file and a DuckDB table. It is killed with SIGKILL a few
+destinations together, in the bulk lane with a Parquet file and a DuckDB table, or (`windows`) two unordered streams through tumbling,
+sliding and session windows. It is killed with SIGKILL a few
 times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle is DuckDB alone.
 Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
 """
@@ -109,7 +110,48 @@ runtime: {lane: bulk}
 state: {checkpoint: {every: 1h}}
 """
 MADE = f"SELECT i AS id, i % 100 AS k, i * 3 AS v, 'n' || i AS note FROM range({ROWS}) t(i)"
-STREAMING, BULK = "streaming", "bulk"
+TIME = "TIMESTAMP '2026-01-01' + to_milliseconds({i} * {step} - (hash({i}) % 4000)::BIGINT - CASE WHEN hash({i} * 7) % 50 = 0 THEN 9000 ELSE 0 END)"
+"""Event time goes on by `step` with up to 4 s of disorder; one row in fifty is some 9 s late."""
+STREAMS = {"fast": 20, "slow": 33}
+"""Streams of the windows: how many milliseconds event time goes on with each row."""
+WINDOWS_WORKFLOW = f"""
+name: faults
+sources:
+{"".join(f"  {name}: {{use: generate, with: {{rows: {ROWS // 2}, seed: {step}, columns: {{id: 'i * 2 + seed % 2', k: i % 7, v: i % 1000, t: {json.dumps(TIME.format(i='i', step=step))}}}}}}}{chr(10)}" for name, step in STREAMS.items())}
+processors:
+  - {{id: both, use: filter, from: [fast, slow], with: {{where: v <> 13}}}}
+  - id: tumbling
+    use: aggregate
+    from: both
+    with:
+      by: [window_start, k]
+      select: {{n: count(*), total: sum(v), mean: avg(v)}}
+      window: {{tumbling: 5s, on: t, lateness: 6s}}
+  - id: sliding
+    use: aggregate
+    from: both
+    partition: {{into: 2}}
+    with:
+      by: [window_start, k]
+      select: {{n: count(*), kinds: count(DISTINCT v % 10), most: max(v)}}
+      window: {{sliding: 6s, every: 2s, on: t, lateness: 6s}}
+  - id: session
+    use: aggregate
+    from: both
+    with:
+      by: [window_start, window_end, k]
+      select: {{n: count(*), total: sum(v)}}
+      window: {{session: 300ms, on: t, lateness: 6s}}
+destinations:
+  tumbled: {{use: sqlite, from: tumbling, with: {{path: out/rows.db, table: tumbled}}, write: {{mode: append}}}}
+  slid: {{use: parquet, from: sliding, with: {{path: out/slid/}}, write: {{mode: append}}}}
+  sat: {{use: duckdb, from: session, with: {{path: out/rows.duckdb, table: sat}}, write: {{mode: append}}}}
+  late: {{use: sqlite, from: tumbling.late, with: {{path: out/rows.db, table: late}}, write: {{mode: append}}}}
+runtime: {{lane: streaming, batch: {{rows: 50}}}}
+state: {{checkpoint: {{every: 1h, rows: 300}}}}
+"""
+STREAMING, BULK, WINDOWS = "streaming", "bulk", "windows"
+WORKFLOWS = {STREAMING: WORKFLOW, BULK: BULK_WORKFLOW, WINDOWS: WINDOWS_WORKFLOW}
 COLUMNS = "id, k, v, note, w"
 
 
@@ -128,6 +170,7 @@ class Tally:
 
 PASSED = {
     STREAMING: ("task.", "job.", "state.", "sqlite.", "duckdb.", "files."),
+    WINDOWS: ("task.", "job.", "state.", "sqlite.", "duckdb.", "files."),
     BULK: ("bulk.", "job.", "state.", "duckdb.", "files."),
 }
 """Beginnings of the names of the failpoints that each lane's workflow passes."""
@@ -169,8 +212,7 @@ def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
 def begin(folder: Path, lane: str, state: str) -> None:
     """Write a trial's workflow and its input; one database holds the state of all trials: each is a workflow of its own."""
     folder.mkdir(parents=True)
-    text = WORKFLOW if lane == STREAMING else BULK_WORKFLOW
-    (folder / "faults.yaml").write_text(text.replace("name: faults", f"name: {folder.name}").replace("state: {", STATES[state]))
+    (folder / "faults.yaml").write_text(WORKFLOWS[lane].replace("name: faults", f"name: {folder.name}").replace("state: {", STATES[state]))
     if lane == BULK:
         duckdb.sql(f"COPY ({MADE}) TO '{folder}/made.csv'")
 
@@ -180,7 +222,7 @@ def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, t
     begin(folder, lane, state)
     for name in plan:
         # In bulk each statement passes a failpoint once, and there are two of them.
-        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 3 if lane == STREAMING else 2)}"}
+        env = {} if name is None else {"DATAFLARE_FAILPOINT": f"{name}:{rng.randint(1, 2 if lane == BULK else 3)}"}
         process = launch(folder, env)
         if name is None:
             time.sleep(rng.uniform(0.25, 1.2))
@@ -193,7 +235,7 @@ def trial(folder: Path, lane: str, plan: list[str | None], rng: random.Random, t
         out, err = launch(folder, {}).communicate(timeout=120)
         report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
         tally.resumed += bool(report.get("resumed"))
-        if (report["status"], report.get("lane")) != ("done", lane):
+        if (report["status"], report.get("lane")) != ("done", BULK if lane == BULK else STREAMING):
             tally.faults.append(f"{folder.name} {plan}: {report.get('error')}")
     if (folder / "hits.txt").exists():
         tally.hits.update((folder / "hits.txt").read_text().split())
@@ -219,6 +261,9 @@ def finished(folder: Path) -> bool:
 def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally) -> None:
     """Count rows that are missing, rows that are there too often, and files nobody asked for."""
     out, con, where = folder / "out", duckdb.connect(), f"{folder.name} {plan}"
+    if lane == WINDOWS:
+        compare_windows(con, out, where, tally)
+        return
     with duckdb.connect(str(out / "rows.duckdb"), read_only=True) as db:
         judge(con, f"{where} duckdb", db.sql(f"SELECT {COLUMNS} FROM copied").fetchall(), ODD, tally)
     if lane == STREAMING:
@@ -247,6 +292,43 @@ def compare_streaming(con: duckdb.DuckDBPyConnection, out: Path, where: str, tal
     judge(con, f"{where} csv", newest, LAST, tally)
 
 
+def compare_windows(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally: Tally) -> None:
+    """Compare windows with what DuckDB says of the same rows, judged for lateness stream by stream."""
+    parts = []
+    for name, step in STREAMS.items():
+        parts.append(
+            f"SELECT '{name}' AS s, i, i * 2 + {step} % 2 AS id, i % 7 AS k, i % 1000 AS v, {TIME.format(i='i', step=step)} AS t "
+            f"FROM range({ROWS // 2}) t(i) WHERE i % 1000 <> 13"
+        )
+    con.execute(f"CREATE TABLE every_row AS {' UNION ALL '.join(parts)}")
+    newest = "max(t) OVER (PARTITION BY s ORDER BY i ROWS UNBOUNDED PRECEDING)"
+    con.execute(f"CREATE TABLE judged AS SELECT *, t < {newest} - INTERVAL 6 SECOND AS late FROM every_row")
+    con.execute("CREATE TABLE r AS SELECT * FROM judged WHERE NOT late")
+    with sqlite3.connect(out / "rows.db") as db:
+        tumbled = db.execute("SELECT window_start, k, n, total, round(mean, 6) FROM tumbled").fetchall()
+        late = db.execute("SELECT id, k, v FROM late").fetchall()
+    bucket = "time_bucket(INTERVAL 5 SECOND, t)"
+    wanted = f"SELECT strftime({bucket}, '%Y-%m-%d %H:%M:%S'), k, count(*), sum(v)::BIGINT, round(avg(v), 6) FROM r GROUP BY ALL"
+    judge(
+        con,
+        f"{where} tumbled",
+        [(str(w)[:19].replace("T", " "), *rest) for w, *rest in ((w, k, n, int(total), mean) for w, k, n, total, mean in tumbled)],
+        wanted,
+        tally,
+    )
+    judge(con, f"{where} late", late, "SELECT id, k, v FROM judged WHERE late", tally)
+    slid = con.sql(f"SELECT window_start, k, n, kinds, most FROM read_parquet('{out}/slid/**/*.parquet')").fetchall()
+    starts = "time_bucket(INTERVAL 2 SECOND, t) - to_seconds(2 * n.i)"
+    wanted = f"SELECT {starts} AS w, k, count(*), count(DISTINCT v % 10), max(v) FROM r, range(3) n(i) GROUP BY ALL"
+    judge(con, f"{where} slid", slid, wanted, tally)
+    with duckdb.connect(str(out / "rows.duckdb"), read_only=True) as db:
+        sat = db.sql("SELECT window_start, window_end, k, n, total::BIGINT FROM sat").fetchall()
+    begins = "CASE WHEN t - lag(t) OVER (PARTITION BY k ORDER BY t) < INTERVAL 300 MILLISECOND THEN 0 ELSE 1 END"
+    numbered = f"SELECT *, sum(b) OVER (PARTITION BY k ORDER BY t ROWS UNBOUNDED PRECEDING) AS w FROM (SELECT *, {begins} AS b FROM r)"
+    wanted = f"SELECT min(t), max(t) + INTERVAL 300 MILLISECOND, k, count(*), sum(v)::BIGINT FROM ({numbered}) GROUP BY k, w"
+    judge(con, f"{where} sat", sat, wanted, tally)
+
+
 def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expected: str, tally: Tally) -> None:
     """Compare rows as multisets."""
     found, wanted = Counter(rows), Counter(con.sql(expected).fetchall())
@@ -257,19 +339,19 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
         tally.faults.append(f"{where}: {lost} lost, {extra} too many")
 
 
-def run(kills: int, seed: int, root: Path, state: str = "sqlite") -> Tally:
+def run(kills: int, seed: int, root: Path, state: str = "sqlite", lanes: tuple[str, ...] = (STREAMING, STREAMING, BULK)) -> Tally:
     """Run trials until `kills` processes have been killed; every failpoint is armed at least once in each lane.
 
     With `state="postgres"` the environment variable STATE_URL names the database that keeps the state.
     """
     rng = random.Random(seed)
-    names = {lane: failpoints(lane) for lane in PASSED}
+    names = {lane: failpoints(lane) for lane in lanes}
     waiting = {lane: rng.sample(found, len(found)) for lane, found in names.items()}
     tally = Tally()
     for number in range(kills * 2):
         if tally.kills >= kills and not any(waiting.values()):
             break
-        lane = BULK if number % 3 == 2 else STREAMING
+        lane = lanes[number % len(lanes)]
         plan: list[str | None] = []
         for _ in range(rng.randint(1, 4)):
             plan.append(waiting[lane].pop() if waiting[lane] else rng.choice([None, rng.choice(names[lane])]))
@@ -284,9 +366,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--state", choices=sorted(STATES), default="sqlite", help="state store; of postgres STATE_URL says where")
+    parser.add_argument("--lanes", default=f"{STREAMING},{STREAMING},{BULK}", help="kinds of trials, by turns")
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="df-faults-"))
-    tally = run(chosen.kills, chosen.seed, folder, chosen.state)
+    tally = run(chosen.kills, chosen.seed, folder, chosen.state, tuple(chosen.lanes.split(",")))
     if tally.faults:
         print(f"what the trials left lies in {folder}")
     else:

@@ -31,6 +31,17 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_windows_are_told_once(tmp_path: Path) -> None:
+    kills = int(os.environ.get("KILLS_WINDOWS", "20"))
+    tally = kill.run(kills, int(os.environ.get("SEED", "5")), tmp_path, lanes=(kill.WINDOWS,))
+    assert not tally.faults, "\n".join(tally.faults)
+    assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
+    assert tally.kills >= kills
+    assert tally.resumed > 0
+    assert not [n for n, hits in tally.hits.items() if hits == 0], "a failpoint was never passed"
+
+
+@pytest.mark.timeout(600)
 def test_nor_with_state_in_postgres(tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATE_URL", postgres.url)
     kills = int(os.environ.get("KILLS_STATE", "12"))

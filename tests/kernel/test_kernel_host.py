@@ -232,7 +232,18 @@ def test_a_lock_grants_and_a_denial_wins(install: Callable[..., Path], tmp_path:
 
 @pytest.mark.parametrize(
     "text",
-    ["trust: acme", "trusted: []", "- a", "a: [", "min_level: x", "isolation: {a: b}", "isolation: [a]", "keys: {a: b}", "deny: [1]"],
+    [
+        "trust: acme",
+        "trusted: []",
+        "- a",
+        "a: [",
+        "min_level: x",
+        "isolation: {a: b}",
+        "isolation: [a]",
+        "keys: {a: b}",
+        "deny: [1]",
+        "without: landlock",
+    ],
 )
 def test_a_policy_that_cannot_be_read_is_no_empty_policy(tmp_path: Path, text: str) -> None:
     (tmp_path / "policy.yaml").write_text(text)

@@ -210,8 +210,17 @@ def test_a_private_grant_is_the_operators_word_only() -> None:
 def test_two_policies(tmp_path: Path) -> None:
     work, config = tmp_path / "work", tmp_path / "config"
     for folder, said in (
-        (work, {"trust": ["a"], "min_level": "process", "isolation": {"a": "inprocess", "b": "wasm"}, "keys": {"p": ["own"], "q": ["k"]}}),
-        (config, {"deny": ["a"], "min_level": "inprocess", "isolation": {"a": "process"}, "keys": {"p": ["known"]}}),
+        (
+            work,
+            {
+                "trust": ["a"],
+                "min_level": "process",
+                "isolation": {"a": "inprocess", "b": "wasm"},
+                "keys": {"p": ["own"], "q": ["k"]},
+                "without": ["landlock"],
+            },
+        ),
+        (config, {"deny": ["a"], "min_level": "inprocess", "isolation": {"a": "process"}, "keys": {"p": ["known"]}, "without": ["broker"]}),
     ):
         folder.mkdir()
         (folder / "policy.yaml").write_text(json.dumps(said))
@@ -219,6 +228,7 @@ def test_two_policies(tmp_path: Path) -> None:
     assert (made.trust, made.deny, made.min_level) == (("a",), ("a",), "process")
     assert made.isolation == {"a": "process", "b": "wasm"}
     assert made.keys == {"p": ("known",), "q": ("k",)}
+    assert made.without == ("landlock", "broker")
     assert Policy.load(tmp_path, tmp_path) == Policy(base_dir=str(tmp_path), config_dir=str(tmp_path))
 
 

@@ -39,6 +39,28 @@ def damage(folder: Path, newest: int) -> None:
     db.close()
 
 
+@pytest.mark.parametrize("kept", ["as written", "sorted, as a version before kept it"])
+def test_a_resumed_run_has_its_columns_in_the_order_they_were_written(kept: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ndef slow(batch):\n    time.sleep(0.01)\n    return batch\n")
+    slow, named = step("slow", "python", file="slow.py", function="slow"), step("m", "map", set={"z": "i + 1", "a": "i + 2"})
+    saved(
+        tmp_path, flow({"s": generate(ROWS)}, slow, named, out=OUT, runtime={"batch": {"rows": 100}}, state={"checkpoint": {"rows": 500}})
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "dataflare", "run", "w.json", "-q"],
+        cwd=tmp_path, env={**os.environ, "DATAFLARE_FAILPOINT": "job.epoch.done:3"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    if kept != "as written":
+        db = sqlite3.connect(tmp_path / ".dataflare" / "state.db")
+        ((run_id, body),) = db.execute("SELECT run_id, body FROM runs").fetchall()
+        db.execute("UPDATE runs SET body = ? WHERE run_id = ?", (json.dumps(json.loads(body), sort_keys=True), run_id))
+        db.commit()
+        db.close()
+    assert told(tmp_path, "run", "w.json")["resumed"] is True
+    assert sqlite_rows(tmp_path / "o.db", "SELECT count(*), sum(z <> i + 1 OR a <> i + 2) FROM t") == [(ROWS, 0)]
+
+
 @pytest.mark.parametrize("failpoint", ["state.log.after:4", "sqlite.commit.begun:4"])
 def test_an_epoch_logged_and_not_committed_is_dropped_with_its_checkpoint(failpoint: str, tmp_path: Path) -> None:
     killed(tmp_path, failpoint)

@@ -81,10 +81,10 @@ def test_a_door_that_is_open_is_seen(name: str, weakened: str, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("done", "outcome"),
     [
-        (Done(3, '{"error": {"code": "a.b"}}', "", 1, 1), "refused"), (Done(0, "", "", 1, 1), "breached"),
-        (Done(3, '{"error": {"code": "c.d"}}', "", 1, 1), "broken"), (Done(1, "Traceback", "", 1, 1), "broken"),
-        (Done(None, "", "", 60, 1), "breached"), (Done(-11, "", "", 1, 1), "breached"), (Done(3, '{"error": {"code": "a.b"}}', "", 1, 2 << 30), "breached"),
-        (Done(3, '{"error": {"code": "a.b"}}', "\x1b[2J", 1, 1), "breached"), (Done(3, '{"error": {"code": "a.b"}}', "x\nall is well, says nobody", 1, 1), "breached"),
+        (Done(3, '{"error": {"code": "a.b"}}', "", 1), "refused"), (Done(0, "", "", 1), "breached"),
+        (Done(3, '{"error": {"code": "c.d"}}', "", 1), "broken"), (Done(1, "Traceback", "", 1), "broken"),
+        (Done(None, "", "", 1), "breached"), (Done(-11, "", "", 1), "breached"), (Done(3, '{"error": {"code": "a.b"}}', "", 2 << 30), "breached"),
+        (Done(3, '{"error": {"code": "a.b"}}', "\x1b[2J", 1), "breached"), (Done(3, '{"error": {"code": "a.b"}}', "x\nall is well, says nobody", 1), "breached"),
     ],
 )  # fmt: skip
 def test_the_judge_of_all(done: Done, outcome: str, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_judge_of_all(done: Done, outcome: str, tmp_path: Path) -> None:
 
 
 def test_what_was_left_behind_is_noticed(tmp_path: Path) -> None:
-    good = Done(0, "", "", 1, 1)
+    good = Done(0, "", "", 1)
     for n, leave in enumerate(("written", "untouched", "log")):
         (tmp_path / str(n)).mkdir()
         bench = Bench(tmp_path / str(n))

@@ -95,14 +95,14 @@ class Watermark:
     """How far event time has come in one partition of a stream, as far as its source or the step before can tell.
 
     Attributes:
-        partition: the partition (see `Batch.partition`); of a step that mixes rows the step's id.
         time: no row with an event time before it (microseconds since 1970 UTC) is to come; `FOREVER`: none at all; None: only its
             rows tell.
+        partition: the partition (see `Batch.partition`); of a step that mixes rows the step's id.
         idle: microseconds since its last row, once they are so many that it holds nobody back; 0: it is not idle.
     """
 
-    partition: str
-    time: int | None = None
+    time: int | None
+    partition: str = ""
     idle: int = 0
 
 

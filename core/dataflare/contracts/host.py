@@ -54,9 +54,9 @@ class Surroundings:
         cancelled: tells whether the run is being stopped.
         count: receives `(name, value)` of every metric.
         gauge: receives `(name, value)` of every gauge.
-        clock: gives the time, seconds since 1970 UTC; virtual in tests of a workflow.
         path: where the node's `with:` block stands in the document, put before the paths of errors.
         linger: seconds for which a batch may wait to be filled.
+        clock: gives the time, seconds since 1970 UTC; virtual in tests of a workflow.
     """
 
     node: str = ""
@@ -71,9 +71,9 @@ class Surroundings:
     cancelled: Callable[[], bool] = bool
     count: Callable[[str, float], None] | None = None
     gauge: Callable[[str, float], None] | None = None
-    clock: Callable[[], float] = time.time
     path: tuple[str | int, ...] = field(default_factory=tuple)
     linger: float = 0.1
+    clock: Callable[[], float] = time.time
 
 
 PLAIN = Surroundings()

@@ -9,7 +9,8 @@ class Loader(Protocol):
     """What `load_plugin` answers with: something that builds the plugin's components.
 
     In-process it is the plugin's own classes; at the other levels it hands out proxies with the same
-    methods, and the engine cannot tell them apart.
+    methods, and the engine cannot tell them apart. One whose level has layers that a machine may lack also has `accept(layers)`,
+    which is called first, with the names of those that the policy lets be missing.
     """
 
     level: str

@@ -31,7 +31,8 @@ class Processor(Protocol):
     Attributes:
         features: of `rowwise` (each output row depends on one input row), `whole_input` (answers at End),
             `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns), `event_time`
-            (is asked to `advance` at every barrier).
+            (is asked to `advance` at every barrier), `shares` (works on its groups in as many shares as it is given threads),
+            `ordered` (what it gives depends on the order in which a source gives its rows).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
         late: rows that came too late so far, of a step with the feature `event_time`.

@@ -21,11 +21,11 @@ class ExtractSpec:
             was read before: a window of a backfill. Only given to sources with the feature `windows`.
         key: columns that identify a row.
         overlap: how far to read back for late commits, seconds.
-        idle: seconds without a row after which a partition does not hold back event time any more.
         columns: what the workflow uses of the stream, in stream order; None means all.
         streams: the same of a source of several streams: stream to its columns; a stream nobody reads is missing.
         types: the user's `columns:` block, name to DuckDB type name; they name all that is read.
         options: anything else the block carried, for the source to judge.
+        idle: seconds without a row after which a partition does not hold back event time any more.
     """
 
     mode: str = "full"
@@ -34,11 +34,11 @@ class ExtractSpec:
     stop: Any = None
     key: tuple[str, ...] = ()
     overlap: float = 0.0
-    idle: float = 30.0
     columns: tuple[str, ...] | None = None
     streams: Mapping[str, tuple[str, ...]] | None = None
     types: Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    idle: float = 30.0
 
 
 @record
@@ -104,6 +104,8 @@ class Source(Protocol):
     Attributes:
         features: of `full incremental overlap cdc replayable resumable_snapshot ordered parallel_partitions
             emits_deletes unbounded windows`. `replayable`: the same rows again for the same (offset, until).
+            `parallel_partitions`: it can be read in parts, and readers of them may be read at once, each on a thread of its own
+            (`open` and everything else of the source is still called by its task alone).
             `windows`: an incremental extraction honours `extract.stop`.
         many_streams: it gives several streams, each an output of its own, named as `discover` names it; their
             batches say which by `stream`.

@@ -28,7 +28,7 @@ class DedupeProcessor(WholeInputProcessor[DedupeConfig]):
     """Keys compare as in GROUP BY: NULL equals NULL."""
 
     Config = DedupeConfig
-    features = frozenset({"keyed", "sql"})
+    features = frozenset({"keyed", "ordered", "sql"})
 
     def __init__(self, config: DedupeConfig, ctx: Any) -> None:
         super().__init__(config, ctx)

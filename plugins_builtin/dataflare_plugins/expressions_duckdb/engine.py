@@ -13,9 +13,11 @@ import pyarrow as pa
 from dataflare_plugins.expressions_duckdb.calling import Calling
 from dataflare_plugins.expressions_duckdb.functions import CallingStage
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, KEPT, Parsed, parse_expression, parse_query
+from dataflare_plugins.expressions_duckdb.splitting import split
 from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.expressions import Split
 from dataflare_sdk.fields import nearest
 
 UNKNOWN_COLUMN = code(
@@ -151,6 +153,11 @@ class DuckdbExpressions(Component[EngineConfig]):
             rowwise=_is_rowwise(parsed, inputs, self._aggregate_names),
             volatile=parsed.volatile,
         )
+
+    def split(self, text: str) -> Split | None:
+        """Return an expression over aggregates in parts; see the contract."""
+        self.expression_text(text)
+        return split(self._connection, text, self._started, self._aggregate_names())
 
     def text_of(self, query: str, inputs: Sequence[str]) -> str:
         """Return a query as it runs: gated, with the clock bound to the run's start."""

@@ -19,24 +19,6 @@ EXPLAINED = 20
 """Failing rows of a batch whose own cause is looked up; the others bear that of the first."""
 
 
-class CurrentBatch:
-    """Serves whatever batch is current; registered once.
-
-    A batch that is registered anew under the same name is not seen by a prepared statement: it would give the old
-    rows, silently.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self.batch: pa.RecordBatch = pa.RecordBatch.from_pylist([], schema=schema)
-
-    def __arrow_c_schema__(self) -> object:
-        return self._schema.__arrow_c_schema__()
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        return pa.RecordBatchReader.from_batches(self._schema, [self.batch]).__arrow_c_stream__(requested_schema)
-
-
 class DuckdbStage:
     """Implements `dataflare_sdk.Stage`. Only the columns that are read pass through DuckDB."""
 
@@ -47,7 +29,7 @@ class DuckdbStage:
         read = frozenset[str]().union(*bound.reads.values()) if bound.reads else frozenset[str]()
         self._columns = [i for i, f in enumerate(schema) if f.name in read] or [0]
         self._narrow = pa.schema([schema.field(i) for i in self._columns])
-        self._current = CurrentBatch(self._narrow)
+        self._current = duck.CurrentBatch(self._narrow)
         connection.register("batch", self._current)
         items = ", ".join(f"{self._cast(n)} AS {quote(n)}" for n in self._expressions)
         connection.execute(f"PREPARE step AS SELECT {items} FROM batch")

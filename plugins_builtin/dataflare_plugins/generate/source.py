@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,7 @@ class GenerateSource(ScanSource[GenerateConfig]):
     """Gives the same rows in the same order, from any row on without making those before it."""
 
     Config = GenerateConfig
-    features = frozenset({"full", "replayable", "ordered"})
+    features = frozenset({"full", "replayable", "ordered", "parallel_partitions"})
 
     @classmethod
     def scratch(cls, config: GenerateConfig, place: ScratchPlace) -> SourceTwin:  # noqa: ARG003
@@ -70,6 +71,17 @@ class GenerateSource(ScanSource[GenerateConfig]):
             name = min(bound.volatile)
             raise VOLATILE.error(f"'{name}' is random", path=f"columns.{name}")
         return [StreamInfo(self.ctx.node, bound.schema, pins={"schema": schemas.to_json(bound.schema), "columns": texts})]
+
+    def partitions(self, stream: StreamInfo, extract: ExtractSpec) -> Sequence[Partition]:
+        """Return one partition, or with `partition: {into}` as many ranges of row numbers of about equal size."""
+        into = int((extract.options.get("partition") or {}).get("into") or 1)
+        if into == 1:
+            return super().partitions(stream, extract)
+        cuts = [self.config.rows * i // into for i in range(into + 1)]
+        return [
+            Partition(f"p{i}", stream.name, {**stream.pins, "range": [start, stop]})
+            for i, (start, stop) in enumerate(itertools.pairwise(cuts))
+        ]
 
     def scan_schema(self, partition: Partition, extract: ExtractSpec) -> pa.Schema:
         """Return the columns that are used."""
@@ -103,19 +115,23 @@ class _Range:
         self._texts = partition.spec["columns"]
         self._schema = source.scan_schema(partition, extract)
         self._connection = connection
+        first, last = partition.spec.get("range") or (0, source.config.rows)
+        self._first = int(first)
+        self._rows = last - self._first
 
     def sql(self, start: int, stop: int) -> str:
         items = ", ".join(f"CAST(({self._texts[f.name]}\n) AS {schemas.duck_type(f.type)}) AS {quote(f.name)}" for f in self._schema)
-        return f"SELECT {items} FROM (SELECT i, {self._source.config.seed}::BIGINT AS seed FROM range({start}, {stop}) t(i))"
+        numbers = f"range({self._first + start}, {self._first + stop})"
+        return f"SELECT {items} FROM (SELECT i, {self._source.config.seed}::BIGINT AS seed FROM {numbers} t(i))"
 
     def unit(self) -> ScanUnit:
-        return ScanUnit(id=self.id, sql=self.sql(0, self._source.config.rows), rows=self._source.config.rows)
+        return ScanUnit(id=self.id, sql=self.sql(0, self._rows), rows=self._rows)
 
     def batches(self, skip: int, limit: int | None) -> Iterator[pa.RecordBatch]:
         """Stream the rows; where they are too large to be made thousands at a time, make fewer at a time."""
         from dataflare_sdk import duck
 
-        rows = self._source.config.rows
+        rows = self._rows
         at, stop = skip, rows if limit is None else min(rows, skip + limit)
         step = stop - at
         while at < stop:

@@ -35,7 +35,7 @@ NOT_CONFINED = code(
     6,
     "This machine cannot confine a plugin as the isolation level `process` promises.",
     "Allow what is missing (user namespaces, Landlock, seccomp), use a plugin at the level wasm, or say explicitly what may be "
-    "missing: DATAFLARE_ISOLATION_WITHOUT=LAYER,LAYER.",
+    "missing: `without: [LAYER]` in policy.yaml.",
 )
 NOT_HERE = code(
     "plugin.not-isolated",

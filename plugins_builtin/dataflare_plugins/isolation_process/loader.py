@@ -36,6 +36,10 @@ class ProcessLoader:
         self._keeper = Keeper(manifest.name, plugin_code(manifest.package, manifest.folder, manifest.origin), manifest.limits)
         self._hooks: Hooks | None = None
 
+    def accept(self, layers: Sequence[str]) -> None:
+        """Run plugins though the machine lacks these layers, by name."""
+        self._keeper.without = frozenset(layers)
+
     @property
     def report(self) -> dict[str, Any] | None:
         """What the newest worker says of its confinement: requested, enforced, missing, canaries; None before the first."""

@@ -6,10 +6,11 @@ import struct
 
 import pyarrow as pa
 
-from dataflare_plugins.isolation_wasm.arrow_in import ARRAY, SCHEMA
+from dataflare_plugins.isolation_wasm.c_data import ARRAY, SCHEMA
 from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
-from dataflare_plugins.isolation_wasm.formats import Layout, children, layout, type_of
+from dataflare_plugins.isolation_wasm.formats import FLAT, Layout, children, layout, type_of
 from dataflare_plugins.isolation_wasm.memory import Memory
+from dataflare_sdk.untrusted import AS_BYTES, validate
 
 MOST_ROWS = 1 << 24
 """Rows, or elements of lists, that one array of a reply may have."""
@@ -67,7 +68,7 @@ class Receiver:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
-        self._fields = [(f, layout(f.type), _TEXTS.get(f.type)) for f in schema]
+        self._fields = [(f, layout(f.type), f.type in AS_BYTES) for f in schema]
 
     def receive(self, memory: Memory, address: int, rows: int | None = None, wanted: frozenset[str] | None = None) -> list[pa.Array]:
         """Return the columns a guest laid out, each validated in full.
@@ -81,83 +82,95 @@ class Receiver:
         Raises:
             DataflareError: `wasm.bad-reply`.
         """
-        head = _head(memory, address)
-        length, count = head[0], head[4]
+        length, _, offset, buffers, count, valid, inner, dictionary, _, _ = memory.words(ARRAY, address, "array")
         if count != len(self._fields):
             raise BAD_REPLY.error(f"it gave {count} columns and announced {len(self._fields)}")
+        if not 0 <= length <= MOST_ROWS or offset or dictionary:
+            raise BAD_REPLY.error(f"its rows have the length {length} and the offset {offset}; that cannot be")
         if rows is not None and length != rows:
             raise BAD_REPLY.error(f"it gave {length} rows where there must be {rows}")
-        if head[3] not in (0, 1) or (head[3] and _words(memory, head[5], 1)[0]):
+        if buffers not in (0, 1) or (buffers and memory.words(_POINTERS[1], valid, "pointers")[0]):
             raise BAD_REPLY.error("its rows have a validity of their own; only columns may")
-        places = _words(memory, head[6], count)
         return [
-            _checked(memory, place, field, form, plain, length)
-            for place, (field, form, plain) in zip(places, self._fields, strict=True)
+            _checked(memory, place, field, form, text, length)
+            for place, (field, form, text) in zip(_words(memory, inner, count), self._fields, strict=True)
             if wanted is None or field.name in wanted
         ]
 
 
-_TEXTS = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-
-
-def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, plain: pa.DataType | None, rows: int) -> pa.Array:
+def _checked(memory: Memory, address: int, field: pa.Field, form: Layout, text: bool, rows: int) -> pa.Array:
     """Return a column, validated in full."""
     try:
+        if form.shape in FLAT:
+            return _flat(memory, address, field.type, form, text, rows)
         made = _array(memory, address, field.type, form, rows, 0)
-        _validate(memory, made, form, plain)
+        made.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowNotImplementedError, ValueError, OverflowError) as error:
         raise BAD_REPLY.error(f"its column '{field.name}' is no {field.type}: {error}") from None
     return made
 
 
-def _validate(memory: Memory, made: pa.Array, form: Layout, plain: pa.DataType | None) -> None:
-    """Validate in full. What ASCII text is cut into is UTF-8 wherever it is cut, so that only the cuts are left to be looked at."""
-    if plain is None or not len(made) or not memory.ascii:
-        made.validate(full=True)
-    elif not memory.cuts(made.buffers()[1], form.width):
-        pa.Array.from_buffers(plain, len(made), made.buffers()).validate(full=True)
+def _flat(memory: Memory, address: int, kind: pa.DataType, form: Layout, text: bool, rows: int) -> pa.Array:
+    """Return a column without children, validated in full: of ASCII text nothing, when its cuts are the very offsets that were lent."""
+    places, made = _buffers(memory, address, kind, form, rows, 0)
+    column = pa.Array.from_buffers(kind, rows, made, 0 if made[0] is None else -1)
+    if not text or not rows or not memory.ascii:
+        column.validate(full=True)
+    elif not memory.cuts(places[1], made[1], form.width):
+        validate(column, ascii=True)
+    return column
 
 
-def _head(memory: Memory, address: int) -> tuple[int, ...]:
-    head = ARRAY.unpack(memory.read(address, ARRAY.size, "array"))
-    length, _, offset, buffers, count, _, _, dictionary = head[:8]
-    if not 0 <= length <= MOST_ROWS or offset or dictionary or not 0 <= buffers <= 3 or not 0 <= count <= MOST_FIELDS:
+def _buffers(
+    memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: int, depth: int
+) -> tuple[tuple[int, ...], list[pa.Buffer | None]]:
+    """Return where the buffers of an array without children lie, and copies of them."""
+    head = _sound(memory, address, kind, form, rows, 0, depth)
+    if rows == 0:
+        return (), pa.array([], kind).buffers()
+    places = memory.words(_POINTERS[form.buffers], head[5], "pointers")
+    valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None
+    if form.shape == "fixed":
+        return places, [valid, memory.buffer(places[1], (rows * form.width + 7) // 8, "values")]
+    offsets = memory.buffer(places[1], (rows + 1) * form.width // 8, "offsets")
+    return places, [valid, offsets, memory.characters(places[2], _last(offsets, rows, form.width), "values")]
+
+
+def _sound(memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: int, inner: int, depth: int) -> tuple[int, ...]:
+    """Return the head of an array that may have the rows and has what its type needs."""
+    head = memory.words(ARRAY, address, "array")
+    length, _, offset, buffers, count, _, _, dictionary, _, _ = head
+    if not rows <= length <= MOST_ROWS or buffers != form.buffers or count != inner or offset or dictionary or depth > DEEPEST:
         raise BAD_REPLY.error(
-            f"an array of it has the length {length}, the offset {offset}, {buffers} buffers, {count} children; that cannot be"
+            f"an array of {kind} has {length} of {rows} values, the offset {offset}, {buffers} buffers and {count} children; that cannot be"
         )
     return head
 
 
 def _array(memory: Memory, address: int, kind: pa.DataType, form: Layout, rows: int, depth: int) -> pa.Array:
     """Return an array of exactly `rows` values; it may have more."""
-    fields = children(kind) if form.nested else []
-    head = _head(memory, address)
-    length, buffers, count = head[0], head[3], head[4]
-    if length < rows or buffers != form.buffers or count != len(fields) or depth > DEEPEST:
-        raise BAD_REPLY.error(f"an array of {kind} has {length} of {rows} values, {buffers} buffers and {count} children")
+    if form.shape in FLAT:
+        _, made = _buffers(memory, address, kind, form, rows, depth)
+        return pa.Array.from_buffers(kind, rows, made, 0 if made[0] is None else -1)
+    fields = children(kind)
+    head = _sound(memory, address, kind, form, rows, len(fields), depth)
     if rows == 0:
         return pa.array([], kind)
     if form.shape == "none":
         memory.spend(4 * rows, "nulls")  # they take none of the guest's memory, but whoever makes another type of them needs some
         return pa.nulls(rows)
-    places = _words(memory, head[5], buffers)
+    places = _words(memory, head[5], form.buffers)
     valid = memory.buffer(places[0], (rows + 7) // 8, "validity") if places[0] else None
     made = [valid]
     inner_rows = rows
-    if form.shape == "fixed":
-        made.append(memory.buffer(places[1], (rows * form.width + 7) // 8, "values"))
-    elif form.shape in ("offsets", "list"):
+    if form.shape == "list":
         made.append(memory.buffer(places[1], (rows + 1) * form.width // 8, "offsets"))
         inner_rows = _last(made[1], rows, form.width)
-        if form.shape == "offsets":
-            made.append(memory.characters(places[2], inner_rows, "values"))
     elif pa.types.is_fixed_size_list(kind):
         inner_rows = rows * kind.list_size
     if not 0 <= inner_rows <= max(MOST_ROWS, memory.size):
         raise BAD_REPLY.error(f"an array of {kind} has {inner_rows} elements")
-    if not fields:
-        return pa.Array.from_buffers(kind, rows, made, -1 if valid is not None else 0)
-    inner = zip(_words(memory, head[6], count), fields, strict=True)
+    inner = zip(_words(memory, head[6], len(fields)), fields, strict=True)
     below = [_array(memory, place, f.type, layout(f.type), inner_rows, depth + 1) for place, f in inner]
     if pa.types.is_map(kind) and (below[0].null_count or below[0].field(0).null_count):
         # Arrow ends the process when it is given such a map, before it can be asked to validate it.
@@ -173,4 +186,10 @@ def _last(offsets: pa.Buffer, rows: int, width: int) -> int:
 
 
 def _words(memory: Memory, address: int, count: int) -> tuple[int, ...]:
-    return struct.unpack(f"<{count}I", memory.read(address, 4 * count, "pointers"))
+    if count < len(_POINTERS):
+        return memory.words(_POINTERS[count], address, "pointers") if count else ()
+    return memory.words(struct.Struct(f"<{count}I"), address, "pointers")
+
+
+_POINTERS = [struct.Struct(f"<{count}I") for count in range(16)]
+"""So many pointers in a row."""

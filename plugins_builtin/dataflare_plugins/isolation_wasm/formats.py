@@ -26,6 +26,10 @@ _FIXED = re.compile(r"(\+?)w:(\d{1,6})")
 _ZONE = re.compile(r"[A-Za-z0-9_+/:-]{0,64}")
 
 
+FLAT = frozenset({"fixed", "offsets"})
+"""Shapes of arrays without children, of which nothing but buffers is to be told."""
+
+
 @record
 class Layout:
     """How the buffers of a type lie.
@@ -40,11 +44,6 @@ class Layout:
     shape: str
     width: int
     buffers: int
-
-    @property
-    def nested(self) -> bool:
-        """Whether there may be children."""
-        return self.shape in ("list", "children")
 
 
 def layout(kind: pa.DataType) -> Layout:

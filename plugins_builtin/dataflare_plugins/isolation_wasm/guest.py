@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import struct
 import weakref
 from typing import Any
@@ -13,7 +14,7 @@ from dataflare_plugins.isolation_wasm.imports import HostFunctions
 from dataflare_plugins.isolation_wasm.limits import Limits
 from dataflare_plugins.isolation_wasm.machine import TICK, TICKER, engine
 from dataflare_plugins.isolation_wasm.memory import Memory
-from dataflare_sdk.call_slots import CallSlots
+from dataflare_sdk.call_slots import CallSlots, prepared
 
 ABI = 1
 _ALIVE: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -35,24 +36,24 @@ class Guest:
         host: its imports.
 
     Attributes:
+        closed: whether it is gone.
         memory: its linear memory.
         exports: names of what it exports.
     """
 
     def __init__(self, module: Any, limits: Limits, host: HostFunctions) -> None:
         import wasmtime
-        from wasmtime import _ffi
 
+        self.closed = False
         self._host = host
         self._failures = (wasmtime.Trap, wasmtime.WasmtimeError)
-        self._arm = _ffi.wasmtime_context_set_epoch_deadline
-        self._deadline = int(limits.deadline / TICK) + 1
         self._slots: dict[str, CallSlots] = {}
         self._exports: Any = None
         self._store: Any = wasmtime.Store(engine())
         self._store.set_limits(memory_size=limits.memory, table_elements=10_000, instances=1, tables=4, memories=1)
-        self._context = self._store._context()
-        self._arm(self._context, self._deadline)
+        deadline = ctypes.c_uint64(int(limits.deadline / TICK) + 1)
+        self._arm = prepared("wasmtime_context_set_epoch_deadline", None, self._store._context(), deadline)
+        self._arm()
         TICKER.acquire()
         _ALIVE.add(self)
         try:
@@ -83,7 +84,7 @@ class Guest:
         slots = self._slots.get(name)
         if slots is None:
             slots = self._slots[name] = CallSlots(self._store, self._exports[name])
-        self._arm(self._context, self._deadline)
+        self._arm()
         self._host.begin()
         try:
             found = slots(*arguments)
@@ -135,7 +136,7 @@ class Guest:
             self.close()
             raise Trapped(f"it has no memory for {len(data)} bytes")
         self.memory.check(place, len(data), "allocation")
-        self.memory.write(place, data, len(data))
+        self.memory.write(place, data)
         return place
 
     def get(self, place: int, what: str, most: int = 16 << 20) -> bytes:
@@ -153,14 +154,10 @@ class Guest:
         """Let the guest forget everything of the batch."""
         self.call("df_reset")
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is gone."""
-        return self not in _ALIVE
-
     def close(self) -> None:
         """Give the memory back; nothing of the guest may be used after."""
-        if self in _ALIVE:
+        if not self.closed:
+            self.closed = True
             _ALIVE.discard(self)
             self._slots.clear()
             self._host.detach()

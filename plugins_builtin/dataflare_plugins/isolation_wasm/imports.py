@@ -116,7 +116,7 @@ class HostFunctions:
         if size:
             assert self._memory is not None
             self._memory.check(place & MISSING, size, "room for an answer")
-            self._memory.write(place & MISSING, data, size)
+            self._memory.write(place & MISSING, data[:size])
         return len(data)
 
     def _spend(self) -> bool:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_plugins.isolation_wasm.faults import BAD_REPLY
+from dataflare_sdk.call_slots import prepared
+
+Lent = tuple[pa.Buffer, int]
+"""A buffer that was copied in, and the width in bits when it is the offsets of text, else 0."""
 
 _same = ctypes.CDLL(None).memcmp
 _same.argtypes, _same.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
@@ -24,30 +29,31 @@ class Memory:
 
     Attributes:
         size: bytes of it.
-        lent: buffers that were copied in for the batch at hand, by their address in here.
+        lent: what was copied in for the batch at hand, by its address in here.
         ascii: whether the text that was read last is ASCII.
     """
 
     def __init__(self, store: Any, memory: Any, limit: int) -> None:
-        from wasmtime import _ffi
-
-        self._context, self._memory = store._context(), ctypes.byref(memory._memory)
-        self._data, self._length = _ffi.wasmtime_memory_data, _ffi.wasmtime_memory_data_size
+        there = store._context(), ctypes.byref(memory._memory)
+        self._data = prepared("wasmtime_memory_data", ctypes.c_void_p, *there)
+        self._length = prepared("wasmtime_memory_data_size", ctypes.c_size_t, *there)
         self._limit = limit
         self._budget = limit
         self.size = -1
-        self.lent: dict[int, pa.Buffer] = {}
-        self._cuts: set[tuple[int, int, int]] = set()
+        self.lent: Mapping[int, Lent] = {}
         self.ascii = False
         self.look()
 
     def look(self) -> None:
         """Find out how long the memory is now, and where it lies if it grew; a new reply may be copied."""
         self._budget = self._limit
-        size = self._length(self._context, self._memory)
+        size = self._length()
         if size != self.size:
-            self._base = int(ctypes.cast(self._data(self._context, self._memory), ctypes.c_void_p).value or 0)
-            self.size = int(size)
+            self._base = self._data() or 0
+            self.size = size
+            # Through a view a few bytes cost a third of what they cost through an address; Arrow's buffers are of signed ones.
+            self._view = memoryview((ctypes.c_ubyte * size).from_address(self._base)).cast("B")
+            self._signed = self._view.cast("b")
 
     def check(self, address: int, size: int, what: str) -> None:
         """Refuse what does not lie in the memory.
@@ -62,21 +68,29 @@ class Memory:
         """Return a copy of bytes."""
         if size == 0:
             return b""
-        self.spend(size, what)
-        self.check(address, size, what)
-        return ctypes.string_at(self._base + address, size)
+        self._take(address, size, what)
+        return bytes(self._view[address : address + size])
+
+    def words(self, form: struct.Struct, address: int, what: str) -> tuple[Any, ...]:
+        """Return the few numbers that lie at an address.
+
+        Raises:
+            DataflareError: `wasm.bad-reply`.
+        """
+        if address <= 0 or address + form.size > self.size:
+            self.check(address, form.size, what)
+        return form.unpack_from(self._view, address)
 
     def buffer(self, address: int, size: int, what: str) -> pa.Buffer:
         """Return a copy of bytes as an Arrow buffer of its own, or the very buffer that was lent, where it came back untouched."""
         if size == 0:
             return pa.py_buffer(b"")
-        self.spend(size, what)
-        self.check(address, size, what)
+        self._take(address, size, what)
         lent = self.lent.get(address)
-        if lent is not None and lent.size == size and _same(self._base + address, lent.address, size) == 0:
-            return lent
+        if lent is not None and lent[0].size == size and _same(self._base + address, lent[0].address, size) == 0:
+            return lent[0]
         made = pa.allocate_buffer(size)
-        ctypes.memmove(made.address, self._base + address, size)
+        memoryview(made)[:] = self._signed[address : address + size]
         return made
 
     def characters(self, address: int, size: int, what: str) -> pa.Buffer:
@@ -88,34 +102,45 @@ class Memory:
         self.ascii = data.isascii()
         return pa.py_buffer(data)
 
-    def lend(self, copies: Sequence[tuple[int, pa.Buffer, int]]) -> None:
-        """Remember what was copied in for a batch: address in here, buffer, and its width when it is the offsets of text, else 0."""
-        self.lent = {address: buffer for address, buffer, _ in copies}
-        self._cuts = {(buffer.address, buffer.size, width) for _, buffer, width in copies if width}
+    def lend(self, copies: Mapping[int, Lent]) -> None:
+        """Remember what was copied in for a batch, by its address in here."""
+        self.lent = copies
 
     def forget(self) -> None:
         """The batch is done: nothing is lent any more."""
-        self.lent, self._cuts = {}, set()
+        self.lent = {}
 
-    def cuts(self, buffer: pa.Buffer | None, width: int) -> bool:
-        """Whether a buffer that `buffer` returned is the very offsets of text that were lent, which were valid before the guest saw them.
+    def cuts(self, address: int, buffer: pa.Buffer | None, width: int) -> bool:
+        """Whether what `buffer` returned for an address is the very offsets of text that were lent: valid before the guest saw them.
 
         Numbers that were lent as something else are no offsets, however much they look like some.
         """
-        return buffer is not None and (buffer.address, buffer.size, width) in self._cuts
+        lent = self.lent.get(address)
+        return lent is not None and lent[0] is buffer and lent[1] == width
 
     def text(self, address: int, most: int, what: str) -> bytes:
         """Return a string that ends with a zero byte."""
         self.check(address, 1, what)
-        found = ctypes.string_at(self._base + address, min(most + 1, self.size - address)).partition(b"\0")
+        found = bytes(self._view[address : address + most + 1]).partition(b"\0")
         if not found[1]:
             raise BAD_REPLY.error(f"its {what} has no end")
         return found[0]
 
-    def write(self, address: int, data: bytes | bytearray | int, size: int) -> None:
-        """Copy bytes in, from bytes or from an address of the process. The caller has checked where to."""
-        source = (ctypes.c_char * size).from_buffer(data) if isinstance(data, bytearray) else data
-        ctypes.memmove(self._base + address, source, size)
+    def write(self, address: int, data: bytes | bytearray) -> None:
+        """Copy bytes in. The caller has checked where to."""
+        self._view[address : address + len(data)] = data
+
+    def put(self, address: int, buffer: pa.Buffer) -> None:
+        """Copy a buffer in. The caller has checked where to."""
+        self._signed[address : address + buffer.size] = buffer
+
+    def _take(self, address: int, size: int, what: str) -> None:
+        """Check and count what is to be copied out; raises as `check` and `spend`."""
+        self._budget -= size
+        if self._budget < 0 or address <= 0 or size < 0 or address + size > self.size:
+            self._budget += size
+            self.spend(size, what)
+            self.check(address, size, what)
 
     def spend(self, size: int, what: str) -> None:
         """Count what one reply takes of the host's memory.

@@ -18,8 +18,8 @@ from dataflare_sdk import Batch, DataflareError, Processor
 from dataflare_sdk.row_stage import MISSING_COLUMN
 from dataflare_sdk.schema import cast_batch, normalise
 
-PAIR = 8
-"""Bytes of {array*, schema*}, one for each output."""
+_PAIR = struct.Struct("<II")
+"""{array*, schema*}, one for each output."""
 FLOOR, TIMES = 256 << 20, 64
 """What rows taken again and again may come to: so many bytes, or so many times what went in."""
 
@@ -41,6 +41,7 @@ class WasmProcessor(Processor[Any]):
         self._described: tuple[Output, ...] | None = None
         self._receivers: list[Receiver] = []
         self._bound: list[pa.Schema] = []
+        self._makings: list[_Making] = []
         self._suspect = 0
 
     @classmethod
@@ -83,11 +84,12 @@ class WasmProcessor(Processor[Any]):
             raise MISSING_COLUMN.error(f"'{self.program.name}' reads the column '{missing[0]}', which does not arrive")
         self._schema = schema
         self._reads = [schema.get_field_index(n) for n in (schema.names if names is None else names)]
-        self._sender = Sender(pa.schema([schema.field(i) for i in self._reads]), PAIR * len(outputs))
+        self._sender = Sender(pa.schema([schema.field(i) for i in self._reads]), _PAIR.size * len(outputs))
         self.changes = "rowwise" if "rowwise" in self.features and all(o.rows != "new" for o in outputs) else "refuse"  # type: ignore[misc]
         self._given = self._safely(lambda: self._announced(outputs))
         self._receivers = [Receiver(given) for given in self._given]
         self._bound = [self._whole(o, given) for o, given in zip(outputs, self._given, strict=True)]
+        self._makings = [_Making(o, g, b, schema) for o, g, b in zip(outputs, self._given, self._bound, strict=True)]
         return dict(zip(self.outputs(), self._bound, strict=True))
 
     def _announced(self, outputs: Sequence[Output]) -> list[pa.Schema]:
@@ -200,7 +202,7 @@ class WasmProcessor(Processor[Any]):
         rows = batch.data.num_rows
         if place:
             wanted = rows if output.rows in ("same", "mask") else None
-            return self._output(which, output, batch, self._receivers[which].receive(guest.memory, place, wanted))
+            return self._makings[which].made(batch, self._receivers[which].receive(guest.memory, place, wanted))
         if output.rows == "same" and rows:
             raise BAD_REPLY.error("it gave no rows where there must be one for each")
         return None
@@ -209,22 +211,7 @@ class WasmProcessor(Processor[Any]):
         """Hand a batch in and return the {array*, schema*} of each output."""
         array, schema, out = self._sender.send([data.column(i) for i in self._reads], data.num_rows, guest.memory, guest.alloc)
         guest.ask("df_process", array, schema, out)
-        return list(struct.iter_unpack("<II", guest.memory.read(out, PAIR * len(self._outputs), "answer")))
-
-    def _output(self, which: int, output: Output, batch: Batch, columns: list[pa.Array]) -> Batch:
-        given, bound = self._given[which], self._bound[which]
-        leading = columns[0] if output.leading else None
-        fresh = dict(zip(given.names[output.leading :], columns[output.leading :], strict=True))
-        if output.rows == "new":
-            data = pa.RecordBatch.from_arrays([fresh[n] for n in bound.names], names=bound.names)
-            return Batch(batch.stream, cast_batch(data, bound), batch.offset)
-        base = batch
-        if output.rows == "take":
-            base = batch.take(_indices(leading, batch.data))
-        old = {n: base.data.column(i) for i, n in enumerate(base.data.schema.names) if n not in fresh}
-        data = pa.RecordBatch.from_arrays([fresh[n] if n in fresh else old[n] for n in bound.names], names=bound.names)
-        made = base.with_data(cast_batch(data, bound))
-        return made.filter(leading) if output.rows == "mask" else made
+        return [guest.memory.words(_PAIR, out + _PAIR.size * i, "answer") for i in range(len(self._outputs))]
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -255,6 +242,39 @@ class WasmProcessor(Processor[Any]):
     def close(self) -> None:
         """End the instance."""
         self._instances.close()
+
+
+class _Making:
+    """How the batch of one output is made of what the guest gave and of what passes it.
+
+    Args:
+        output: what the guest says of it.
+        given: the columns it gives.
+        bound: the columns of the output.
+        schema: the input's.
+    """
+
+    def __init__(self, output: Output, given: pa.Schema, bound: pa.Schema, schema: pa.Schema) -> None:
+        self._rows, self._bound, self._given = output.rows, bound, given
+        # Put in place one by one: to take a batch apart and make it anew costs more than all else that is done with it.
+        self._edits = [(schema.get_field_index(f.name), f, i) for i, f in enumerate(given) if i >= output.leading]
+
+    def made(self, batch: Batch, columns: list[pa.Array]) -> Batch:
+        """Return the batch.
+
+        Args:
+            batch: what the guest was given.
+            columns: what it gave, the leading one with them.
+        """
+        if self._rows == "new":
+            data = pa.RecordBatch.from_arrays(columns, schema=self._given)
+            return Batch(batch.stream, cast_batch(data, self._bound), batch.offset)
+        base = batch.take(_indices(columns[0], batch.data)) if self._rows == "take" else batch
+        data = base.data
+        for at, field, i in self._edits:
+            data = data.append_column(field, columns[i]) if at < 0 else data.set_column(at, field, columns[i])
+        made = base.with_data(cast_batch(data, self._bound))
+        return made.filter(columns[0]) if self._rows == "mask" else made
 
 
 def _indices(found: Any, data: pa.RecordBatch) -> pa.Array:

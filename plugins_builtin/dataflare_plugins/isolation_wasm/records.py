@@ -51,7 +51,7 @@ class RecordProcessor(WasmProcessor):
         found = json_lines.read(lines, self._given[0], MOST_LINES)
         if output.rows == "same" and found.num_rows != data.num_rows:
             raise BAD_REPLY.error(f"it gave {found.num_rows} rows where there must be {data.num_rows}")
-        return [(output.name, self._output(0, output, batch, found.columns))]
+        return [(output.name, self._makings[0].made(batch, found.columns))]
 
 
 class RecordSource(WasmSource):

@@ -15,7 +15,9 @@ from dataflare_sdk.schema import normalise, quote, select_as
 from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.suite import Suite, check
 
-FEATURES = frozenset(["rowwise", "one_to_one", "filters", "whole_input", "keyed", "nondeterministic", "sql", "fuses", "event_time"])
+FEATURES = frozenset(
+    ["rowwise", "one_to_one", "filters", "whole_input", "keyed", "nondeterministic", "sql", "fuses", "event_time", "shares", "ordered"]
+)
 
 
 class ProcessorSuite(Suite):

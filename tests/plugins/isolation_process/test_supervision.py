@@ -19,7 +19,8 @@ from dataflare_plugins.isolation_process.host.keeper import WITHOUT, Keeper
 from dataflare_plugins.isolation_process.host.questions import Questions
 from dataflare_plugins.isolation_process.host.told import clean, raised
 from dataflare_plugins.isolation_process.host.view import Around
-from dataflare_plugins.isolation_process.proxies.hooks import DEADLINE, Hooks
+from dataflare_plugins.isolation_process.proxies.hooks import Hooks
+from dataflare_plugins.isolation_process.proxies.line import DEADLINE
 from dataflare_sdk import Batch, End, ExtractSpec, Origin, Partition
 from dataflare_sdk.testing import FakeContext
 
@@ -231,8 +232,8 @@ def test_a_hook_has_seconds_whatever_its_manifest_says(monkeypatch: pytest.Monke
             asked.append(seconds)
 
     keeper = SimpleNamespace(name="p", check=lambda: None, start=lambda *_: SimpleNamespace(connection=Connection(), close=lambda: None))
-    made = Hooks(keeper, "p", ["run_event"], {})  # type: ignore[arg-type]
-    made.dataflare_run_event(None)  # type: ignore[arg-type]
+    made = Hooks(keeper, "p", ["redact"], {})  # type: ignore[arg-type]
+    made.dataflare_redact("text")
     assert asked == [DEADLINE]
     assert DEADLINE <= 5
 

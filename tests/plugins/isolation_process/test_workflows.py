@@ -1,5 +1,6 @@
 """A workflow with a stranger's source, step and destination gives the same rows in-process and isolated."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataflare.discovery import discover
 from dataflare.errors import DataflareError
 from dataflare.lifecycle import Runtime
 from dataflare.workflow import Node, Workflow
+from dataflare_plugins.isolation_process.host import keeper
 
 HOOKS = "hooks: [authorize, check_workflow, run_event]\n"
 
@@ -96,6 +98,23 @@ def test_a_bad_row_is_the_same_dead_letter(installed: Callable[..., Path]) -> No
     assert found["process"][1]["dead_lettered"] == 1
 
 
+def test_the_policy_says_which_layer_may_be_missing(installed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = keeper.confined_policy
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        policy = made(*arguments)
+        return {**policy, "read": [*policy["read"], "/not/there"]}
+
+    monkeypatch.setattr(keeper, "confined_policy", broken)
+    work = installed("process")
+    document = workflow(rows=10)
+    del document["destinations"]["target"]
+    for without, ended in (("[]", "plugin.not-confined"), ("[broker]", "plugin.not-confined"), ("[landlock]", None)):
+        (work / "policy.yaml").write_text(f"trust: [stranger]\nwithout: {without}\n")
+        error = dataflare.run(document).error
+        assert (None if error is None else error["code"]) == ended
+
+
 def test_hooks_are_asked_in_a_worker(installed: Callable[..., Path]) -> None:
     installed("process", HOOKS)
     with Runtime(".", {"security.authorize": ["stranger"]}) as runtime:
@@ -109,6 +128,21 @@ def test_hooks_are_asked_in_a_worker(installed: Callable[..., Path]) -> None:
         (problems,) = runtime.host.hook("check_workflow", workflow=model, plan=None)
         assert [(p.code, p.message, p.severity) for p in problems] == [("stranger.note", "w has 1 nodes", "note")]
         assert "stranger" not in sys.modules
+
+
+def test_a_run_whose_monitor_hangs_is_done_and_says_so(installed: Callable[..., Path], stranger: Path) -> None:
+    installed("process", "hooks: [run_event]\n")
+    (stranger / "stranger" / "__init__.py").write_text("import time\ndef dataflare_run_event(event):\n    time.sleep(10_000)\n")
+    document = {
+        "dataflare": 1, "name": "w", "sources": {"s": {"use": "generate", "with": {"rows": 3, "columns": {"n": "i"}}}},
+        "destinations": {"d": {"use": "jsonl", "with": {"path": "out.jsonl"}}},
+    }  # fmt: skip
+    said = io.StringIO()
+    with Runtime(".", log_sink=said) as runtime:
+        report = runtime.run(document)
+    assert report.status == "done", report.document["error"]
+    assert Path("out.jsonl").read_text().count("\n") == 3
+    assert "events were not heard in time" in said.getvalue()
 
 
 def test_a_hook_that_cannot_cross_is_refused(installed: Callable[..., Path]) -> None:

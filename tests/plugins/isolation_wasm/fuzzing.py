@@ -83,7 +83,7 @@ class Fuzz:
                 struct.pack_into("<I", bad, at, (old + dice.choice([-64, -8, -1, 1, 8, 64])) & 0xFFFFFFFF)
             else:
                 bad[at] = dice.randrange(256)
-        self.memory.write(self.first, bytes(bad), len(bad))
+        self.memory.write(self.first, bytes(bad))
 
     def once(self, dice: random.Random) -> str:
         """Read a spoilt reply: `rows` that are valid, or `refused`; everything else is an exception."""

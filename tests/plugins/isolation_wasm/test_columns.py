@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,9 @@ from tests.plugins.isolation_wasm.building import GUESTS, built, example
 from tests.plugins.isolation_wasm.loading import bound, component, processed
 
 from dataflare_plugins.isolation_wasm import machine, processor
+from dataflare_plugins.isolation_wasm.arrow_in import Sender
+from dataflare_plugins.isolation_wasm.arrow_out import MOST_ROWS, Receiver
+from dataflare_plugins.isolation_wasm.c_data import ARRAY
 from dataflare_sdk import Batch, DataflareError
 from dataflare_sdk.messages import Origin
 
@@ -159,4 +163,92 @@ def test_columns_of_nothing_are_counted(tmp_path: Path) -> None:
     with pytest.raises(DataflareError, match="nulls") as caught:
         processed(guest, data)
     assert caught.value.code == "wasm.bad-reply"
+    guest.close()
+
+
+FLAT = {"n": pa.int64(), "b": pa.bool_(), "s": pa.string()}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_batch_is_laid_out_as_it_is_and_not_as_the_one_before(tmp_path: Path, nested: bool) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    schema = pa.schema({**FLAT, **({"l": pa.list_(pa.int8())} if nested else {})})
+    bound(guest, pa.RecordBatch.from_pylist([], schema))
+    instance, sender = guest._instances.guest, Sender(schema)
+    memory = instance.memory
+    for i, missing in enumerate(([], [0], [0, 2], [1], [0, 1, 2], [])):
+        rows = [{"n": i, "b": i % 2 == 0, "s": "x" * i * 40, "l": [i]} for _ in range(3)]
+        for at in missing:
+            rows[at] = {"n": None, "b": None, "s": None, "l": None}
+        data = pa.RecordBatch.from_pylist(rows, schema)
+        array, _, _ = sender.send(data.columns, 3, memory, instance.alloc)
+        length, nulls, _, _, count, _, inner, *_ = memory.words(ARRAY, array, "array")
+        assert (length, nulls, count) == (3, 0, len(schema))
+        for column, place in zip(data.columns, memory.words(struct.Struct(f"<{count}I"), inner, "pointers"), strict=True):
+            length, nulls, _, buffers, _, pointers, *_ = memory.words(ARRAY, place, "array")
+            assert (length, nulls) == (3, column.null_count)
+            for buffer, at in zip(column.buffers(), memory.words(struct.Struct(f"<{buffers}I"), pointers, "pointers"), strict=False):
+                size = 0 if buffer is None else buffer.size
+                assert (at != 0) == (size > 0)
+                assert size == 0 or memory.read(at, min(size, 8), "data") == buffer.to_pybytes()[:8][: min(size, 8)]
+        instance.reset()
+    guest.close()
+
+
+def test_rows_without_columns_are_not_without_number(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    bound(guest, orders(1).drop_columns("kind"))
+    instance = guest._instances.guest
+    place = instance.put(ARRAY.pack(MOST_ROWS + 1, 0, 0, 0, 0, 0, 0, 0, 1, 0))
+    with pytest.raises(DataflareError) as caught:
+        Receiver(pa.schema([])).receive(instance.memory, place)
+    assert caught.value.code == "wasm.bad-reply"
+    guest.close()
+
+
+@pytest.mark.parametrize("how", ["read", "buffer", "characters"])
+def test_one_reply_is_not_copied_without_end(tmp_path: Path, how: str) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="", lines="limits: {memory: 2MiB}\n")
+    bound(guest, orders(1).drop_columns("kind"))
+    memory = guest._instances.guest.memory
+    for _ in range(2):
+        memory.look()
+        for _ in range(32):
+            getattr(memory, how)(64, 1 << 16, "part")
+        with pytest.raises(DataflareError, match="one reply longer than"):
+            getattr(memory, how)(64, 1 << 16, "part")
+    guest.close()
+
+
+def test_offsets_that_do_not_begin_at_nothing(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    ends = pa.py_buffer(struct.pack("<4i", 3, 5, 5, 9))
+    text = pa.Array.from_buffers(pa.string(), 3, [None, ends, pa.py_buffer(b"...ab1234")])
+    inner = pa.array(range(9), pa.int8())
+    listed = pa.Array.from_buffers(pa.list_(pa.int8()), 3, [None, ends], children=[inner])
+    for columns in ({"s": text}, {"s": text, "l": listed}):
+        data = pa.record_batch(columns)
+        bound(guest, data)
+        assert processed(guest, data).to_pydict() == data.to_pydict()
+        instance, memory = guest._instances.guest, guest._instances.guest.memory
+        array, _, _ = Sender(data.schema).send(data.columns, 3, memory, instance.alloc)
+        head = memory.words(ARRAY, array, "array")
+        for place in memory.words(struct.Struct(f"<{head[4]}I"), head[6], "pointers"):
+            _, offsets = memory.words(struct.Struct("<2I"), memory.words(ARRAY, place, "array")[5], "pointers")
+            assert memory.words(struct.Struct("<4i"), offsets, "offsets") == (0, 2, 2, 6)
+        instance.reset()
+    guest.close()
+
+
+def test_rows_of_which_nothing_is_read(tmp_path: Path) -> None:
+    guest = component(tmp_path, built(GUESTS / "identity.c"), features="")
+    bound(guest, orders(1).drop_columns("kind"))
+    instance, sender = guest._instances.guest, Sender(pa.schema([]), 8)
+    for rows in (0, 7, 0):
+        array, schema, out = sender.send([], rows, instance.memory, instance.alloc)
+        length, _, _, buffers, children, *_ = instance.memory.words(ARRAY, array, "array")
+        assert (length, buffers, children) == (rows, 1, 0)
+        assert schema < out < array
+        assert instance.memory.read(out, 8, "answer") == bytes(8)
+        instance.reset()
     guest.close()

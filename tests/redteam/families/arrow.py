@@ -4,35 +4,14 @@ from __future__ import annotations
 
 from tests.redteam import control
 from tests.redteam.bench import Bench, Done, Seen, judged
-from tests.redteam.families import case
+from tests.redteam.families import case, parts
 
-MANIFEST = """\
-manifest: 1
-name: redteam
-version: 1.0.0
-api: ">=1,<2"
-publisher: redteam.example
-isolation: process
-provides:
-  - {kind: processor, name: attacker, entry: "redteam:Attacker", summary: "Attacks", features: [rowwise]}
-limits: {memory: 768MiB, deadline: 5s}
-"""
+LIMITS = "limits: {memory: 768MiB, deadline: 5s}\n"
 CODE = '''
 import struct
 import sys
 
-import pyarrow as pa
-
-from dataflare_sdk import Processor, config, option
-
 SCHEMA = pa.schema([("s", pa.string())])
-
-
-@config
-class Order:
-    """What to do."""
-
-    lie: str = option("Which.")
 
 
 def offsets(data):
@@ -105,10 +84,10 @@ class Attacker(Processor[Order]):
     features = frozenset({"rowwise"})
 
     def output_schemas(self, inputs):
-        return {"": pa.schema([("s", pa.decimal128(10, 2))]) if self.config.lie == "decimal" else SCHEMA}
+        return {"": pa.schema([("s", pa.decimal128(10, 2))]) if self.config.how == "decimal" else SCHEMA}
 
     def process(self, batch, input):
-        lie, rows = self.config.lie, ["one", "two", "six"]
+        lie, rows = self.config.how, ["one", "two", "six"]
         print("begun")
         made = pa.record_batch({"s": rows if lie != "expanded" else ["xyz"] * 10_000})
         if lie == "schema":
@@ -132,9 +111,9 @@ class Attacker(Processor[Order]):
 
 def attacked(bench: Bench, lie: str) -> Done:
     """Run a workflow whose step answers with a lie."""
-    bench.install("redteam", MANIFEST, {"__init__.py": CODE})
+    parts.step(bench, CODE, "rowwise", LIMITS)
     (bench.work / "policy.yaml").write_text("trust: [redteam]\nmin_level: process\n")
-    bench.workflow("attacker", {"lie": lie})
+    bench.workflow("attacker", {"how": lie})
     return bench.run_workflow("-v")
 
 
@@ -142,7 +121,7 @@ def judge(bench: Bench, done: Done, *codes: str) -> Seen:
     """Tell what came of an answer; whatever is none must end the worker, and never the host."""
     if "begun" not in done.err:
         return Seen("broken", f"the attack did not begin: {done.out or done.err}"[:300])
-    return judged(bench, done, codes, seconds=40, memory=900 << 20)
+    return judged(bench, done, codes, memory=900 << 20)
 
 
 def _lie(name: str, what: str, lie: str) -> None:

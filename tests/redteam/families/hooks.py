@@ -7,9 +7,9 @@ from collections.abc import Callable
 from tests.plugins.plugin_store.building import wheel
 from tests.redteam import control
 from tests.redteam.bench import Bench, Done, Seen, judged
-from tests.redteam.families import case
+from tests.redteam.families import case, parts
 
-HEAD = "manifest: 1\nname: redteam\nversion: 1.0.0\napi: '>=1,<2'\npublisher: redteam.example\nisolation: process\nhooks: [{hooks}]\n{more}"
+MANIFEST = parts.HEAD + "isolation: process\nhooks: [{hooks}]\n{more}"
 CODE = """
 import time
 
@@ -89,14 +89,14 @@ def dataflare_parse_workflow(path, text):
 
 def stranger(bench: Bench, *hooks: str, config: str = "", more: str = "") -> None:
     """Install the stranger beside a workflow that does not use it."""
-    bench.install("redteam", HEAD.format(hooks=", ".join(hooks), more=more), {"__init__.py": CODE})
+    bench.install("redteam", MANIFEST.format(hooks=", ".join(hooks), more=more), {"__init__.py": CODE})
     (bench.settings / "config.yaml").write_text(config)
     bench.workflow("filter", {"where": "n > 0"})
 
 
 def judge(bench: Bench, done: Done, *codes: str, right: Callable[[], bool] | None = None) -> Seen:
     """Tell what came of a hook: it has decided when the run is not what the workflow says."""
-    seen = judged(bench, done, codes, seconds=45)
+    seen = judged(bench, done, codes)
     if seen.outcome in ("denied", "broken") and ("owned" in done.out or any("owned" in str(r) for r in bench.rows)):
         return Seen("breached", f"the stranger decided: {(done.out + str(bench.rows))[-150:]}")
     if seen.outcome == "denied" and not (right() if right else len(bench.rows) == 2):
@@ -107,7 +107,7 @@ def judge(bench: Bench, done: Done, *codes: str, right: Callable[[], bool] | Non
 def decides(hook: str) -> Callable[[], control.Outcome]:
     """Return the control in which the operator lets the very plugin into the host's process: there its hook does decide."""
     packages = ("dataflare", "pluggy", "yaml", "click", "importlib_metadata", "lazy_importer", "zipp")
-    given = {"manifest": HEAD.format(hooks=hook, more="").replace("process", "inprocess"), "code": CODE, "hook": hook}
+    given = {"manifest": MANIFEST.format(hooks=hook, more="").replace("process", "inprocess"), "code": CODE, "hook": hook}
     return lambda: control.run_with("ask-a-trusted-plugin", given, packages)
 
 
@@ -158,7 +158,7 @@ def hook_verify_artifact(bench: Bench) -> Seen:
 def hook_load_plugin(bench: Bench) -> Seen:
     """Load other plugins by one's own loader."""
     stranger(bench, "load_plugin")
-    head = HEAD.replace("redteam", "victim").replace("hooks: [{hooks}]\n{more}", "")
+    head = parts.HEAD.replace("redteam", "victim") + "isolation: process\n"
     provides = 'provides:\n  - {kind: processor, name: honest, entry: "victim:Honest", features: [rowwise]}\n'
     code = (
         "from dataflare_sdk import NoConfig, Processor\nclass Honest(Processor):\n    Config = NoConfig\n    features = frozenset({'rowwise'})\n"

@@ -10,8 +10,8 @@ from tests.plugins.isolation_wasm.server import serving
 from tests.redteam import control
 from tests.redteam.bench import FORGED, Bench, Done, Seen, judged
 from tests.redteam.families import case
+from tests.redteam.families.parts import HEAD
 
-HEAD = "manifest: 1\nname: redteam\nversion: 1.0.0\napi: '>=1,<2'\npublisher: redteam.example\n"
 STEP = '  - {kind: processor, name: attacker, entry: "redteam:Attacker", summary: "Attacks", features: [rowwise]}\n'
 WASM = '  - {kind: processor, name: attacker, entry: attacker.wasm, summary: "Attacks", features: [rowwise], config: attacker.json}\n'
 CODE = '''
@@ -70,7 +70,7 @@ def code(bench: Bench, *, read: str = "None", fewer: int = 0, features: str = "{
 
 def judge(bench: Bench, done: Done, *codes: str, begun: bool = True) -> Seen:
     """Tell what came of a manifest; one that was taken must have run where its code could do nothing."""
-    seen = judged(bench, done, codes, seconds=20, memory=600 << 20)
+    seen = judged(bench, done, codes, memory=600 << 20)
     said = [r.get("said", "") for r in bench.rows]
     if any("written" in s for s in said):
         return Seen("breached", f"{said}")
@@ -221,7 +221,7 @@ def manifest_says_replayable(bench: Bench) -> Seen:
         {"__init__.py": SOURCE, "certify.yaml": "components: {source/attacker: {}}\n"},
     )
     done = bench.dataflare("plugin", "certify", "redteam", "--no-crashes", "--json", timeout=180)
-    seen = judged(bench, done, ("certify.failed",), seconds=170)
+    seen = judged(bench, done, ("certify.failed",))
     found = {c["check"] for c in json.loads(done.out)["checks"] if c["status"] == "failed"}
     return seen if seen.outcome != "refused" or "resumes-after-any-offset" in found else Seen("broken", f"{found}")
 
@@ -306,7 +306,7 @@ def _bomb(name: str, what: str, manifest: str, how: str = "read-a-manifest", **m
         bench.install("redteam", manifest.replace("/tmp/world/hidden/new", str(bench.written)), code(bench))
         listed = bench.dataflare("plugin", "list", "--json", timeout=30)
         helped = bench.dataflare("--help", timeout=30)
-        seen = judged(bench, listed, seconds=15, memory=400 << 20)
+        seen = judged(bench, listed, memory=400 << 20)
         if seen.outcome != "denied":
             return seen
         if helped.code != 0 or "redteam" not in json.dumps(json.loads(listed.out).get("broken", [])):

@@ -6,34 +6,12 @@ import json
 
 from tests.redteam import control
 from tests.redteam.bench import Bench, Done, Seen, judged
-from tests.redteam.families import case
+from tests.redteam.families import case, parts
 
-MANIFEST = """\
-manifest: 1
-name: redteam
-version: 1.0.0
-api: ">=1,<2"
-publisher: redteam.example
-isolation: process
-provides:
-  - {kind: processor, name: attacker, entry: "redteam:Attacker", summary: "Attacks", features: [rowwise, one_to_one]}
-capabilities: {secrets: [{ref: SECRET}], state: {max_bytes: 1MiB}}
-"""
+CAPABILITIES = "capabilities: {secrets: [{ref: SECRET}], state: {max_bytes: 1MiB}}\n"
 CODE = '''
 import json
 import urllib.parse
-
-import pyarrow as pa
-
-from dataflare_sdk import CODES, DataflareError, Problem, Processor, config, option
-
-
-@config
-class Order:
-    """What to do."""
-
-    how: str = option("By what.")
-    token: str = option("A secret.", default="")
 
 
 class Attacker(Processor[Order]):
@@ -71,12 +49,10 @@ class Attacker(Processor[Order]):
 
 def attacked(bench: Bench, how: str, *args: str, token: bool = False, errors: str = "fail") -> Done:
     """Run a workflow whose step was granted a secret, or is handed one by its configuration."""
-    bench.install("redteam", MANIFEST, {"__init__.py": CODE})
+    parts.step(bench, CODE, more=CAPABILITIES)
     entry = {"version": "1.0.0", "capabilities": {"secrets": [{"ref": "SECRET"}], "state": {"max_bytes": "1MiB"}}}
     (bench.work / "dataflare.lock").write_text(json.dumps({"plugins": {"redteam": entry}}))
-    bench.workflow("attacker", {"how": how, **({"token": "${secret:SECRET}"} if token else {})})
-    path = bench.work / "workflow.json"
-    path.write_text(path.read_text()[:-1] + f', "errors": {{"on_record": "{errors}"}}}}')
+    bench.workflow("attacker", {"how": how, **({"token": "${secret:SECRET}"} if token else {})}, errors=errors)
     return bench.dataflare(*(args or ("run", "workflow.json", "-v")))
 
 
@@ -85,7 +61,7 @@ def judge(bench: Bench, done: Done, *, began: bool = True) -> Seen:
     seen = judged(bench, done)
     if began and "begun" not in done.err:
         return Seen("broken", f"the attack did not begin: {(done.out + done.err)[-300:]}")
-    return Seen("denied", f"exit {done.code}") if seen.outcome == "broken" and done.code in (1, 3, 4) else seen
+    return parts.may_fail(seen, done)
 
 
 def _secret(

@@ -6,44 +6,22 @@ from collections.abc import Callable
 
 from tests.redteam import control
 from tests.redteam.bench import FORGED, Bench, Done, Seen, judged
-from tests.redteam.families import case
+from tests.redteam.families import case, parts
 
-MANIFEST = """\
-manifest: 1
-name: redteam
-version: 1.0.0
-api: ">=1,<2"
-publisher: redteam.example
-isolation: process
-provides:
-  - {kind: processor, name: attacker, entry: "redteam:Attacker", summary: "Attacks", features: [rowwise, one_to_one]}
-"""
 TEXT = "\x1b[2J\x1b]0;owned\x07 \u202e\x9b1m\n" + FORGED
+SAID = f"\nTEXT = {TEXT!r}\n"
 CODE = '''
-import pyarrow as pa
-
-from dataflare_sdk import DataflareError, Problem, Processor, config, option
-
-TEXT = {text!r}
-
-
-@config
-class Order:
-    """What to do."""
-
-    how: str = option("By what.")
-
 
 class Attacker(Processor[Order]):
     """Attacks."""
 
     Config = Order
-    features = frozenset({{"rowwise", "one_to_one"}})
+    features = frozenset({"rowwise", "one_to_one"})
 
     def output_schemas(self, inputs):
         if self.config.how == "schema":
             raise ValueError(TEXT)
-        return {{"": pa.schema([(TEXT if self.config.how == "column" else "said", pa.string())])}}
+        return {"": pa.schema([(TEXT if self.config.how == "column" else "said", pa.string())])}
 
     def notes(self):
         return [TEXT] if self.config.how == "note" else []
@@ -58,7 +36,7 @@ class Attacker(Processor[Order]):
             self.ctx.metric(TEXT, 1.0)
             self.ctx.metric("seen", 1.0, label=TEXT)
         if how == "error":
-            raise type(TEXT, (RuntimeError,), {{}})(TEXT)
+            raise type(TEXT, (RuntimeError,), {})(TEXT)
         if how == "problem":
             raise DataflareError(Problem("redteam.owned", TEXT, TEXT, 1, 1, TEXT, TEXT))
         yield "", batch.with_data(pa.record_batch([pa.array([TEXT] * rows)], names=[TEXT if how == "column" else "said"]))
@@ -67,17 +45,14 @@ class Attacker(Processor[Order]):
 
 def attacked(bench: Bench, how: str, *args: str) -> Done:
     """Run a workflow whose step says what acts on a terminal, as a person sees it."""
-    bench.install("redteam", MANIFEST, {"__init__.py": CODE.format(text=TEXT)})
+    parts.step(bench, SAID + CODE)
     bench.workflow("attacker", {"how": how})
     return bench.dataflare(*(args or ("run", "workflow.json", "-v")))
 
 
 def judge(bench: Bench, done: Done) -> Seen:
     """Tell what came of a text: it may be shown, as long as nothing of it acts and no line begins with its words."""
-    seen = judged(bench, done)
-    if seen.outcome == "broken" and done.code in (1, 3, 4):
-        return Seen("denied", f"exit {done.code}")  # the run may fail; what it says is what is looked at
-    return seen
+    return parts.may_fail(judged(bench, done), done)
 
 
 def _text(name: str, what: str, how: str, *args: str, said: bool = True) -> None:
@@ -111,10 +86,8 @@ _text("plan", "Name a column like it, which a plan shows.", "column", "plan", "w
 @case("terminal", "denied", PRINTED)
 def terminal_dead_letter(bench: Bench) -> Seen:
     """Refuse a row with it, and have the letter shown."""
-    bench.install("redteam", MANIFEST, {"__init__.py": CODE.format(text=TEXT)})
-    bench.workflow("attacker", {"how": "error"})
-    path = bench.work / "workflow.json"
-    path.write_text(path.read_text()[:-1] + ', "errors": {"on_record": "dead_letter"}}')
+    parts.step(bench, SAID + CODE)
+    bench.workflow("attacker", {"how": "error"}, errors="dead_letter")
     ran = bench.dataflare("run", "workflow.json")
     shown = bench.dataflare("dlq", "show", "workflow.json")
     seen = judge(bench, ran)
@@ -124,7 +97,7 @@ def terminal_dead_letter(bench: Bench) -> Seen:
 @case("terminal", "denied", PRINTED)
 def terminal_version_of_a_distribution(bench: Bench) -> Seen:
     """Be a distribution whose version clears the terminal and adds a line to the list of plugins."""
-    bench.install("redteam", MANIFEST, {"__init__.py": ""})
+    parts.step(bench, SAID + CODE)
     info = bench.site / "redteam-1.0.0.dist-info" / "METADATA"
     info.write_text(f"Metadata-Version: 2.1\nName: redteam\nVersion: 1.0\x1b[2J\u202e\n {FORGED}\n")
     listed = bench.dataflare("plugin", "list")

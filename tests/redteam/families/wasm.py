@@ -14,19 +14,18 @@ from tests.plugins.isolation_wasm.test_verify import wat
 from tests.redteam import control
 from tests.redteam.bench import Bench, Done, Seen, judged
 from tests.redteam.families import case
+from tests.redteam.families.parts import HEAD
 
 HOSTILE = control.HERE / "guests" / "hostile.c"
 LIMITS = "limits: {memory: 32MiB, deadline: 300ms}\n"
-MANIFEST = """\
-manifest: 1
-name: redteam
-version: 1.0.0
-api: ">=1,<2"
-publisher: redteam.example
+MANIFEST = (
+    HEAD
+    + """\
 isolation: wasm
 provides:
   - {{kind: processor, name: attacker, entry: {entry}, summary: "Attacks", features: [rowwise{more}]}}
 """
+)
 ASKS = "capabilities:\n  host: [log, metric, clock]\n  state: {{}}\n  net: [{{host: 127.0.0.1, port: {port}, private: true}}]\n  secrets: [{{ref: token}}]\n"
 GRANT = {"state": {"max_bytes": "1MiB"}, "secrets": [{"ref": "token"}]}
 WIDE = 64 << 30
@@ -57,7 +56,7 @@ def attacked(
 
 def judge(bench: Bench, done: Done, *codes: str) -> Seen:
     """Tell what came of a module: one that must be stopped has breached when its rows arrived."""
-    seen = judged(bench, done, codes, seconds=25, memory=1200 << 20)
+    seen = judged(bench, done, codes, memory=1200 << 20)
     return Seen("breached", f"{len(bench.rows)} rows arrived") if codes and bench.rows and seen.outcome == "broken" else seen
 
 

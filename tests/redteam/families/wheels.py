@@ -28,7 +28,7 @@ def listed(name: str, data: bytes) -> Callable[[str], str]:
 
 def judge(bench: Bench, done: Done, *codes: str) -> Seen:
     """Tell what came of an installation: beside the store and the caches nothing may have been written, and nothing of the wheel run."""
-    seen = judged(bench, done, codes, seconds=40, memory=600 << 20)
+    seen = judged(bench, done, codes, memory=600 << 20)
     known = {"work", "data", "cache", "config", "wheels", "hidden", "site", "stdout", "stderr", "pip"}
     elsewhere = sorted(p.name for p in bench.root.iterdir() if p.name not in known)
     elsewhere += sorted(p.name for p in bench.work.iterdir() if not p.name.startswith(".") and p.name != "dataflare.lock")

@@ -129,6 +129,13 @@ class PartitionBlock:
 
 
 @config
+class Shares:
+    """How the groups of a keyed step are worked on in shares, side by side."""
+
+    into: int = option("How many shares; what comes out is the same.", minimum=1, maximum=64, example=2)
+
+
+@config
 class Write:
     """How a destination is written."""
 
@@ -166,6 +173,7 @@ class ProcessorBlock:
     use: str = option("Name of the processor.")
     from_: str | list[str] | None = option("Where its rows come from; by default the item above.", default=None)
     with_: dict[str, Any] = option("The processor's own keys.", default_factory=dict)
+    partition: Shares | None = option("How its groups are worked on in shares.", default=None)
     errors: NodeErrors | None = option("Policy for bad rows of this node.", default=None)
 
 

@@ -168,7 +168,9 @@ class ModelMaker:
             path = ("processors", i)
             block = self._parsed(ProcessorBlock, self._node(item, path), path)
             if block is not None:
-                made.append(Node(block.id, "processor", block.use, block.with_, _listed(block.from_), _given(block, "errors"), path))
+                made.append(
+                    Node(block.id, "processor", block.use, block.with_, _listed(block.from_), _given(block, "errors", "partition"), path)
+                )
         return made
 
     def _destinations(self) -> list[Node]:

@@ -134,6 +134,9 @@ class Planner:
             return
         if node.kind == "processor":
             self._check_inputs(node, component)
+            if node.blocks.get("partition") and "shares" not in component.features:
+                place = self.graph.workflow.place(*node.path, "partition")
+                self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot work in shares here", fix="Remove `partition`.", **place))
             self.graph.offered[node.id] = inputs
             self.graph.schemas[node.id] = dict(component.output_schemas(inputs))
             through(self.graph, node, component, self.graph.schemas[node.id])

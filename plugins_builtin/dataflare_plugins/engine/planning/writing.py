@@ -56,7 +56,7 @@ class PlanWriter:
         settings: dict[str, Any] = {
             "path": list(node.path),
             "on_record": on_record(node, self._graph.workflow),
-            **{k: v for k, v in node.blocks.items() if k in ("extract", "write", "schema")},
+            **{k: v for k, v in node.blocks.items() if k in ("extract", "write", "schema", "partition")},
         }
         if node.kind == "source":
             return self._source_spec(node, settings)

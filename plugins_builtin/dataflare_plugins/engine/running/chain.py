@@ -139,7 +139,10 @@ class Chain:
     def _checked(self, operator: Operator, output: str, data: pa.RecordBatch) -> pa.RecordBatch:
         """Hold a component to the schema it announced; another one is cast, once, here."""
         schema = operator.outputs[output]
-        return data if data.schema.equals(schema) else schemas.cast_batch(data, schema)
+        if data.schema.equals(schema):
+            return data
+        # By name: types may differ, and so does the order where a plan was kept by a version that sorted its keys.
+        return schemas.cast_batch(data if data.schema.names == schema.names else data.select(schema.names), schema)
 
     def flush(self) -> None:
         """Every input has ended: let each operator say what is left, upstream first."""
@@ -186,10 +189,10 @@ class Chain:
                     self._hand_on(operator, [(output, made)])
                 operator.counts.late = operator.component.late
                 done = FOREVER if self._flushed else operator.component.watermark()
-                marks[name, ""] = [Watermark(name, done)]
+                marks[name, ""] = [Watermark(done, name)]
                 marks.update({(name, output): every for output in operator.outputs if output})
             elif operator.mixes:
-                marks[name, ""] = [Watermark(name, FOREVER if self._flushed else None)]
+                marks[name, ""] = [Watermark(FOREVER if self._flushed else None, name)]
             else:
                 marks[name, ""] = every
         return marks

@@ -74,7 +74,7 @@ class Environment:
             base_dir=Path(self.plan.base_dir),
             staging_dir=self.staging / node.id,
             memory=self.shares.engine,
-            threads=self.shares.threads if node.kind == "source" else 1,
+            threads=self.shares.threads if node.kind == "source" else int((node.settings.get("partition") or {}).get("into") or 1),
             linger=self.shares.linger,
             on_record=str(node.settings.get("on_record") or "fail"),
             state=self.store,

@@ -70,10 +70,10 @@ class Quiet:
         for key in keys:
             for name in self._names.get(key, (key,)):
                 if key in ended:
-                    made.append(Watermark(name, FOREVER))
+                    made.append(Watermark(FOREVER, name))
                     continue
                 quiet = now - self._heard.get(name, now)
-                made.append(Watermark(name, None, quiet if quiet >= self._idle else 0))
+                made.append(Watermark(None, name, quiet if quiet >= self._idle else 0))
         return tuple(made)
 
     def _now(self) -> int:

@@ -27,6 +27,7 @@ from dataflare_plugins.engine.running.signals import (
     Reshaped,
     Trigger,
 )
+from dataflare_plugins.engine.running.spread import Spread, reads_at_once
 from dataflare_sdk import (
     Barrier,
     Batch,
@@ -60,6 +61,7 @@ class SourceTask:
         self._handler = handler
         self._node = env.plan.node(spec.nodes[0])
         self._reader: Any = None
+        self._spread: Spread | None = None
         self._offsets: dict[str, Any] = {}
         self._ended: set[str] = set()
         self._todo: list[tuple[str, Partition, Any]] = []
@@ -166,20 +168,19 @@ class SourceTask:
         return False
 
     def _read_on(self) -> None:
-        if self._reader is None:
+        if self._reader is None and self._spread is None:
             if not self._todo:
                 self._finish()
                 return
-            key, part, until = self._todo[0]
-            if until is None and self._env.once:
-                until = self._position(key, part)
-            self._reader = self._opened(part, self._offsets.get(key), until)
-            self._quiet.opened(key, self._reader)
-        shares = self._env.shares
+            if self._side_by_side():
+                self._spread = Spread(self._opened_for, [(key, part) for key, part, _ in self._todo], self._env.shares)
+            else:
+                key, part, _ = self._todo[0]
+                self._reader = self._opened_for(key, part)
         self._quiet.reading()
         began = time.perf_counter()
         try:
-            message = self._reader.read(shares.batch_rows, shares.batch_bytes, time.monotonic() + READ_DEADLINE)
+            key, message = self._next_message()
         except Exception:
             if self._fused is None:
                 raise
@@ -190,14 +191,34 @@ class SourceTask:
         self._counts.seconds += time.perf_counter() - began
         self._quiet.read()
         if isinstance(message, (End, Pause)):
-            self._partition_done(isinstance(message, End))
+            self._partition_done(key, isinstance(message, End))
         elif isinstance(message, SchemaChange):
-            self._reshaped(message)
+            self._reshaped(key, message)
         elif message is not None:
             self._lag.took(message)
-            self._took(message)
+            self._took(key, message)
         else:
             self._lag.idle()
+
+    def _next_message(self) -> tuple[str, Any]:
+        """Return the partition that was read and what it gave, None when nothing came in time."""
+        until = time.monotonic() + READ_DEADLINE
+        if self._spread is not None:
+            return self._spread.read(until)
+        return self._todo[0][0], self._reader.read(self._env.shares.batch_rows, self._env.shares.batch_bytes, until)
+
+    def _side_by_side(self) -> bool:
+        """Whether the partitions are read at once: the source allows it, and there are threads."""
+        return len(self._todo) > 1 and self._env.shares.threads > 1 and reads_at_once(self._env, self._node, self._source)
+
+    def _opened_for(self, key: str, part: Partition) -> Any:
+        """Open the reader of a partition where it stands."""
+        until = next(u for k, _, u in self._todo if k == key)
+        if until is None and self._env.once:
+            until = self._position(key, part)
+        reader = self._opened(part, self._offsets.get(key), until)
+        self._quiet.opened(key, reader)
+        return reader
 
     def _opened(self, part: Partition, offset: Any, until: Any) -> Any:
         if self._fused is None:
@@ -210,7 +231,7 @@ class SourceTask:
             self._once[key] = self._source.position(part, self._extract)
         return self._once[key]
 
-    def _reshaped(self, change: SchemaChange) -> None:
+    def _reshaped(self, key: str, change: SchemaChange) -> None:
         """The stream has other columns from here on: read no further, everybody has to be bound anew.
 
         Raises:
@@ -218,7 +239,7 @@ class SourceTask:
         """
         if self._replaying:
             raise OTHER_SHAPE.error(f"'{self._node.id}' cannot give the rows of the epoch again: '{change.stream}' has other columns now")
-        self._offsets[self._todo[0][0]] = dict(change.offset)
+        self._offsets[key] = dict(change.offset)
         self._reading = False
         self._close_reader()
         self._boundary()
@@ -240,9 +261,8 @@ class SourceTask:
         if self._leaving is not None:
             self._stop_reading()
 
-    def _took(self, batch: Batch) -> None:
+    def _took(self, key: str, batch: Batch) -> None:
         failpoint("task.source.batch")
-        key = self._todo[0][0]
         batch.partition = f"{key}:{batch.partition}" if batch.partition else key
         if batch.data.num_rows or batch.read:
             self._quiet.heard(batch.partition)
@@ -268,13 +288,15 @@ class SourceTask:
         if self._env.enough():
             self._stop_reading()
 
-    def _partition_done(self, complete: bool) -> None:
-        key, _, until = self._todo.pop(0)
+    def _partition_done(self, key: str, complete: bool) -> None:
+        until = next(u for k, _, u in self._todo if k == key)
+        self._todo = [one for one in self._todo if one[0] != key]
         if self._within:
             self._silent.append(key)
         if complete and until is None:
             self._ended.add(key)
-        self._close_reader()
+        if self._spread is None or not self._todo:
+            self._close_reader()
 
     def _finish(self) -> None:
         """All partitions are read. A full extraction ends; an incremental one only pauses.
@@ -337,6 +359,9 @@ class SourceTask:
         if self._reader is not None:
             reader, self._reader = self._reader, None
             reader.close()
+        if self._spread is not None:
+            spread, self._spread = self._spread, None
+            spread.close()
 
 
 def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:

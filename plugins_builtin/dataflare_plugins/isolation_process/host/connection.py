@@ -317,12 +317,16 @@ class Connection:
 
     # -- its end -----------------------------------------------------------------------------------------
 
+    def kill(self) -> None:
+        """Kill the process, also while a call is made from another thread: there it ends as a worker that is lost."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
     def close(self) -> None:
         """Kill the process, wait until it is gone, and let go of everything."""
         if self._process < 0:
             return
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        self.kill()
         gone = select.poll()
         gone.register(self._process, select.POLLIN)
         gone.poll(_BURIAL * 1000)

@@ -23,7 +23,7 @@ from dataflare_sdk import ComponentContext
 __all__ = ["WITHOUT", "Keeper", "Worker"]
 
 WITHOUT = "DATAFLARE_ISOLATION_WITHOUT"
-"""Environment variable with the layers, by name, that an operator accepts to be missing."""
+"""Environment variable with more layers, by name, that an operator accepts to be missing."""
 _HELD_BY: Mapping[str, frozenset[str]] = {
     "read a forbidden file": frozenset({"root", "landlock"}),
     "write outside": frozenset({"root", "landlock"}),
@@ -71,6 +71,7 @@ class Keeper:
     Attributes:
         report: what the newest worker said of its confinement; None before the first one.
         shared: data goes through shared memory.
+        without: layers, by name, that the operator accepts to be missing.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Keeper:
     ) -> None:
         self.name = name
         self.report: dict[str, Any] | None = None
+        self.without: frozenset[str] = frozenset()
         self.shared = hasattr(os, "memfd_create")
         self._code = code
         self._limits = limits
@@ -202,7 +204,7 @@ class Keeper:
         Raises:
             DataflareError: `plugin.not-confined`.
         """
-        accepted = {layer.strip() for layer in os.environ.get(WITHOUT, "").split(",")}
+        accepted = {layer.strip() for layer in os.environ.get(WITHOUT, "").split(",")} | self.without
         lacking = {k: v for k, v in report["missing"].items() if k not in accepted and (k != "broker" or needs_broker)}
         gone = accepted & set(report["missing"])
         failed = {k: v for k, v in report["canaries"].items() if not str(v).startswith("held") and not _HELD_BY.get(k, frozenset()) & gone}
@@ -216,7 +218,7 @@ class Keeper:
         report = self.report or {}
         for layer in report.get("missing", {}):
             ctx.audit(f"isolation without {layer}", True)
-            ctx.log.warning("the plugin {} runs without the layer {} of its sandbox, as {} allows", self.name, layer, WITHOUT)
+            ctx.log.warning("the plugin {} runs without the layer {} of its sandbox, as the operator allows", self.name, layer)
         for path, mode in around.paths:
             ctx.audit(f"fs {path} {mode}", True)
         for name in around.env:

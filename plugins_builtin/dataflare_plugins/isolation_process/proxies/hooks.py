@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dataflare_plugins.isolation_process.codes import NOT_HERE
-from dataflare_plugins.isolation_process.host.connection import Lost
-from dataflare_plugins.isolation_process.host.keeper import Keeper, Worker
+from dataflare_plugins.isolation_process.host.keeper import Keeper
 from dataflare_plugins.isolation_process.proxies.cell import expected, listed
-from dataflare_plugins.isolation_process.wire.frames import Garbled
+from dataflare_plugins.isolation_process.proxies.events import Events
+from dataflare_plugins.isolation_process.proxies.line import Line
 from dataflare_sdk import Decision, Plan, Problem, RunEvent, Workflow, hookimpl
 from dataflare_sdk.grants import expand
 from dataflare_sdk.settings import hide
@@ -22,12 +21,9 @@ __all__ = ["Hooks"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-DEADLINE = 5.0
-"""Seconds a hook may take, whatever the manifest says: a run waits for it, though the plugin may have no part in the run."""
-
 
 class Hooks:
-    """The hooks of one plugin, in one worker that is started at the first call.
+    """The hooks of one plugin, in a worker that is started at the first call; what only listens is in one of its own.
 
     Args:
         keeper: starts workers of the plugin.
@@ -43,24 +39,20 @@ class Hooks:
         for name in names:
             if not hasattr(self, f"dataflare_{name}"):
                 raise NOT_HERE.error(f"the plugin {keeper.name!r} implements the hook {name!r}, which needs the host's own process")
-        self._keeper = keeper
-        self._package = package
-        self._grants = expand(grants, {})
-        self._worker: Worker | None = None
-        # Hooks are called from the threads of tasks and monitors; a worker takes one call at a time.
-        self._lock = threading.Lock()
+        own = expand(grants, {})
+        self._line, self._listening = Line(keeper, package, own), Line(keeper, package, own)
+        self._events = Events(lambda event: self._listening.call("run_event", _nothing, {"event": event}), self._listening.cut)
 
     def close(self) -> None:
-        """End the worker."""
-        with self._lock:
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
+        """End the workers."""
+        self._events.close()
+        self._listening.close()
+        self._line.close()
 
     @hookimpl
     def dataflare_run_event(self, event: RunEvent) -> None:
-        """Pass on what happened in a run."""
-        self._call("run_event", _nothing, event=event)
+        """Pass on what happened in a run, which does not wait for who listens."""
+        self._events.tell(event)
 
     @hookimpl
     def dataflare_audit(self, record: Mapping[str, Any]) -> None:
@@ -107,16 +99,7 @@ class Hooks:
         return self._call(hook, lambda answer: [] if answer is None else listed(answer, kind), **arguments)
 
     def _call(self, hook: str, check: Callable[[Any], R], /, **arguments: Any) -> R:
-        with self._lock:
-            self._keeper.check()
-            if self._worker is None:
-                self._worker = self._keeper.start(self._grants, None)
-            try:
-                return check(self._worker.connection.call("worker", "hook", self._package, hook, arguments, seconds=DEADLINE))
-            except (Lost, EOFError, TimeoutError, Garbled) as error:
-                self._worker.close()
-                self._worker = None
-                raise self._keeper.failed(error) from error
+        return self._line.call(hook, check, arguments)
 
 
 def _nothing(answer: Any) -> None:
