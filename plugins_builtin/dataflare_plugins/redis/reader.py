@@ -120,7 +120,7 @@ class StreamsReader(MessageReader):
 
     def _begun(self, stream: str, info: dict[str, Any]) -> Messages:
         """Note where a stream is read from, at the first run of all."""
-        first = self._source.first(info)
+        first = self._source.first(stream, info)
         if self.until is not None:
             first = min(first, parse_position(self.until[stream]), key=lambda p: order(p.id))
         return Messages([], [], stream, base={"stream": stream}, after=str(first))

@@ -37,7 +37,10 @@ class RedisStreams(MessageConfig):
         default="earliest",
         example="2026-01-31T00:00:00Z",
     )
-    group: str | None = option("A consumer group that is told how far everything is durable; made when it is missing.", default=None)
+    group: str | None = option(
+        "A consumer group that is told how far everything is durable. A first run begins where it stands; it is made when it is missing.",
+        default=None,
+    )
     trim: Literal["never", "acked"] = option(
         "`acked`: entries are removed from the stream once they are durable in every destination, and read by every group.",
         default="never",
@@ -113,9 +116,12 @@ class RedisSource(MessageSource[RedisStreams]):
         """Return where every stream ends now."""
         return {"v": 1, "parts": {s: str(end_of(look(self._session, s))) for s in self.config.streams}}
 
-    def first(self, info: dict[str, Any]) -> Position:
+    def first(self, stream: str, info: dict[str, Any]) -> Position:
         """Return where the first run begins to read a stream of which `info` is known."""
         wanted = parse_start(self.config.start)
+        held = groups.stands(self._session, self.config.group, stream) if self.config.group is not None else None
+        if held is not None:
+            return held
         if wanted == "latest":
             return end_of(info)
         if wanted == "earliest":

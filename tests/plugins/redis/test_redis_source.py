@@ -254,3 +254,17 @@ def test_nothing_is_trimmed_that_another_group_needs(redis_server: RedisServer, 
         read.source.ack(read.part, batches[-1].offset)
     assert ids(redis_server, "a") == there[4:], "entries that are pending for another group are gone"
     assert group(redis_server, "a")["last-delivered-id"] == there[-1]
+
+
+def test_a_group_that_another_program_had_is_taken_over(redis_server: RedisServer, tmp_path: Path) -> None:
+    add(redis_server, "a", [message(i) for i in range(10)])
+    redis_server.cli("XGROUP", "CREATE", "a", "g", "0")
+    redis_server.cli("XREADGROUP", "GROUP", "g", "theirs", "COUNT", "6", "STREAMS", "a", ">")
+    there = ids(redis_server, "a")
+    redis_server.cli("XACK", "a", "g", *there[:3], there[4])
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a"], group="g") as read:
+        batches = read.batches()
+        assert values(batches) == [3, 4, 5, 6, 7, 8, 9], "what was taken and not acknowledged is read, and what follows"
+        assert (group(redis_server, "a")["pending"], group(redis_server, "a")["last-delivered-id"]) == (2, there[5])
+        read.source.ack(read.part, batches[-1].offset)
+    assert (group(redis_server, "a")["pending"], group(redis_server, "a")["last-delivered-id"]) == (0, there[-1])
