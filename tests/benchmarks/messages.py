@@ -14,7 +14,7 @@ from tests.benchmarks.cases import ours, same_rows
 from tests.benchmarks.measure import Case, Contestant, python
 from tests.servers import nats, redis
 
-MESSAGES = 500_000
+MESSAGES = 1_000_000
 COLUMNS = {"id": "BIGINT", "device": "VARCHAR", "at": "VARCHAR", "temperature": "DOUBLE", "ok": "BOOLEAN"}
 WHERE = "ok and temperature > 20"
 REDIS, NATS = "JSON of Redis → filter → Parquet", "JSON of NATS → filter → Parquet"

@@ -82,6 +82,8 @@ class StreamReader(MessageReader):
             with uncollected():
                 page = self._next(max_rows, max_bytes)
             if page is not None:
+                if self._consumer is not None and self._link.opened == self._opened:
+                    self._ask(int(page.end))  # the server sends the next page while this one is worked on
                 return page
             if self._ended and self.until is not None:
                 return self._moved(int(self.until[""]))  # though no message stands there
@@ -213,11 +215,7 @@ class StreamReader(MessageReader):
             self._consumer, self._asked, self._opened = None, 0, self._link.opened
         if self._consumer is None:
             self._begin()
-        if self._asked <= 0:
-            self._asked, self._came = PAGE if self.until is None else min(PAGE, int(self.until[""]) - self._at), False
-            assert self._consumer is not None
-            wait = WAIT if self.until is None else None
-            jetstream.pull(self._link, self._config.stream, self._consumer, self._asked, PAGE_BYTES, wait=wait)
+        self._ask(self._at)
         with uncollected():
             if self._link.receive(deadline):
                 return True
@@ -225,6 +223,15 @@ class StreamReader(MessageReader):
             self._link.close()
             raise LOST.retriable(f"{self._link.url} gives no sign of life")
         return False
+
+    def _ask(self, at: int) -> None:
+        """Ask for a page behind a place, unless one is under way."""
+        wanted = PAGE if self.until is None else min(PAGE, int(self.until[""]) - at)
+        if self._asked <= 0 < wanted:
+            assert self._consumer is not None
+            self._asked, self._came = wanted, False
+            wait = WAIT if self.until is None else None
+            jetstream.pull(self._link, self._config.stream, self._consumer, wanted, PAGE_BYTES, wait=wait)
 
     def _begin(self) -> None:
         self._link.pages.clear()

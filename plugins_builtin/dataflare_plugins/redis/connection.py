@@ -72,6 +72,7 @@ class Session:
     def __init__(self, url: Url) -> None:
         self.url = url
         self._made: Any = None
+        self._ahead: tuple[Command, ...] = ()
 
     def _connection(self) -> Any:
         if self._made is None:
@@ -118,16 +119,40 @@ class Session:
             DataflareError: of this plugin's codes.
         """
         with self._errors(path):
-            connection = self._connection()
+            connection = self._ready()
             connection.send_command(*command)
             return connection.read_response(disable_decoding=True)
 
     def wait(self, seconds: float, *command: Any) -> Any:
         """Run a command that waits at the server for up to `seconds`."""
         with self._errors():
-            connection = self._connection()
+            connection = self._ready()
             connection.send_command(*command)
             return connection.read_response(disable_decoding=True, timeout=seconds + PATIENCE)
+
+    def ahead(self, commands: Sequence[Command]) -> None:
+        """Send a transaction whose replies are wanted later: `transaction` with the same commands reads them.
+
+        The server works on it meanwhile. If something else is asked of it first, they are read and dropped.
+        """
+        with self._errors():
+            connection = self._ready()
+            connection.send_packed_command(connection.pack_commands([("MULTI",), *commands, ("EXEC",)]))
+            self._ahead = tuple(commands)
+
+    def _ready(self) -> Any:
+        """Return the connection with nothing left to read on it."""
+        connection = self._connection()
+        if self._ahead:
+            self._answer()
+        return connection
+
+    def _answer(self) -> Any:
+        """Read what came of a transaction that was sent ahead."""
+        sent, self._ahead = self._ahead, ()
+        for _ in range(1 + len(sent)):
+            self._queued()
+        return self._made.read_response(disable_decoding=True)
 
     def transaction(self, commands: Sequence[Command], packed: Iterable[tuple[Any, int]] = ()) -> Any:
         """Run commands as one transaction and return their replies; None when a key that is watched was changed.
@@ -139,8 +164,11 @@ class Session:
             packed: commands as bytes with their number, run before the others; of their replies none is an error, or it raises.
         """
         redis = driver()
+        if self._ahead and self._ahead == tuple(commands):
+            with self._errors():
+                return self._answer()
         with self._errors():
-            connection = self._connection()
+            connection = self._ready()
             ahead, begin = 0, [("MULTI",)]
             for piece, count in packed:
                 connection.send_packed_command([*connection.pack_commands(begin), piece])
@@ -176,6 +204,7 @@ class Session:
     def close(self) -> None:
         """Close the connection; the next use opens one anew."""
         made, self._made = self._made, None
+        self._ahead = ()
         if made is not None:
             with contextlib.suppress(Exception):
                 made.disconnect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from dataflare_sdk import RowRejection, code
@@ -13,6 +14,8 @@ NO_FIELD = code(
     "An entry of a stream has no field that is the message.",
     "Name the field in `field`, read all with `fields: true`, or set `errors.on_record`.",
 )
+NAME, VALUE = itemgetter(0), itemgetter(1)
+"""Of an entry its id and its fields, of fields the first name and the value behind it."""
 
 
 class Page:
@@ -34,22 +37,22 @@ class Page:
         self._named = None if config.field is None else config.field.encode()
         self.rejected: list[RowRejection] = []
         self._entries = entries
+        values = list(map(VALUE, entries))
         if config.fields:
             from dataflare_plugins.redis.columns import as_objects
 
-            self.payloads: Any = as_objects([values for _, values in entries])
-        elif self._plain():
-            self.payloads = [values[1] for _, values in entries]
+            self.payloads: Any = as_objects(values)
+        elif self._plain(values):
+            self.payloads = list(map(VALUE, values))
         else:
             self.payloads = self._picked()
-        self.ids: list[bytes] = [entry[0] for entry in self._entries]
+        self.ids: list[bytes] = list(map(NAME, self._entries))
 
-    def _plain(self) -> bool:
+    def _plain(self, values: Sequence[Sequence[bytes]]) -> bool:
         """Whether every entry has the message in front: all of its one field, or its first field of that name."""
         if self._named is None:
-            return all(len(values) == 2 for _, values in self._entries)
-        named = self._named
-        return all(values[0] == named for _, values in self._entries)
+            return set(map(len, values)) <= {2}
+        return set(map(NAME, values)) <= {self._named}
 
     def _picked(self) -> list[bytes]:
         kept, found = [], []

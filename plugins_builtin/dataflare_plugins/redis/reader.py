@@ -51,6 +51,7 @@ class StreamsReader(MessageReader):
         self._looked = time.monotonic()
         self._count = FIRST
         self._bad: list[RowRejection] = []
+        self._ahead = 0  # entries of the page that was asked for ahead
 
     def order(self, position: Any) -> tuple[int, int]:
         """Return milliseconds and number of an id."""
@@ -88,10 +89,11 @@ class StreamsReader(MessageReader):
         if text is None:
             return self._begun(stream, look(self._session, stream))
         end = "+" if self.until is None else parse_position(self.until[stream]).id
-        count = max(1, min(max_rows, self._count, MOST))
         at = parse_position(text)
-        range = ("XRANGE", stream, f"({at.id}", end, "COUNT", count)
-        about, entries = self._session.transaction([("XINFO", "STREAM", stream), range])
+        # What was asked for ahead is taken as it was asked for, unless less is wanted now.
+        count = self._ahead if 0 < self._ahead <= max_rows else max(1, min(max_rows, self._count, MOST))
+        self._ahead = 0
+        about, entries = self._session.transaction(_range(stream, at.id, end, count))
         info = known(about, stream, self._session.url.place)
         at = self._whole(stream, at, info)
         if not entries:
@@ -101,6 +103,14 @@ class StreamsReader(MessageReader):
         self._bad += page.rejected
         made = self._messages(stream, page, str(last))
         self._size(made.size, len(entries), max_bytes)
+        if (
+            len(self._ready) == 1
+            and len(entries) == count
+            and order(last.id) < order(end if self.until is not None else info["last-generated-id"])
+        ):
+            # The server prepares the next page while this one is worked on. (Of several streams another is next.)
+            self._ahead = max(1, min(max_rows, self._count, MOST))
+            self._session.ahead(_range(stream, last.id, end, self._ahead))
         return made
 
     def _messages(self, stream: str, page: Page, after: str) -> Messages:
@@ -201,3 +211,8 @@ class StreamsReader(MessageReader):
         """Close the connection."""
         super().close()
         self._session.close()
+
+
+def _range(stream: str, after: str, end: str, count: int) -> list[tuple[Any, ...]]:
+    """Return the commands that give a page and what the server knows of the stream at that instant."""
+    return [("XINFO", "STREAM", stream), ("XRANGE", stream, f"({after}", end, "COUNT", count)]
