@@ -18,6 +18,7 @@ from tests.benchmarks.crowd import DISTRIBUTIONS, listing
 from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.measure import Case, instructions, python, table
+from tests.benchmarks.messages import NATS, REDIS, brokers
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.wasm import wasm
 from tests.benchmarks.workers import workers
@@ -64,6 +65,12 @@ def main() -> int:
                         if chosen.only in case.name:
                             _timed(case, chosen.rounds)
                             cases.append(case)
+        if any(chosen.only in name for name in (REDIS, NATS)):
+            with brokers(folder) as found:
+                for case in found:
+                    if chosen.only in case.name:
+                        _timed(case, chosen.rounds)
+                        cases.append(case)
         over: list[object] = [c for c in cases if c.ratio() > c.limit]
         guests = ""
         if not chosen.only:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,26 +120,4 @@ def _case(folder: Path, name: str, use: str, options: dict[str, Any], loop: str)
     place.mkdir(parents=True, exist_ok=True)
     out = place / "out.parquet"
     theirs = Contestant("asyncio loop", python(END.format(out=str(out)) + loop), place, out)
-    return Case(name, f"{MESSAGES:,} messages of 100 bytes", mine, theirs, LIMIT, check=same_rows("parquet"))
-
-
-def main() -> int:
-    """Time them alone: `python -m tests.benchmarks.messages`."""
-    import shutil
-    import tempfile
-
-    from tests.benchmarks.measure import table
-
-    folder = Path(tempfile.mkdtemp(prefix="dataflare-bench-"))
-    try:
-        with brokers(folder) as cases:
-            for case in cases:
-                case.run(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
-            print(table(cases))
-            return 1 if any(case.ratio() > case.limit for case in cases) else 0
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Case(name, f"{MESSAGES:,} messages of 100 bytes, with --once", mine, theirs, LIMIT, check=same_rows("parquet"))

@@ -48,6 +48,32 @@ def test_killed_again_and_again_every_row_is_added_once(redis_server: RedisServe
     assert [json.loads(e["data"])["id"] for e in entries(redis_server, "out")] == list(range(12_000))
 
 
+def test_who_is_taken_over_in_the_midst_of_a_commit_adds_nothing(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pa.record_batch({"id": [1]})
+    config = RedisDestination.configure({"url": redis_server.url, "stream": "s"})
+    old, new = (RedisDestination(config, FakeContext(tmp_path / name, "out")) for name in ("old", "new"))
+    old.open(Target("w", "out", "run", 1, rows.schema, APPEND))
+    old.write(Batch("in", rows))
+
+    def taken_over(name: str) -> None:
+        if name == "redis.commit.begun":  # it has looked, and is about to write
+            new.open(Target("w", "out", "run", 2, rows.schema, APPEND))
+
+    monkeypatch.setattr("dataflare_plugins.redis.destination.failpoint", taken_over)
+    with pytest.raises(DataflareError) as found:
+        old.commit(1, {}, True)
+    assert found.value.code == "state.fenced"
+    old.close()
+    assert entries(redis_server, "s") == []
+    monkeypatch.undo()
+    new.write(Batch("in", rows))
+    new.commit(1, {}, True)
+    new.close()
+    assert len(entries(redis_server, "s")) == 1
+
+
 ROWS = pa.record_batch({
     "id": [1, 2, 3],
     "name": ["ü \"x\"\r\n", None, ""],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def test_the_world(redis_server: RedisServer, tmp_path: Path) -> None:
     caught(source(tmp_path, url=redis_server.url), "redis.no-stream", 4, "streams[0]")
     redis_server.cli("SET", "a", "x")
     caught(source(tmp_path, url=redis_server.url), "redis.not-a-stream", 4, "streams[0]")
+
+
+def test_the_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    error = caught(source(tmp_path, url="redis://h"), "redis.no-driver", 4)
+    assert error.problems[0].fix == "pip install 'dataflare[redis]'"
 
 
 def test_users_and_tls(own_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
