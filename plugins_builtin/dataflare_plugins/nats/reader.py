@@ -40,6 +40,8 @@ SILENCE = 20.0
 """Seconds without a sign of life, of which the server gives one every five, after which the connection is given up."""
 LOOK_EVERY = 5.0
 """Seconds after which the stream is looked at."""
+FAR = 100_000
+"""Messages of other subjects after which it is told how far the stream is."""
 ACK_WAIT = 300_000_000_000
 """Nanoseconds until a durable consumer of ours delivers again."""
 
@@ -59,6 +61,7 @@ class StreamReader(MessageReader):
         self._came = False  # some came of it
         self._ended = False  # nothing more was there when `until` was asked for
         self._looked = 0.0
+        self._noted: Messages | None = None  # that the stream went on without messages of ours
         self._opened = 0
 
     @property
@@ -79,6 +82,9 @@ class StreamReader(MessageReader):
             if begun is not None:
                 return begun
         while not self._source.cancelled.is_set():
+            noted, self._noted = self._noted, None
+            if noted is not None:
+                return noted
             with uncollected():
                 page = self._next(max_rows, max_bytes)
             if page is not None:
@@ -106,12 +112,26 @@ class StreamReader(MessageReader):
         if "" not in self.positions:
             first = self._first(state)
             return self._moved(first if self.until is None else min(first, int(self.until[""])))
+        if self._passed(state):
+            return self._moved(state.last)
         if state.first > self._at + 1 and not state.replaces:
             some = " (some of them may have been of these subjects)" if self._source.subjects else ""
             told = f"the messages {self._at + 1} to {state.first - 1} of '{self._config.stream}' were removed before they were read{some}"
             self._skip(REMOVED.error(told, path="on_lost"))
             self.positions[""] = state.first - 1
         return None
+
+    def _passed(self, state: jetstream.StreamState) -> bool:
+        """Whether the stream went on by messages of other subjects only, far enough to be worth telling.
+
+        They may be removed: where we stand would then look like a loss.
+        """
+        far = state.last - self._at > FAR or state.first > self._at + 1
+        if not far or self._consumer is None or self._link.pages or not self._source.filters():
+            return False
+        held = jetstream.consumer_info(self._link, self._config.stream, self._consumer)
+        # Asked after `state`: whatever was there then has been delivered, and has come here.
+        return held is not None and held["num_pending"] == 0 and held["delivered"]["consumer_seq"] == self._count and not self._link.pages
 
     def _first(self, state: jetstream.StreamState) -> int:
         return self._source.first(state)
@@ -209,7 +229,9 @@ class StreamReader(MessageReader):
         """Ask for a page unless one is under way, and take what comes until `deadline`; False when nothing did."""
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
-            self._look()
+            self._noted = self._look()
+            if self._noted is not None:
+                return True
         self._link.open()
         if self._link.opened != self._opened:
             self._consumer, self._asked, self._opened = None, 0, self._link.opened
