@@ -54,7 +54,7 @@ redteam: .venv/.made  ## attack the sandbox: make redteam CASE=read-a-secret-fil
 
 bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check 'polars>=1.30' 'pandas>=2.2' 'dlt[duckdb,filesystem,parquet]>=1.10' sqlalchemy psycopg2-binary pyarrow
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check 'polars>=1.30' 'pandas>=2.2' 'dlt[duckdb,filesystem,parquet]>=1.10' 'bytewax>=0.21' sqlalchemy psycopg2-binary pyarrow
 	$(BIN)/python -m tests.benchmarks
 
 soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills, on databases 2,600 and 700 other disturbances

@@ -52,6 +52,7 @@ def connect(
     if threads is not None:
         settings["threads"] = max(1, threads)
     if temp is not None:
+        temp.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes the folder itself, not those above it
         settings["temp_directory"] = str(temp)
     connection = duckdb.connect(database, config=settings)
     connection.execute(f"SET GLOBAL TimeZone={literal(timezone)}")

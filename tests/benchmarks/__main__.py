@@ -21,6 +21,7 @@ from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.messages import NATS, REDIS, brokers
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.wasm import wasm
+from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
 
 HEAD = """# Benchmarks
@@ -34,7 +35,7 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
-STRANGERS = {"wasm": wasm, "workers": workers}
+STRANGERS = {"wasm": wasm, "workers": workers, "windows": windows}
 """What plugins cost at the levels of isolation; each can be chosen by `--only`."""
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dataflare_plugins.aggregate.shards import Shards
 from dataflare_plugins.aggregate.window_state import ENDS, OPENS, TIME, Lines, WindowState
 from dataflare_plugins.aggregate.windows import END, START, Shape, Window
-from dataflare_sdk import Batch, DataflareError, ExpressionEngine, Progress, RowRejection, code, duck
+from dataflare_sdk import CODES, Batch, DataflareError, ExpressionEngine, Progress, RowRejection, code, duck
 from dataflare_sdk.event_time import BEGINNING, LATE, NO_EVENT_TIME, TOO_FAR_AHEAD, EventClock, event_times, micros
 from dataflare_sdk.schema import quote
 
@@ -149,7 +149,10 @@ class Windowed:
         try:
             self.state.take(whole)
         except Exception as error:
-            raise duck.judged(error, FAILED, str(error).strip().splitlines()[0]) from error
+            cause = str(error).strip().splitlines()[0]
+            if type(error).__name__ == "IOException":  # of its own files: no row is to blame
+                raise CODES["world.io"].error(cause) from error
+            raise duck.judged(error, FAILED, cause) from error
 
     def _take_each(self, data: pa.RecordBatch, times: pa.Array, places: list[int]) -> list[RowRejection]:
         """Take rows in halves until each that fails stands alone."""

@@ -67,8 +67,9 @@ class SourceTask:
         self._todo: list[tuple[str, Partition, Any]] = []
         self._sent_end = False
         self._owed: Trigger | None = None
-        self._within = False
-        self._silent: list[str] = []
+        self._open: set[str] = set()  # partitions whose newest rows are within a transaction, or parts of one moment
+        self._silent: list[str] = []  # the same, read to their end
+        self._spoken: set[str] = set()  # partitions that said since where they stand
         self._leaving: float | None = None
         self._once: dict[str, Any] = {}
         self._fused: Fused | None = None
@@ -251,10 +252,11 @@ class SourceTask:
 
     def _boundary(self) -> None:
         """The source stands at a place to resume from: do what had to wait for it."""
-        self._within = False
         # Parts of one moment: only with the last of them all are read, and only all of them can be read again.
         self._offsets.update({key: {"v": 1, "ended": True} for key in self._silent})
         self._silent.clear()
+        self._open.clear()
+        self._spoken.clear()
         owed, self._owed = self._owed, None
         if owed is not None:
             self._barrier(owed)
@@ -281,22 +283,40 @@ class SourceTask:
             self._chain.emit(self._node.id, self._output(batch.stream), batch)
         self._handler.passed(self._node.id, rows + len(batch.rejected))
         if batch.offset is None:
-            self._within = True
+            self._open.add(key)
         else:
             self._offsets[key] = dict(batch.offset)
-            self._boundary()
+            self._open.discard(key)
+            self._spoken.add(key)
+            self._settle()
         if self._env.enough():
             self._stop_reading()
 
     def _partition_done(self, key: str, complete: bool) -> None:
         until = next(u for k, _, u in self._todo if k == key)
         self._todo = [one for one in self._todo if one[0] != key]
-        if self._within:
+        if key in self._open:
+            self._open.discard(key)
             self._silent.append(key)
         if complete and until is None:
             self._ended.add(key)
+        if self._silent:
+            self._settle()
         if self._spread is None or not self._todo:
             self._close_reader()
+
+    @property
+    def _within(self) -> bool:
+        """Whether the source stands at no place to resume from."""
+        return bool(self._open or self._silent)
+
+    def _settle(self) -> None:
+        """See whether the source stands at a place to resume from now: no partition is within anything.
+
+        Of parts of one moment, whichever is read to its end first, that is so when all are and the last has said where it stands.
+        """
+        if not self._open and (not self._silent or (self._spoken and {k for k, _, _ in self._todo} <= self._spoken)):
+            self._boundary()
 
     def _finish(self) -> None:
         """All partitions are read. A full extraction ends; an incremental one only pauses.
