@@ -151,6 +151,12 @@ def place_of(reply: bytes) -> tuple[int, int, int]:
     return int(parts[at]), int(parts[at + 1]), int(parts[at + 2])
 
 
+def pending_of(reply: bytes) -> int:
+    """Return how many messages a consumer has left behind the one that is acked to a subject."""
+    parts = reply.split(b".")
+    return int(parts[8 if len(parts) == 9 else 10])
+
+
 def matches(subject: bytes, pattern: str) -> bool:
     """Whether a subject is among those of a pattern with `*` and `>`."""
     have, want = subject.decode("utf-8", "replace").split("."), pattern.split(".")

@@ -203,6 +203,7 @@ class StreamReader(MessageReader):
         return self._messages(frames, numbers, last[0])
 
     def _messages(self, frames: list[Frame], numbers: Any, after: int, times: list[int] | None = None) -> Messages:
+        acked_to = frames[-1][1] if frames else None
         if self._source.subjects:
             kept = [i for i, frame in enumerate(frames) if self._source.wanted(frame[0])]
             if len(kept) < len(frames):
@@ -211,6 +212,8 @@ class StreamReader(MessageReader):
         wanted = self._config.metadata
         if "time" in wanted and times is None:
             times = [place_of(frame[1])[2] for frame in frames]  # type: ignore[arg-type]
+        if acked_to is not None:
+            self._source.ctx.gauge("lag_rows", jetstream.pending_of(acked_to))
         subjects = [frame[0].decode("utf-8", "replace") for frame in frames] if "topic" in wanted else None
         return Messages(
             [frame[3] for frame in frames],

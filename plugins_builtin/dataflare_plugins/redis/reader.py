@@ -51,6 +51,7 @@ class StreamsReader(MessageReader):
         self._looked = time.monotonic()
         self._count = FIRST
         self._bad: list[RowRejection] = []
+        self._behind: dict[str, int] = {}  # entries of a stream that are still to be read
         self._ahead = 0  # entries of the page that was asked for ahead
 
     def order(self, position: Any) -> tuple[int, int]:
@@ -101,6 +102,9 @@ class StreamsReader(MessageReader):
         page = Page(stream, entries, self._config)
         last = Position(entries[-1][0].decode(), self._added(at, len(entries), count, info, end))
         self._bad += page.rejected
+        if last.added is not None:
+            self._behind[stream] = int(info["entries-added"]) - last.added
+            self._source.ctx.gauge("lag_rows", sum(self._behind.values()))
         made = self._messages(stream, page, str(last))
         self._size(made.size, len(entries), max_bytes)
         if (

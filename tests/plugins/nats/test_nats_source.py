@@ -310,4 +310,5 @@ def test_messages_of_other_subjects_may_be_removed(
         published(nats_server, 3, 5)
         until(lambda: stands(105), "what follows does not come")
         assert got == [0, 1, 2, 3, 4]
+        assert read.context.gauges["lag_rows"] == 0
         reader.close()

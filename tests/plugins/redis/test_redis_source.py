@@ -140,6 +140,20 @@ def test_any_stretch_is_read_again_exactly(redis_server: RedisServer, tmp_path: 
         holds_anywhere(read, seed)
 
 
+def test_how_far_it_is_behind(redis_server: RedisServer, tmp_path: Path) -> None:
+    add(redis_server, "a", [message(i) for i in range(200)])
+    add(redis_server, "b", [message(i) for i in range(30)])
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["a", "b"]) as read:
+        reader = read.source.open(read.part, read.extract, None, None)
+        seen = []
+        while not seen or seen[-1]:
+            if (batch := reader.read(50, 1 << 20, 0.0)) is not None and batch.data.num_rows:
+                seen.append(read.context.gauges["lag_rows"])
+        reader.close()
+    assert seen[0] == 150
+    assert seen[-1] == 0
+
+
 def test_columns_beside_the_message(redis_server: RedisServer, tmp_path: Path) -> None:
     redis_server.cli("XADD", "a", "1700000000123-7", "kind", "new", "data", message(1).decode())
     options = {"field": "data", "metadata": ["topic", "key", "time", "position", "headers"]}
