@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dataflare_plugins.nats import jetstream
@@ -92,6 +94,8 @@ class StreamReader(MessageReader):
                     self._ask(int(page.end))  # the server sends the next page while this one is worked on
                 return page
             if self._ended and self.until is not None:
+                if not self._source.subjects:
+                    self._whole([])
                 return self._moved(int(self.until[""]))  # though no message stands there
             if not self._more(deadline):
                 break
@@ -101,7 +105,7 @@ class StreamReader(MessageReader):
 
     def _look(self) -> Messages | None:
         """See what the stream is, and whether all that follows is still there; at the first run say where it begins."""
-        state = self._source.state()
+        state, opening = self._source.state(), self._looked == 0.0
         self._looked = time.monotonic()
         if self._created not in (None, state.created):
             told = f"the stream '{self._config.stream}' was made at {state.created}, what was read is of one made at {self._created}"
@@ -112,14 +116,33 @@ class StreamReader(MessageReader):
         if "" not in self.positions:
             first = self._first(state)
             return self._moved(first if self.until is None else min(first, int(self.until[""])))
-        if self._passed(state):
+        if opening:
+            if self._gone(state, self._at):
+                self.positions[""] = state.first - 1
+        elif self._passed(state):
             return self._moved(state.last)
-        if state.first > self._at + 1 and not state.replaces:
-            some = " (some of them may have been of these subjects)" if self._source.subjects else ""
-            told = f"the messages {self._at + 1} to {state.first - 1} of '{self._config.stream}' were removed before they were read{some}"
-            self._skip(REMOVED.error(told, path="on_lost"))
-            self.positions[""] = state.first - 1
         return None
+
+    def _gone(self, state: jetstream.StreamState, behind: int) -> bool:
+        """Whether messages that follow a place are gone from the front of the stream: that is an error, or passed over."""
+        if state.first <= behind + 1 or state.replaces:
+            return False
+        some = " (some of them may have been of these subjects)" if self._source.subjects else ""
+        told = f"the messages {behind + 1} to {state.first - 1} of '{self._config.stream}' were removed before they were read{some}"
+        self._skip(REMOVED.error(told, path="on_lost"))
+        return True
+
+    def _whole(self, numbers: Sequence[int]) -> None:
+        """Where numbers are missing among those that follow the place read to: see whether the stream begins behind them by now.
+
+        A number that is missing elsewhere was deleted by itself, or is of another subject.
+        """
+        if len(numbers) and numbers[0] == self._at + 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+            return
+        state = self._source.state()
+        if state.first > self._at + 1 and state.retention == "limits":
+            behind = next((a for a, b in pairwise([self._at, *numbers, state.first]) if b != a + 1), state.first)
+            self._gone(state, behind)
 
     def _passed(self, state: jetstream.StreamState) -> bool:
         """Whether the stream went on by messages of other subjects only, far enough to be worth telling.
@@ -197,9 +220,8 @@ class StreamReader(MessageReader):
             return None
         self._count = last[1]
         whole = last[0] - first[0] == len(frames) - 1
-        if not self._source.subjects and (not whole or first[0] != self._at + 1):
-            self._look()
         numbers = range(first[0], last[0] + 1) if whole else [place_of(frame[1])[0] for frame in frames]  # type: ignore[arg-type]
+        self._whole(numbers)
         return self._messages(frames, numbers, last[0])
 
     def _messages(self, frames: list[Frame], numbers: Any, after: int, times: list[int] | None = None) -> Messages:
@@ -369,6 +391,8 @@ class DurableReader(StreamReader):
             acker.came([(number, acker.subject(number, self._count)) for number, _, _ in found])
         elif last == self._delivered:
             acker.came([(last, acker.subject(last, self._count))])
+        if not self._source.subjects:
+            self._whole([n for n, _, _ in found])
         frames, numbers, times = [f for _, _, f in found], [n for n, _, _ in found], [t for _, t, _ in found]
         return self._messages(frames, numbers, last, times)
 
@@ -389,6 +413,7 @@ class DurableReader(StreamReader):
             return None
         bound = None if self.until is None else int(self.until[""])
         kept = [(frames[i], places[i]) for i in fresh]
+        self._whole([p[0] for _, p in kept])
         self._delivered = max(self._delivered, kept[-1][1][0])
         self._source.acker.came([(p[0], f[1]) for f, p in kept if f[1] is not None and (bound is None or p[0] <= bound)])
         return self._messages([f for f, _ in kept], [p[0] for _, p in kept], kept[-1][1][0])

@@ -35,6 +35,7 @@ def test_killed_again_and_again_every_message_arrives_once_and_acks_never_lead(n
         assert acked <= len(flow.rows()), f"at {point} {acked} messages were acked, {len(flow.rows())} are durable"
         published(nats_server, total, total + 50)
         total += 50
+    flow.run()  # ends the run that was killed, which may have stood at its end already
     flow.run()
     assert flow.rows() == list(range(total))
     state = nats_server.consumer("S", "d")
@@ -266,6 +267,32 @@ def test_messages_removed_unread_are_an_error_or_passed_over(nats_server: NatsSe
     with reading(NatsSource, tmp_path, url=nats_server.url, stream="S", on_lost="skip") as read:
         assert values(read.batches(at)) == list(range(10, 20))
         assert read.context.metrics["lost"] == 1
+
+
+def test_messages_removed_while_reading_waits(nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflare_plugins.nats.reader.PAGE", 10)
+    nats_server.stream("S", ["s.>"])
+    published(nats_server, 0, 40)
+    with reading(NatsSource, tmp_path, url=nats_server.url, stream="S") as read:
+        goal = read.position()
+        reader = read.source.open(read.part, read.extract, None, goal)
+        got: list[int] = []
+
+        def took(count: int) -> bool:
+            batch = reader.read(5, 1 << 20, 0.0)
+            got.extend([] if batch is None else batch.data.column("id").to_pylist())
+            return len(got) >= count
+
+        until(lambda: took(5), "the first ones do not come")
+        nats_server.run(lambda _, js: js.purge_stream("S", seq=9))  # what came already, and waits to be handed on
+        until(lambda: took(10), "what came already is not handed on")
+        nats_server.run(lambda _, js: js.purge_stream("S", seq=31))
+        with pytest.raises(DataflareError) as found:
+            until(lambda: took(40), "it ends with an error")
+        reader.close()
+    assert got == list(range(20)), "those that came before they were removed"
+    assert found.value.code == "nats.lost"
+    assert "21 to 30" in str(found.value)
 
 
 def test_a_stream_that_was_made_anew(nats_server: NatsServer, tmp_path: Path) -> None:
