@@ -61,7 +61,7 @@ class Flow:
             "sources": {"in": {"use": use, "with": {**columns, **options}}},
             "destinations": {"out": into or {"use": "sqlite", "with": {"path": "out.db", "table": "t"}}},
             "errors": {"on_record": on_record, "retry": {"attempts": 30, "initial": "50ms", "max": "500ms"}},
-            "runtime": {"batch": {"rows": min(rows, 4000) * 2 // 5, "linger": "20ms"}},
+            "runtime": {"batch": {"rows": 40 if rows <= 2000 else 3600, "linger": "20ms"}},
             "state": {"checkpoint": {"every": "1h" if use == "generate" else "200ms", "rows": rows}},
         }
         self.once = [] if use == "generate" else ["--once"]
