@@ -59,8 +59,9 @@ def test_a_server_that_dies_and_connections_that_are_cut(own_nats: Callable[...,
                     server.start()
                 else:
                     proxy.cut()
-            flow.wait(total, "not everything arrives")
-        assert flow.rows() == list(range(total))
+            published(server, total, total + 10)
+            flow.wait(total + 10, "not everything arrives")  # and it is connected again
+        assert flow.rows() == list(range(total + 10))
     finally:
         proxy.close()
 

@@ -84,8 +84,9 @@ def test_a_server_that_dies_and_connections_that_are_cut(own_redis: Callable[...
                     server.start()
                 else:
                     proxy.cut()
-            flow.wait(total, "not everything arrives")
-        assert flow.rows() == list(range(total))
+            add(server, "a", [message(i) for i in range(total, total + 10)])
+            flow.wait(total + 10, "not everything arrives")  # and it is connected again
+        assert flow.rows() == list(range(total + 10))
     finally:
         proxy.close()
 
