@@ -20,6 +20,7 @@ demo: .venv/.made  ## run the flights example and show its result
 
 test: .venv/.made  ## everything that CI runs
 	./tests/servers/debian.sh
+	./tests/servers/kafka.sh
 	$(MAKE) --jobs 2 --output-sync=target lint pythons
 	$(MAKE) unit
 

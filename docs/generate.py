@@ -72,9 +72,18 @@ def plugin_pages() -> dict[str, str]:
 
     pages = {}
     with Runtime() as runtime:
-        for kind, title in (("source", "Sources"), ("processor", "Processors"), ("destination", "Destinations")):
+        kinds = (
+            ("source", "Sources"),
+            ("processor", "Processors"),
+            ("destination", "Destinations"),
+            ("lookup", "Lookups"),
+            ("monitor", "Monitors"),
+        )
+        for kind, title in kinds:
             parts = [f"# {title}\n"]
             for provided in runtime.host.provided(kind):
+                if kind == "monitor" and not provided.features:
+                    continue  # a part of the engine, which no workflow names
                 factory = runtime.host.factory(kind, provided.name)
                 doc = inspect.getdoc(factory.Config) or ""
                 features = ", ".join(sorted(factory.features)) or "none"
@@ -83,6 +92,25 @@ def plugin_pages() -> dict[str, str]:
                 )
             pages[f"{kind}s.md"] = "\n".join(parts)
     return pages
+
+
+def metrics_page() -> str:
+    """Return every metric, with its names and labels."""
+    from dataflare_sdk.run_metrics import FAMILIES
+
+    parts = [
+        "# Metrics\n",
+        "What a run tells in numbers: [`observe: {metrics: prometheus}`](monitors.md#prometheus) and [`otel`](monitors.md#otel) give the",
+        "same families under the names of their worlds. Names, types and labels are stable. Counts are of committed epochs, so they are",
+        "what the destinations hold, they never fall while a run goes on, and those of two ends of an edge are equal; only",
+        "`dataflare_attempt_rows` shows what is under way. They begin at zero with every run, or where an unfinished one had come to.\n",
+        "| Prometheus | type | labels | OpenTelemetry | |",
+        "|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        parts.append(f"| `{family.prometheus}` | {family.kind} | {labels} | `{family.opentelemetry}` | {_cell(family.doc)} |")
+    return "\n".join(parts) + "\n"
 
 
 def errors_page() -> str:
@@ -173,6 +201,7 @@ def pages() -> dict[str, str]:
         "workflow.md": workflow_page(),
         **plugin_pages(),
         "errors.md": errors_page(),
+        "metrics.md": metrics_page(),
         "hooks.md": hooks_page(),
         "cli.md": verbs_page(),
         "sdk.md": sdk_page(),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataflare.contracts import RunHandle, RunOptions, RunReport
+from dataflare.contracts import RunEvent, RunHandle, RunOptions, RunReport
 from dataflare.errors import DataflareError, Problem
 
 __all__ = ["Run", "run", "run_async"]
@@ -76,6 +76,7 @@ def run(
     inputs: Mapping[str, Any] | None = None,
     collect: Sequence[str] = (),
     check: bool = False,
+    on_event: Callable[[RunEvent], None] | None = None,
 ) -> Run:
     """Run a workflow and return when it has ended.
 
@@ -86,11 +87,14 @@ def run(
         inputs: source id to Arrow data (anything with `__arrow_c_stream__`) that stands in for it.
         collect: ids of nodes, or outputs as in `from: paid.else`, whose rows are kept for `Run.table`.
         check: raise when the run failed.
+        on_event: called with every event of the run (`dataflare.contracts.RunEvent`: time, run_id, phase, event, data), one after the
+            other, on a thread that is not the caller's. The run never waits for it; what it raises is a note in `Run.problems`.
 
     Raises:
         DataflareError: with `check`, what made the run fail; always, when configuration or policy is wrong.
     """
-    made = _run(workflow, None, params, profile, RunOptions(inputs=dict(inputs or {}), collect=tuple(collect)))
+    options = RunOptions(inputs=dict(inputs or {}), collect=tuple(collect), on_event=on_event)
+    made = _run(workflow, None, params, profile, options)
     return _checked(made, check)
 
 
@@ -102,6 +106,7 @@ async def run_async(
     inputs: Mapping[str, Any] | None = None,
     collect: Sequence[str] = (),
     check: bool = False,
+    on_event: Callable[[RunEvent], None] | None = None,
 ) -> Run:
     """Run a workflow on a thread of its own; takes and raises what `run` does.
 
@@ -117,7 +122,7 @@ async def run_async(
         if cancelled:
             handle.cancel()
 
-    options = RunOptions(inputs=dict(inputs or {}), collect=tuple(collect))
+    options = RunOptions(inputs=dict(inputs or {}), collect=tuple(collect), on_event=on_event)
     work = asyncio.ensure_future(asyncio.to_thread(_run, workflow, started, params, profile, options))
     try:
         made = await asyncio.shield(work)

@@ -37,6 +37,7 @@ FILE_INVALID = code("config.bad-file", 3, "A configuration file cannot be read."
 KNOWN: dict[str, Any] = {
     "log.level": "warning",
     "log.json": False,
+    "log.file": "",
     "plugins.prefer": {},
     "secrets.providers": ["env", "file"],
     "security.authenticate": [],

@@ -140,7 +140,9 @@ def dataflare_run_event(event: RunEvent) -> None:
     """Hear of something that happened in a run: monitors, lineage, logs.
 
     When: at phases, epochs, restarts and at most a few times a second for progress; never per batch.
-    All are called. Raises: should not; an exception is logged and never fails the run.
+    All are called, one event after the other, on a thread that is not the run's: one that hangs delays the others, and is left
+    behind a few seconds after the run has ended. Of several `progress` that wait only the newest is told.
+    Raises: should not; an exception is logged and never fails the run.
     """
 
 

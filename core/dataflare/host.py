@@ -15,6 +15,7 @@ from dataflare.contracts.host import PLAIN
 from dataflare.errors import DataflareError
 from dataflare.logs import Logger, Logs
 from dataflare.manifest import BUILT_IN
+from dataflare.observing import Observers
 from dataflare.plugins import PluginManager
 from dataflare.registry import Entry
 from dataflare.renewal import Renewal
@@ -39,6 +40,7 @@ class RuntimeHost:
 
     Attributes:
         listeners: the kernel's own, told every event before the monitors.
+        observers: those who listen to the run that is under way.
         workflow: the workflow that is run, for the log.
         failpoint: called with the name of every failpoint a component passes; the engine may set it.
     """
@@ -51,6 +53,7 @@ class RuntimeHost:
         self.failpoint: Callable[[str], None] = lambda _name: None
         self.listeners: list[Callable[[RunEvent], None]] = []
         self.workflow = ""
+        self.observers: Observers | None = None
         self.renewal = Renewal(plugins)
         self._audited: set[tuple[str, str]] = set()
         plugins.audit = self.audit
@@ -88,13 +91,23 @@ class RuntimeHost:
             raise _under(around.path, error) from error
 
     def emit(self, event: RunEvent) -> None:
-        """Log it, and tell all listeners and monitors; a failing one is logged and never fails the run."""
+        """Log it, and tell all listeners and monitors; a failing one is logged and never fails the run.
+
+        Within a run those outside the kernel are told on threads of their own.
+        """
         self._log(event)
         try:
             for listener in tuple(self.listeners):
                 listener(event)
         except Exception as error:
             self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(error))
+        if self.observers is not None:
+            self.observers.emit(event)
+        else:
+            self.tell_hooks(event)
+
+    def tell_hooks(self, event: RunEvent) -> None:
+        """Call the hook `run_event` at every plugin that has it; one that fails is logged."""
         for failure in self.plugins.tell("run_event", event=event):
             self.logs.bind(run=event.run_id).warning("a monitor failed: {}", repr(failure))
 
@@ -105,7 +118,8 @@ class RuntimeHost:
             log = self.logs.bind(run=event.run_id, workflow=self.workflow, phase=event.phase)
             # Each phase is a message of its own, or the log would take them for repeats.
             message = f"{event.event} {event.phase}" if phase else event.event
-            getattr(log, level)(message, **{k: v for k, v in event.data.items() if k not in ("time", "level", "message")})
+            shown = {k: v for k, v in event.data.items() if k != "message" and not isinstance(v, Mapping)}
+            getattr(log, level)(message, **shown)
 
     def newer_plugins(self) -> Mapping[str, str]:
         """Return name and version of plugins that were put in use since this runtime began."""
@@ -188,8 +202,9 @@ class HostContext:
 
     @property
     def log(self) -> Logger:
-        """A logger with run and node bound."""
-        return self._runtime.logs.bind(run=self.run.run_id if self.run else "", node=self.node)
+        """A logger with run, workflow and node bound."""
+        run = self.run.run_id if self.run else ""
+        return self._runtime.logs.bind(run=run, workflow=self._runtime.workflow, node=self.node)
 
     def metric(self, name: str, value: float, **labels: str) -> None:
         """Add `value` to a counter of this node; labels become part of its name."""

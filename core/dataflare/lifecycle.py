@@ -7,19 +7,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dataflare import process
 from dataflare.capabilities import Policy
 from dataflare.config import Configuration, config_dir
-from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport
+from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport, Surroundings
 from dataflare.discovery import Found, discover
 from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, code, exit_code
 from dataflare.host import RuntimeHost
 from dataflare.logs import LEVELS, Logs, Redactor
+from dataflare.observing import Observers
 from dataflare.plugins import PluginManager
 from dataflare.records import record
 from dataflare.registry import Registry
@@ -100,8 +102,9 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Unload every plugin."""
+        """Unload every plugin and end the log."""
         self.plugins.close()
+        self.logs.close()
 
     def parse(
         self,
@@ -189,12 +192,26 @@ class Runtime:
         authorize(self.plugins, self.config, action, resource)
 
     def obey(self, workflow: Workflow) -> None:
-        """Take the log level a workflow asks for, unless a stronger layer set one, and name it in the log."""
+        """Take the log that a workflow asks for, where no stronger layer said anything, and name it in the log.
+
+        Raises:
+            DataflareError: `world.io`: its file cannot be written.
+        """
         self.host.workflow = workflow.name
-        observe = workflow.settings.get("observe")
-        level = observe.get("log") if isinstance(observe, Mapping) else None
-        if level in LEVELS and self.config.explain()["log.level"]["origin"] == "default":
-            self.logs.level = level
+        given = workflow.settings.get("observe")
+        observe: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        said = {key: found["origin"] != "default" for key, found in self.config.explain().items()}
+        file = self.config.get("log.file") if said["log.file"] else observe.get("log_file")
+        if file:
+            path = Path(workflow.base_dir) / file
+            try:
+                self.logs.to_file(path)
+            except OSError as error:
+                raise IO_FAILED.error(f"the log cannot be written: {error.strerror}", file=str(path), path="observe.log_file") from error
+        if observe.get("log") in LEVELS and not said["log.level"]:
+            self.logs.level = observe["log"]
+        if observe.get("log_format") and not said["log.json"]:
+            self.logs.json = observe["log_format"] == "json"
 
     @contextmanager
     def _built(self, kind: str, name: str) -> Iterator[Any]:
@@ -218,6 +235,7 @@ class _Run:
         self.workflow: Workflow | None = None
         self.plan: Plan | None = None
         self.problems: list[Problem] = []
+        self.observers = Observers(lambda *said: runtime.logs.bind(run=self.run_id).warning(*said), runtime.redactor.value)
         self.executor: Executor | None = None
         self.handle: RunHandle | None = None
         self.ended = False
@@ -229,12 +247,48 @@ class _Run:
         params: Mapping[str, Any] | None,
         profile: str | None,
     ) -> RunReport:
+        host = self.runtime.host
+        self.listen()
+        host.observers = self.observers
         try:
             with self.recorded():
                 self.phases(source, params, profile)
         except OSError as error:
             self.fail(IO_FAILED.error(f"the events cannot be written: {error.strerror}", file=str(self.options.events)))
-        return self.report()
+        except BaseException:  # somebody who wants it to stop at once
+            self.observers.patience = min(1.0, self.observers.patience)
+            self.observers.end(self.document("interrupted"))
+            raise
+        finally:
+            host.observers = None
+        report = self.report()
+        report.document["problems"] += [p.to_json() for p in self.observers.end(report.document)]
+        return report
+
+    def listen(self) -> None:
+        """Begin with those who need no workflow: plugins with the hook, and who asked for the run."""
+        host = self.runtime.host
+        if any("run_event" in m.hooks for m in self.runtime.plugins.registry.manifests):
+            self.observers.hear("run_event", host.tell_hooks)
+        if self.options.on_event is not None:
+            tell = self.options.on_event
+            self.observers.hear("on_event", lambda event: tell(replace(event, data=self.runtime.redactor.value(event.data))))
+
+    def observe(self, workflow: Workflow) -> None:
+        """Build the monitors that the workflow names. What is wrong with them is told by its validation, if there is one."""
+        observe = workflow.settings.get("observe")
+        if not isinstance(observe, Mapping) or self.options.limit is not None or self.options.rehearse is not None:
+            return
+        self.observers.patience = float(observe.get("patience", self.observers.patience))
+        for asked in observe.get("monitors", ()):
+            around = Surroundings(node=asked["for"], base_dir=Path(workflow.base_dir), path=tuple(asked["path"]))
+            try:
+                monitor = self.runtime.host.build("monitor", asked["use"], asked["with"], around)
+            except DataflareError:
+                if self.options.plan is not None:
+                    raise
+            else:
+                self.observers.add(asked["use"], monitor, partial(monitor.begin, self.run_id, workflow))
 
     def phases(
         self,
@@ -266,6 +320,8 @@ class _Run:
         """Read the workflow."""
         self.workflow = source if isinstance(source, Workflow) else self.runtime.parse(source, params=params, profile=profile)
         self.runtime.obey(self.workflow)
+        self.observe(self.workflow)
+        self.emit("initialise", "run.started", {"workflow": self.workflow.name})
 
     def prepare(self) -> None:
         """Validate it, plan it and build the executor."""
@@ -285,6 +341,7 @@ class _Run:
             if found.plan is None:
                 raise DataflareError(*(p for p in found.problems if p.severity == "error"))
             self.plan = found.plan
+        self.observers.planned(self.plan)
         self.executor = self.runtime.host.build("executor", "local", {})
 
     def work(self) -> None:
@@ -309,21 +366,33 @@ class _Run:
             live = dict(handle.snapshot())
             # A resumed run keeps the id of the run it resumes.
             self.run_id = str(live.pop("run_id", None) or self.run_id)
-            if not self.ended:
-                self.emit("monitor", "progress", live)
+            self.emit("monitor", "progress", live)
 
     def clean_up(self) -> None:
         """Stop and release everything, also after a fault; a fault of its own is a problem, never a crash."""
+        with suppress(Exception), self.phase("clean_up"):
+            try:
+                self.release()
+            except Exception as error:
+                self.fail(error if isinstance(error, DataflareError) else INTERNAL.error(f"cleaning up failed: {error!r}"))
+                raise
+            finally:
+                self.emit("clean_up", "run.ended", self.ending())
+
+    def release(self) -> None:
+        """Stop what still runs and close the executor."""
         try:
-            with self.phase("clean_up"):
-                try:
-                    self.stop()
-                finally:
-                    if self.executor is not None:
-                        self.executor.close()
-        except Exception as error:
-            found = error if isinstance(error, DataflareError) else INTERNAL.error(f"cleaning up failed: {error!r}")
-            self.fail(found)
+            self.stop()
+        finally:
+            if self.executor is not None:
+                self.executor.close()
+
+    def ending(self) -> dict[str, Any]:
+        """Return how it ended, in short: the code of an error, not its text, which may hold what stood in a row."""
+        error = self.result.get("error") or {}
+        told: dict[str, Any] = {"status": self.result.get("status", "failed"), "workflow": self.workflow.name if self.workflow else None}
+        told.update((k, self.result[k]) for k in ("lane", "resumed", "rows") if k in self.result)
+        return {**told, **({"error": error["code"]} if error else {})}
 
     def stop(self) -> None:
         """Stop what a fault of ours left running."""
@@ -390,24 +459,30 @@ class _Run:
         tables = self.result.pop("tables", {})
         self.result["run_id"] = self.result.get("run_id") or self.run_id
         self.log_end(status)
-        document = {
-            "dataflare": 1,
-            "command": "run",
-            "status": status,
-            "run_id": None,
-            "workflow": self.workflow.name if self.workflow else None,
-            "lane": None,
-            "resumed": False,
-            "rows": dict.fromkeys(("read", "written", "filtered", "skipped", "dead_lettered", "late"), 0),
-            "nodes": [],
-            "guarantee": dict(self.plan.guarantee) if self.plan else {},
-            "lineage": dict(self.plan.lineage) if self.plan else {},
-            "peak_memory_bytes": None,
-            "error": None,
-            **self.result,
-            "problems": [p.to_json() for p in self.problems],
-        }
-        return RunReport(status, self.runtime.redactor.value(document), dict(tables))
+        return RunReport(status, self.document(status), dict(tables))
+
+    def document(self, status: str) -> dict[str, Any]:
+        """Return the object that `run --json` prints."""
+        made: dict[str, Any] = self.runtime.redactor.value(
+            {
+                "dataflare": 1,
+                "command": "run",
+                "status": status,
+                "run_id": None,
+                "workflow": self.workflow.name if self.workflow else None,
+                "lane": None,
+                "resumed": False,
+                "rows": dict.fromkeys(("read", "written", "filtered", "skipped", "dead_lettered", "late"), 0),
+                "nodes": [],
+                "guarantee": dict(self.plan.guarantee) if self.plan else {},
+                "lineage": dict(self.plan.lineage) if self.plan else {},
+                "peak_memory_bytes": None,
+                "error": None,
+                **self.result,
+                "problems": [p.to_json() for p in self.problems],
+            }
+        )
+        return made
 
 
 def _read_plan(document: Mapping[str, Any]) -> Plan:

@@ -1,13 +1,18 @@
 """Logs: loguru behind a lazy front, with secrets redacted and repeats held back.
 
 loguru is imported at the first record that passes the level. Used as a library, DataFlare installs no sink and
-says nothing; the command line gives one.
+says nothing; the command line gives one, and a workflow may name a file (`observe.log_file`). A file is written directly: loguru's
+sinks belong to the whole process, and as a library that is somebody else's.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from dataflare.text import shown
@@ -16,7 +21,14 @@ __all__ = ["LEVELS", "Logger", "Logs", "Redactor"]
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
 
+MOST_KEPT = 1000
+"""Messages whose repeats are counted at a time."""
+
 _HIDDEN = "***"
+_OURS = ("time", "level", "message")
+_WHOSE = ("run", "workflow", "node")
+_Key = tuple[str, str, tuple[tuple[str, str], ...]]
+"""Level, message and whose it is."""
 
 
 class Redactor:
@@ -78,7 +90,7 @@ class Logs:
         redactor: hides secrets.
         level: records below it cost one comparison.
         sink: text stream that gets them; None: nothing is logged.
-        json: one JSON object a line instead of text.
+        json: one JSON object a line instead of text; may be set later.
         repeats: how often the same message may come within `window` seconds before it is held back.
         window: seconds.
         clock: monotonic seconds.
@@ -97,10 +109,12 @@ class Logs:
     ) -> None:
         self.redactor = redactor
         self._sink = sink
+        self._file: TextIO | None = None
         self.level = level
-        self._json = json
+        self.json = json
+        self._lock = threading.Lock()
         self._repeats, self._window, self._clock = repeats, window, clock
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[_Key, tuple[float, int]] = {}
         self._backend: Any = None
 
     @property
@@ -111,7 +125,29 @@ class Logs:
     @level.setter
     def level(self, level: str) -> None:
         self._level = level
-        self.threshold = LEVELS[level] if self._sink is not None else LEVELS["off"]
+        self.threshold = LEVELS[level] if self._sink is not None or self._file is not None else LEVELS["off"]
+
+    def to_file(self, path: Path) -> None:
+        """Append records to a file from now on, and write them nowhere else.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+        self.close()
+        self._file = file
+        self.level = self._level
+
+    def close(self) -> None:
+        """Say what was held back and not told yet, and close the file."""
+        for (level, message, labels), (_, count) in tuple(self._seen.items()):
+            self._tell_held(level, message, count, dict(labels))
+        self._seen.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.level = self._level
 
     def bind(self, **labels: Any) -> Logger:
         """Return a logger whose records carry these labels (run, node)."""
@@ -121,23 +157,44 @@ class Logs:
         """Write one record that passed the level."""
         if not self._passes(level, message, labels):
             return
+        text = message.format(*args, **labels) if args else message
+        if self._file is not None:
+            text += f"\n{traceback.format_exc()}" if exc else ""
+            self._put(time.time(), level, text, labels)
+            return
+        if self._sink is None:
+            return
         if self._backend is None:
             self._backend = self._open()
-        text = message.format(*args, **labels) if args else message
         self._backend.bind(**labels).opt(exception=exc).log(level.upper(), "{}", text)
 
     def _passes(self, level: str, message: str, labels: Mapping[str, Any]) -> bool:
-        """Count a message; once its window is over, say how many were held back."""
+        """Count a message of one node of one run; once its window is over, say how many were held back."""
         now = self._clock()
-        since, count = self._seen.get((level, message), (now, 0))
+        key = (level, message, tuple((k, str(labels[k])) for k in _WHOSE if k in labels))
+        since, count = self._seen.get(key, (now, 0))
         if now - since >= self._window:
-            held = count - self._repeats
+            self._seen[key] = (now, 0)
+            if count > self._repeats:
+                self.emit(level, "the next message came {} more times", (count - self._repeats,), labels, None)
             since, count = now, 0
-            if held > 0:
-                self._seen[level, message] = (now, 0)
-                self.emit(level, "the next message came {} more times", (held,), labels, None)
-        self._seen[level, message] = (since, count + 1)
+        if key not in self._seen and len(self._seen) >= MOST_KEPT:
+            self._forget(now)
+        self._seen[key] = (since, count + 1)
         return count < self._repeats
+
+    def _tell_held(self, level: str, message: str, count: int, labels: Mapping[str, Any]) -> None:
+        held = count - self._repeats
+        if held > 0:
+            whose = {k: labels[k] for k in _WHOSE if k in labels}
+            self.emit(level, "held back {} more of: " + message.replace("{", "{{").replace("}", "}}"), (held,), whose, None)
+
+    def _forget(self, now: float) -> None:
+        """Forget messages whose window is over: a run may go on for months."""
+        for key, (since, count) in tuple(self._seen.items()):
+            if now - since >= self._window:
+                del self._seen[key]
+                self._tell_held(key[0], key[1], count, dict(key[2]))
 
     def _open(self) -> Any:
         from loguru import logger
@@ -148,23 +205,27 @@ class Logs:
         return logger
 
     def _write(self, message: Any) -> None:
-        assert self._sink is not None
         record = message.record
-        if self._json:
+        self._put(record["time"].timestamp(), record["level"].name.lower(), str(message).rstrip("\n"), record["extra"])
+
+    def _put(self, at: float, level: str, message: str, labels: Mapping[str, Any]) -> None:
+        out = self._file or self._sink
+        if out is None:
+            return
+        if self.json:
             import json
 
-            line = {
-                "time": record["time"].timestamp(),
-                "level": record["level"].name.lower(),
-                "message": str(message).rstrip("\n"),
-                **record["extra"],
-            }
-            text = json.dumps(self.redactor.value(line), default=str)
+            # What a label is called must not hide what every record has; what is no JSON is text before secrets are looked for.
+            line = {"time": at, "level": level, "message": message, **{k if k not in _OURS else f"{k}_": v for k, v in labels.items()}}
+            text = json.dumps(self.redactor.value(json.loads(json.dumps(line, default=str))))
         else:
-            place = " ".join(f"{k}={v}" for k, v in record["extra"].items())
-            text = self.redactor.text(f"{record['level'].name.lower()}: {str(message).rstrip()}{f'  ({place})' if place else ''}")
-        self._sink.write(shown(text) + "\n")
-        self._sink.flush()
+            place = " ".join(f"{k}={v}" for k, v in labels.items())
+            when = f"{datetime.fromtimestamp(at, UTC).isoformat(timespec='milliseconds')} " if self._file is not None else ""
+            text = self.redactor.text(f"{when}{level}: {message.rstrip()}{f'  ({place})' if place else ''}")
+        with self._lock:
+            if not out.closed:
+                out.write(shown(text) + "\n")
+                out.flush()
 
 
 class Logger:

@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dataflare.contracts import LETTER_STATES as LETTER_STATES
     from dataflare.contracts import PHASES as PHASES
+    from dataflare.contracts import SIGNALS as SIGNALS
     from dataflare.contracts import ActorRef as ActorRef
     from dataflare.contracts import ActorSystem as ActorSystem
     from dataflare.contracts import ArrowBatch as ArrowBatch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dataflare.contracts import Checkpoint as Checkpoint
     from dataflare.contracts import ComponentContext as ComponentContext
     from dataflare.contracts import DeadLetter as DeadLetter
+    from dataflare.contracts import DeadLetterStore as DeadLetterStore
     from dataflare.contracts import Decision as Decision
     from dataflare.contracts import EdgeSpec as EdgeSpec
     from dataflare.contracts import End as End
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from dataflare.contracts import Host as Host
     from dataflare.contracts import Inbox as Inbox
     from dataflare.contracts import Lease as Lease
+    from dataflare.contracts import LetterFilter as LetterFilter
     from dataflare.contracts import Loader as Loader
+    from dataflare.contracts import LookupSpec as LookupSpec
     from dataflare.contracts import Message as Message
     from dataflare.contracts import NodeSpec as NodeSpec
     from dataflare.contracts import Offset as Offset
@@ -83,8 +88,10 @@ if TYPE_CHECKING:
     from dataflare_sdk.fields import Sql as Sql
     from dataflare_sdk.fields import config as config
     from dataflare_sdk.fields import option as option
+    from dataflare_sdk.lookup import Lookup as Lookup
     from dataflare_sdk.messages import Batch as Batch
     from dataflare_sdk.messages import Origin as Origin
+    from dataflare_sdk.monitor import Monitor as Monitor
     from dataflare_sdk.processor import Processor as Processor
     from dataflare_sdk.rows import RowDestination as RowDestination
     from dataflare_sdk.rows import RowSource as RowSource
@@ -98,10 +105,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "dataflare.contracts": (
-        "PHASES ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint ComponentContext "
-        "DeadLetter Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease Loader Message NodeSpec Offset Opened Partition "
-        "Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent RunHandle RunInfo RunOptions RunReport SchemaChange "
-        "SecretProvider StateStore StreamInfo Surroundings Target TaskSpec Watermark WriteSpec"
+        "LETTER_STATES PHASES SIGNALS ActorRef ActorSystem ArrowBatch ArrowSchema ArrowStream Barrier Checkpoint "
+        "ComponentContext DeadLetter DeadLetterStore Decision EdgeSpec End Executor ExtractSpec Host Inbox Lease LetterFilter Loader "
+        "LookupSpec Message NodeSpec Offset Opened Partition Pause Plan Progress Provided Reader RestartPolicy RowRejection RunEvent "
+        "RunHandle RunInfo RunOptions RunReport SchemaChange SecretProvider StateStore StreamInfo Surroundings Target TaskSpec "
+        "Watermark WriteSpec"
     ),
     "dataflare.errors": "CODES DataflareError ErrorCode Problem RetriableError code exit_code",
     "dataflare.hookspecs": "hookimpl",
@@ -111,7 +119,9 @@ _HOME = {
     "dataflare_sdk.destination": "CopyTarget Destination",
     "dataflare_sdk.expressions": "Attempt Bound BoundQuery ExpressionEngine Stage",
     "dataflare_sdk.fields": "Duration NoConfig Query Size Sql config option",
+    "dataflare_sdk.lookup": "Lookup",
     "dataflare_sdk.messages": "Batch Origin",
+    "dataflare_sdk.monitor": "Monitor",
     "dataflare_sdk.processor": "Processor",
     "dataflare_sdk.rows": "RowDestination RowSource",
     "dataflare_sdk.scan": "ScanUnit",

@@ -17,13 +17,14 @@ class Component(Generic[C]):
 
     Attributes:
         Config: the `@config` class of its `with:` block.
-        features: what it can do, see the contract of its kind; written into the manifest and checked there.
+        features: what it can do, see the contract of its kind; written into the manifest and checked there. One that can do less as
+            it is configured says so on itself.
         config: the parsed configuration.
         ctx: the runtime's side: log, metrics, secrets, state, expression engine.
     """
 
     Config: ClassVar[type[Any]] = NoConfig
-    features: ClassVar[frozenset[str]] = frozenset()
+    features: frozenset[str] = frozenset()
 
     def __init__(self, config: C, ctx: ComponentContext) -> None:
         self.config = config

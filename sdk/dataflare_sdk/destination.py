@@ -34,6 +34,10 @@ class CopyTarget:
 class Destination(Component[C], ABC):
     """A destination connector; see `dataflare.contracts.Destination` for the meaning of every method."""
 
+    def dataset(self) -> tuple[str, str] | None:
+        """Return namespace and name of what is written, as lineage systems know it; see `Source.dataset`."""
+        return None
+
     def check(self) -> None:
         """Prove that the destination can be reached; by default nothing is checked."""
 

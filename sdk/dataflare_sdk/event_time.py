@@ -126,6 +126,10 @@ class EventClock:
         late = pc.less(times, pc.max_element_wise(bounds, _number(self.watermark)))
         return (late if late.true_count else None), now
 
+    def newest(self, partition: str) -> int:
+        """Return the newest event time of a partition."""
+        return self._newest.get(partition, BEGINNING)
+
     def moved(self, partition: str, newest: int) -> None:
         """Note the newest event time of a partition."""
         self._newest[partition] = newest

@@ -22,6 +22,14 @@ class Source(Component[C], ABC):
 
     many_streams: bool = False
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:  # noqa: ARG002
+        """Return namespace and name of what a stream is read from, as lineage systems know it: without user and password.
+
+        `("postgres://db.example:5432", "shop.public.orders")`, `("file", "/data/orders.csv")`; the forms are those of OpenLineage's
+        naming conventions. None, the default: it has no name outside this workflow. Opens nothing.
+        """
+        return None
+
     def check(self) -> None:
         """Prove that the source can be reached; by default nothing is checked."""
 

@@ -21,6 +21,8 @@ from dataflare_sdk.component import C, Component
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import FENCED
 from dataflare_sdk.offsets import written
+from dataflare_sdk.state_letters import ALL as ALL
+from dataflare_sdk.state_letters import Execute, SqlLetters, keep_letters, reopen_letters
 
 BUSY = code("run.busy", 4, "Another run of this workflow is under way.", "Wait for it, stop it, or use --take-over.")
 DAMAGED = code(
@@ -34,17 +36,15 @@ KEPT = 3
 """Checkpoints kept of each workflow."""
 CHUNK = re.compile(r"chunk:[0-9a-f]{64}")
 """A reference to a chunk of operator state."""
-ALL = 1 << 62
-"""A LIMIT that is none."""
+
+_CHECKPOINTS = "SELECT body, crc, done, saved_at FROM checkpoints WHERE workflow=?"
 
 declare("state.log.before", "state.log.after", "state.done.before", "state.done.after")
 T = TypeVar("T")
-Execute = Callable[..., list[tuple[Any, ...]]]
-"""Runs a statement with its parameters in the open transaction and returns its rows."""
 
 
-class SqlStateStore(Component[C]):
-    """Implements `dataflare.contracts.StateStore` but for what a database has of its own.
+class SqlStateStore(SqlLetters, Component[C]):
+    """Implements `dataflare.contracts.DeadLetterStore` but for what a database has of its own.
 
     Attributes:
         fence_lock: put behind the SELECT that checks the fence, where the database needs it to hold a newer
@@ -118,15 +118,10 @@ class SqlStateStore(Component[C]):
 
         def write(execute: Execute) -> None:
             execute("DELETE FROM checkpoints WHERE workflow=? AND run_id=? AND epoch=?", *key)
-            execute("DELETE FROM letters WHERE workflow=? AND run_id=? AND epoch=?", *key)
             execute(
                 "INSERT INTO checkpoints(workflow, run_id, epoch, body, crc, done, saved_at) VALUES(?,?,?,?,?,0,?)", *key, body, crc, now
             )
-            for n, letter in enumerate(letters):
-                execute(
-                    "INSERT INTO letters(workflow, run_id, epoch, n, body, saved_at) VALUES(?,?,?,?,?,?)",
-                    *key, n, dump(asdict(letter)), now,
-                )  # fmt: skip
+            keep_letters(execute, *key, letters, checkpoint.extra.get("replayed"), now)
 
         self._write(write)
         failpoint("state.log.after")
@@ -170,9 +165,9 @@ class SqlStateStore(Component[C]):
         return [c for row in self._rows(workflow) if (c := decode(*row)) is not None]
 
     def _rows(self, workflow: str) -> list[tuple[Any, ...]]:
-        return self._query("SELECT body, crc, done, saved_at FROM checkpoints WHERE workflow=? ORDER BY seq DESC", workflow)
+        return self._query(f"{_CHECKPOINTS} ORDER BY seq DESC", workflow)
 
-    # -- runs and letters --------------------------------------------------------------------------------
+    # -- runs --------------------------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Record that a run began."""
@@ -199,19 +194,6 @@ class SqlStateStore(Component[C]):
             for run, name, body, started, ended in rows
         ]
 
-    def letters(self, workflow: str, run_id: str | None = None, limit: int | None = None) -> Sequence[DeadLetter]:
-        """Return dead letters of epochs that are committed everywhere, oldest first."""
-        one, arguments = ("AND l.run_id=? ", (run_id,)) if run_id is not None else ("", ())
-        rows = self._query(
-            f"SELECT l.id, l.body, l.saved_at FROM letters l WHERE l.workflow=? {one}"
-            "AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.workflow=l.workflow AND c.run_id=l.run_id "
-            "AND c.epoch=l.epoch AND c.done=0) ORDER BY l.id LIMIT ?",
-            workflow,
-            *arguments,
-            ALL if limit is None else limit,
-        )
-        return [DeadLetter(**{**json.loads(body), "id": str(n), "saved_at": at}) for n, body, at in rows]
-
     # -- offsets -----------------------------------------------------------------------------------------
 
     def reset(self, workflow: str, stream: str | None = None) -> int:
@@ -221,6 +203,9 @@ class SqlStateStore(Component[C]):
             return 1
 
         def forget(execute: Execute) -> int:
+            logged = [decode(*row) for row in execute(f"{_CHECKPOINTS} AND done=0", workflow)]
+            replays = [(c.run_id, c.epoch, str(c.extra["replayed"]["replay"])) for c in logged if c is not None and c.extra.get("replayed")]
+            reopen_letters(execute, workflow, replays)
             execute("DELETE FROM entries WHERE scope=?", f"offset:{workflow}")
             return len(execute("DELETE FROM checkpoints WHERE workflow=? RETURNING seq", workflow))
 

@@ -17,12 +17,15 @@ from tests.benchmarks.cases import all_cases
 from tests.benchmarks.crowd import DISTRIBUTIONS, listing
 from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
+from tests.benchmarks.lookups import lookups
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.messages import NATS, REDIS, brokers
 from tests.benchmarks.microbatch import microbatch
+from tests.benchmarks.monitors import monitored
 from tests.benchmarks.wasm import wasm
 from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
+from tests.servers.receiver import Receiver
 
 HEAD = """# Benchmarks
 
@@ -35,8 +38,8 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
-STRANGERS = {"wasm": wasm, "workers": workers, "windows": windows}
-"""What plugins cost at the levels of isolation; each can be chosen by `--only`."""
+WITHIN = {"lookups": lookups, "wasm": wasm, "workers": workers, "windows": windows}
+"""What is measured by itself: lookups, plugins at the levels of isolation, windows; each can be chosen by `--only`."""
 
 
 def main() -> int:
@@ -47,9 +50,9 @@ def main() -> int:
     parser.add_argument("--database-rows", type=int, default=ROWS)
     parser.add_argument("--only", default="")
     chosen = parser.parse_args()
-    if chosen.only in STRANGERS:
+    if chosen.only in WITHIN:
         with tempfile.TemporaryDirectory(prefix="dataflare-bench-") as place:
-            text, good = STRANGERS[chosen.only](Path(place))
+            text, good = WITHIN[chosen.only](Path(place))
         print(text)
         return 0 if good else 1
     data = Path(tempfile.gettempdir()) / f"dataflare-bench-{chosen.rows}"
@@ -59,6 +62,11 @@ def main() -> int:
         cases = [c for c in all_cases(data, folder) if chosen.only in c.name]
         for case in cases:
             _timed(case, chosen.rounds)
+        with Receiver() as receiver:
+            for case in monitored(data, folder, receiver):
+                if chosen.only in case.name:
+                    _timed(case, chosen.rounds)
+                    cases.append(case)
         with bench(chosen.database_rows, folder) as databases:
             for kind in (copying, loading, to_parquet, capturing):
                 if any(chosen.only in name for name in NAMES[kind.__name__]):
@@ -75,7 +83,7 @@ def main() -> int:
         over: list[object] = [c for c in cases if c.ratio() > c.limit]
         guests = ""
         if not chosen.only:
-            for kind in STRANGERS.values():
+            for kind in WITHIN.values():
                 text, good = kind(folder)
                 guests += text
                 over += [] if good else [text]

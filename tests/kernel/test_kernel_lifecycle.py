@@ -223,3 +223,48 @@ def test_an_interrupt_passes_through_and_cleans_up(engine: Any) -> None:
         runtime.run({}, on_start=on_start)
     assert engine.closed[-1] == "Executor"
     assert engine.events[-1] == ("clean_up", "phase.ended")
+
+
+HANGS = """
+import threading
+from dataflare_sdk import hookimpl
+go = threading.Event()
+
+@hookimpl
+def dataflare_run_event(event):
+    go.wait()
+"""
+
+
+def test_a_hook_that_hangs_holds_nothing_up(engine: Any, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the host's own process, where nobody can end it: the run goes through its phases and leaves it behind."""
+    monkeypatch.setattr("dataflare.observing.PATIENCE", 0.01)
+    install("a-hangs", HANGS, "hooks: [run_event]\n")
+    with Runtime() as runtime:
+        report = runtime.run({})
+    sys.modules["a_hangs"].go.set()
+    assert report.status == "done"
+    assert "left behind" in report.document["problems"][-1]["message"]
+
+
+def test_what_a_monitor_says_at_the_end_is_in_the_report(engine: Any) -> None:
+    heard: list[str] = []
+    with Runtime() as runtime:
+        runtime.run({}, RunOptions(on_event=lambda event: heard.append(event.event)))
+        assert runtime.host.observers is None
+    assert heard[-2:] == ["run.ended", "phase.ended"]
+    engine.faults.add("close Executor")
+    ended: list[Any] = []
+    with Runtime() as runtime:
+        runtime.run({}, RunOptions(on_event=lambda event: ended.append(event.data) if event.event == "run.ended" else None))
+    assert [e["status"] for e in ended] == ["failed"]
+
+
+def test_a_callback_sees_no_secrets(engine: Any) -> None:
+    heard: list[Any] = []
+    engine.result.update(rows={"read": 1, "of": "canary-4711"})
+    with Runtime() as runtime:
+        runtime.redactor.add("canary-4711")
+        runtime.run({}, RunOptions(on_event=lambda event: heard.append(event.to_json())))
+    assert "***" in str(heard)
+    assert "canary" not in str(heard)

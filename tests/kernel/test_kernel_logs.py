@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -80,3 +81,67 @@ def test_short_secrets_do_not_garble_everything(short: str) -> None:
     redactor = Redactor()
     redactor.add(short)
     assert redactor.text("a banana abc") == "a banana abc"
+
+
+def test_labels_do_not_hide_what_every_record_has_and_are_redacted_whatever_they_are() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            return "odd canary-4711"
+
+    redactor, sink = Redactor(), io.StringIO()
+    redactor.add("canary-4711")
+    Logs(redactor, "info", sink, json=True).bind(level="high", run="r").info("m", odd=Odd(), inner={"k": b"canary-4711"})
+    line = json.loads(sink.getvalue())
+    assert (line["level"], line["level_"], line["message"], line["odd"]) == ("info", "high", "m", "odd ***")
+    assert "canary" not in sink.getvalue()
+
+
+def test_repeats_are_counted_for_each_node_and_told_at_the_end() -> None:
+    sink = io.StringIO()
+    logs = Logs(Redactor(), "info", sink, repeats=1, window=10, clock=lambda: 0.0)
+    for node in ("a", "b"):
+        for i in range(3):
+            logs.bind(node=node).info("row {} of {{x}}", i)
+    logs.bind().info("once")
+    logs.close()
+    assert sink.getvalue().splitlines() == [
+        "info: row 0 of {x}  (node=a)",
+        "info: row 0 of {x}  (node=b)",
+        "info: once",
+        "info: held back 2 more of: row {} of {{x}}  (node=a)",
+        "info: held back 2 more of: row {} of {{x}}  (node=b)",
+    ]
+
+
+def test_messages_that_are_over_are_forgotten() -> None:
+    now, sink = [0.0], io.StringIO()
+    logs = Logs(Redactor(), "info", sink, clock=lambda: now[0])
+    for i in range(5000):
+        now[0] += 1
+        logs.bind().info(f"message {i}")
+    assert len(logs._seen) <= 1000
+    assert len(sink.getvalue().splitlines()) == 5000
+
+
+def test_a_file_gets_what_a_library_would_say_to_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    redactor = Redactor()
+    redactor.add("canary-4711")
+    one, other = Logs(redactor, "info"), Logs(Redactor(), "info")
+    one.to_file(tmp_path / "logs" / "one.txt")
+    other.to_file(tmp_path / "other.txt")
+    one.bind(run="r1").info("password {}", "canary-4711")
+    try:
+        raise ValueError("canary-4711")
+    except ValueError:
+        one.bind().exception("it failed")
+    other.bind().warning("of the other")
+    one.close()
+    other.close()
+    one.bind().error("too late")
+    text = (tmp_path / "logs" / "one.txt").read_text()
+    assert "info: password ***  (run=r1)" in text
+    assert "ValueError: ***" in text
+    assert "other" not in text
+    assert "too late" not in text
+    assert "of the other" in (tmp_path / "other.txt").read_text()
+    assert capsys.readouterr() == ("", "")

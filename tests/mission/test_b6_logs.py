@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +60,42 @@ def test_a_secret_is_stars_in_every_log(tmp_path: Path) -> None:
             assert "TheCanarySings" not in done.stdout + done.stderr, verb
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"TheCanarySings" not in path.read_bytes(), path
+
+
+def test_the_workflow_may_ask_for_json_and_for_a_file(tmp_path: Path) -> None:
+    saved(tmp_path, {**flow({"s": generate(3)}), "observe": {"log": "info", "log_format": "json", "log_file": "logs/w.jsonl"}})
+    done = cli(tmp_path, "run", "w.json", "--json")
+    assert done.stderr == ""
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "w.jsonl").read_text().splitlines()]
+    assert [line["message"] for line in lines] == ["epoch.committed", "run.done"]
+    assert {line["workflow"] for line in lines} == {"w"}
+    again = cli(tmp_path, "run", "w.json", "--json", DATAFLARE_LOG_LEVEL="error", DATAFLARE_LOG_FILE="other.txt")
+    assert (again.returncode, again.stderr, (tmp_path / "other.txt").read_text()) == (0, "", "")
+    assert len((tmp_path / "logs" / "w.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_step_speaks_with_its_run_its_workflow_and_its_id(tmp_path: Path) -> None:
+    """A stranger's SQL, a connector's warning: whoever reads the log knows whose it is."""
+    script = """
+import json
+from dataflare.lifecycle import Runtime
+from dataflare.contracts import RunInfo, Surroundings
+import io
+sink = io.StringIO()
+with Runtime(flags={"log.level": "info", "log.json": True}, log_sink=sink) as runtime:
+    runtime.host.workflow = "orders"
+    around = Surroundings(node="load", run=RunInfo("r1", "orders", "id", 0, "UTC"))
+    runtime.host.build("destination", "blackhole", {}, around).ctx.log.info("hello")
+print(sink.getvalue())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    line = json.loads(done.stdout)
+    assert (line["run"], line["workflow"], line["node"], line["message"]) == ("r1", "orders", "load", "hello")
+
+
+def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "in-the-way").write_text("")
+    saved(tmp_path, {**flow({"s": generate(3)}), "observe": {"log_file": "in-the-way/w.log"}})
+    done = cli(tmp_path, "run", "w.json", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"]) == (4, "world.io")

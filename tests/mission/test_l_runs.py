@@ -316,6 +316,7 @@ def test_readers_of_an_overwritten_table_see_the_old_rows_or_the_new(tmp_path: P
 
 VERBS = [
     ["validate"], ["plan"], ["preview", "w.json", "in"], ["run"], ["discover"], ["status"], ["state", "show"], ["dlq", "list"], ["dlq", "show"],
+    ["dlq", "replay"], ["dlq", "purge", "--all"],
     ["config", "explain"], ["fmt", "--check"], ["schema"], ["doctor"], ["state", "reset", "--yes"],
 ]  # fmt: skip
 

@@ -156,6 +156,8 @@ def test_x4_a_state_store(place: Place) -> None:
     assert not (place.folder / ".dataflare" / "state.db").exists(), "the built-in store was used beside it"
     letters = place("dlq", "show", "--json").document["dead_letters"]
     assert [x["row"]["id"] for x in letters] == [2]
+    assert place("dlq", "query", "dataflare.yaml", "SELECT count(*) FROM dead_letters", "--json").document["rows"] == [[1]]
+    assert place("dlq", "replay", "--json").document["error"]["code"] == "dlq.only-shown"
     shown = place("state", "show", "--json").document["streams"]["rows"]
     assert (shown["epoch"], shown["run_id"]) == (1, document["run_id"])
     place.uninstall()
@@ -171,6 +173,13 @@ def test_x5_a_monitor(place: Place) -> None:
     began = [e["phase"] for e in events if e["event"] == "phase.started"]
     assert began == ["initialise", "prepare", "execute", "monitor", "complete", "clean_up"]
     assert [e["event"] for e in events].count("epoch.committed") == 1
+    place.write("dataflare.yaml", FLOW + "observe: {metrics: witness}\n")
+    written = place.ran()["rows"]["written"]
+    told = lines(place, "events.jsonl.told")
+    assert [t[0] for t in told if t[0] not in ("hear", "close")] == ["begin", "planned", "end"]
+    assert told[-2:] == [["end", "done", written], ["close"]]
+    assert ["hear", "epoch.committed"] in told
+    place.write("dataflare.yaml", FLOW)
     prefer(place, "monitor/workflow")
     document = place.ran()
     assert document["watched_by"] == "ext-witness"
@@ -179,6 +188,16 @@ def test_x5_a_monitor(place: Place) -> None:
     seen = len(lines(place, "events.jsonl"))
     assert "watched_by" not in place.ran()
     assert len(lines(place, "events.jsonl")) == seen
+
+
+DLQ = (
+    ("dlq", "list"),
+    ("dlq", "show"),
+    ("dlq", "query", "dataflare.yaml", "SELECT 1"),
+    ("dlq", "edit", "--id", "1", "--undo"),
+    ("dlq", "replay"),
+    ("dlq", "purge", "--all"),
+)
 
 
 def test_x6_a_security_provider(place: Place) -> None:
@@ -197,7 +216,7 @@ def test_x6_a_security_provider(place: Place) -> None:
     assert "knows" in refused("run"), "somebody unknown was let in"
     place.write("rules.json", json.dumps(rules))
     place.ran()
-    for verb in (("state", "reset", "--yes"), ("preview", "dataflare.yaml", "few"), ("discover",), ("dlq", "show")):
+    for verb in (("state", "reset", "--yes"), ("preview", "dataflare.yaml", "few"), ("discover",), *DLQ):
         assert "reader" in refused(*verb), f"{verb} was allowed"
     rules["people"] = {getpass.getuser(): ["reader", "keeper"]}
     place.write("rules.json", json.dumps(rules))

@@ -13,7 +13,7 @@ import pytest
 
 from dataflare.contracts import ExtractSpec
 from dataflare.lifecycle import Runtime
-from dataflare_sdk.testing import DestinationSuite, ProcessorSuite, SourceSuite
+from dataflare_sdk.testing import DestinationSuite, LookupSuite, ProcessorSuite, SourceSuite
 
 ROWS = "SELECT i AS id, CASE WHEN i % 4 = 0 THEN NULL ELSE 'nämé ' || i END AS name, i * 1.5 AS amount FROM range(25) t(i)"
 
@@ -37,7 +37,7 @@ def maker(runtime: Runtime, kind: str, name: str, config: Mapping[str, Any]) -> 
 
 
 def test_manifests_and_classes_name_the_same_features(runtime: Runtime) -> None:
-    for kind in ("source", "processor", "destination"):
+    for kind in ("source", "processor", "destination", "lookup"):
         for provided in runtime.host.provided(kind):
             assert set(provided.features) == set(runtime.host.factory(kind, provided.name).features), provided.name
 
@@ -173,6 +173,23 @@ def test_single_files_that_cannot_be_appended_to(runtime: Runtime, use: str, pat
 
     make = lambda ctx: Overwriting(factory.configure({"path": path}), ctx)  # noqa: E731
     DestinationSuite(make, read=read, folder=tmp_path).assert_conforms()
+
+
+LOOKUPS = {
+    name: SOURCES[name] for name in ("csv", "csv.gz", "csv-many", "jsonl", "parquet", "sqlite", "sqlite-query", "duckdb", "duckdb-query")
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_lookups(runtime: Runtime, name: str, tmp_path: Path) -> None:
+    inputs(tmp_path)
+    use, config = LOOKUPS[name]
+    # i * 1.5 is a decimal, which text does not tell and SQLite does not have.
+    amount = pa.decimal128(21, 1) if name.startswith(("parquet", "duckdb")) else pa.float64()
+    with duckdb.connect() as con:
+        rows = con.sql(ROWS).to_arrow_table().cast(pa.schema([("id", pa.int64()), ("name", pa.string()), ("amount", amount)]))
+    LookupSuite(maker(runtime, "lookup", use, config), rows=rows, keys=["id"], folder=tmp_path).assert_conforms()
+    LookupSuite(maker(runtime, "lookup", use, config), rows=rows, keys=["name", "id"], folder=tmp_path).assert_conforms()
 
 
 TABLE = pa.table(

@@ -8,6 +8,8 @@ missing=
 command -v mariadbd >/dev/null || missing="mariadb-server-core"
 # Its installer needs this program, which Debian moved from the server's package to the client's in 10.11.19.
 command -v my_print_defaults >/dev/null || missing="$missing mariadb-client-core"
+command -v mosquitto >/dev/null || missing="$missing mosquitto"
+command -v mosquitto_pub >/dev/null || missing="$missing mosquitto-clients"
 command -v strace >/dev/null || missing="$missing strace"
 command -v nats-server >/dev/null || missing="$missing nats-server"
 command -v redis-server >/dev/null || missing="$missing redis-server"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import ipaddress
 import select
 import socket
 import ssl
@@ -27,6 +28,8 @@ def certificate(folder: Path) -> Path:
     now = datetime.datetime.now(datetime.UTC)
     made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     made = made.serial_number(x509.random_serial_number()).not_valid_before(now - DAY).not_valid_after(now + DAY)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
     kept = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     place = folder / "server.pem"
     place.write_bytes(

@@ -33,14 +33,17 @@ from dataflare.contracts.executor import (
 )
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
-from dataflare.contracts.monitor import PHASES, RunEvent
+from dataflare.contracts.lookup import Lookup, LookupSpec
+from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, RunEvent
 from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
-from dataflare.contracts.state import Checkpoint, DeadLetter, Lease, StateStore
+from dataflare.contracts.state import LETTER_STATES, Checkpoint, DeadLetter, DeadLetterStore, Lease, LetterFilter, StateStore
 
 __all__ = [
+    "LETTER_STATES",
     "PHASES",
+    "SIGNALS",
     "ActorRef",
     "ActorSystem",
     "ArrowBatch",
@@ -52,6 +55,7 @@ __all__ = [
     "Component",
     "ComponentContext",
     "DeadLetter",
+    "DeadLetterStore",
     "Decision",
     "Destination",
     "EdgeSpec",
@@ -61,8 +65,12 @@ __all__ = [
     "Host",
     "Inbox",
     "Lease",
+    "LetterFilter",
     "Loader",
+    "Lookup",
+    "LookupSpec",
     "Message",
+    "Monitor",
     "NodeSpec",
     "Offset",
     "Opened",

@@ -76,7 +76,8 @@ class ComponentContext(Protocol):
         """Say how large something of this node is now; the newest value counts.
 
         `lag_rows`, `lag_bytes`, `lag_seconds` (how far a source is behind, until it is durable everywhere) and
-        `slot_wal_bytes` (what a server keeps for it) are shown by `status`, also while the run is under way.
+        `slot_wal_bytes` (what a server keeps for it) are shown by `status`, also while the run is under way. All are metrics: those
+        and `state_bytes` of their own name, any other as `component_level` with its name as a label.
         """
         ...
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dataflare.contracts.monitor import RunEvent
 from dataflare.records import record
 from dataflare.workflow import Workflow
 
@@ -185,6 +186,7 @@ class RunOptions:
         events: file that every run event is appended to, one JSON object a line.
         window: of a window of a backfill: `{"backfill": id, "from", "to"}`. It is kept in the run's record, and a
             window whose record says `done` is not run again.
+        on_event: called with every event, in order, on a thread of its own; it never holds the run up.
         clock: gives the time, seconds since 1970 UTC; a virtual one makes a run of a test independent of the machine's.
         rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
             read and not changed, sources are told nothing.
@@ -202,6 +204,7 @@ class RunOptions:
     window: Mapping[str, Any] = field(default_factory=dict)
     rehearse: Path | None = None
     clock: Callable[[], float] = time.time
+    on_event: Callable[[RunEvent], None] | None = None
 
 
 @dataclass(slots=True)
@@ -231,7 +234,7 @@ class RunHandle(Protocol):
         ...
 
     def snapshot(self) -> Mapping[str, Any]:
-        """Return live counters: `{"nodes": [...], "epoch": n, "rows": {...}}`."""
+        """Return live counters: `{"nodes": [...], "epoch": n, "committed_at": t, "restarts": n, "queues": [...], "run_id", "resumed"}`."""
         ...
 
     def result(self) -> Mapping[str, Any]:

@@ -1,14 +1,21 @@
-"""Run events: what monitors, lineage and logs listen to."""
+"""Run events, and the monitors that listen to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dataflare.records import field, record
 
+if TYPE_CHECKING:
+    from dataflare.contracts.executor import Plan
+    from dataflare.workflow import Workflow
+
 PHASES = ("initialise", "prepare", "execute", "monitor", "complete", "clean_up")
 """The six phases of a run in order; a run that fails or resumes says `recover` for `complete`."""
+
+SIGNALS = ("metrics", "traces", "lineage", "webhook")
+"""What a workflow can ask a monitor for under `observe:`; the features of a monitor name those it gives."""
 
 
 @record
@@ -19,7 +26,8 @@ class RunEvent:
         time: seconds since 1970 UTC.
         run_id: the run.
         phase: one of `PHASES`, or `recover`.
-        event: `phase.started`, `phase.ended`, `epoch.committed`, `task.restarted`, `progress` …
+        event: `run.started`, `phase.started`, `phase.ended`, `progress`, `epoch.committed`, `run.retried`, `lane.streaming`,
+            `schema.changed`, `plugin.swapped`, `plugin.swap-refused`, `run.ended` …
         data: details, JSON-able, free of secrets and of row values.
     """
 
@@ -38,3 +46,34 @@ class RunEvent:
             "event": self.event,
             **({"data": dict(self.data)} if self.data else {}),
         }
+
+
+class Monitor(Protocol):
+    """Hears of one run: metrics, traces, lineage, messages. Named by a workflow under `observe:`.
+
+    features: those of `SIGNALS` that it gives; `ctx.node` is the one it was asked for.
+
+    All methods are called in order on one thread that is the monitor's own, behind a queue of bounded length: it may wait for a
+    network, and the run never waits for it. What it raises is logged and noted in the run's document. Once a run has ended its
+    monitors have a few seconds (`observe.patience`) for what is left. `validate` makes and closes one too: the constructor opens nothing.
+    """
+
+    def begin(self, run_id: str, workflow: Workflow) -> None:
+        """Take note of the run. When this raises, nothing else is told, and `close` is called."""
+        ...
+
+    def planned(self, plan: Plan) -> None:
+        """Take note of the plan; not called for a run that fails before it has one."""
+        ...
+
+    def hear(self, event: RunEvent) -> None:
+        """Take note of an event. Of several `progress` that wait only the newest is told."""
+        ...
+
+    def end(self, document: Mapping[str, Any]) -> None:
+        """Take note of the end: the document that `run --json` prints."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. Not called when the monitor hangs and the run's patience is over."""
+        ...

@@ -23,6 +23,11 @@ class Lease:
     fence: int
 
 
+LETTER_STATES = ("open", "replaying", "replayed", "refused", "purged")
+"""What a dead letter may be: waiting; claimed by a replay under way; delivered by one; refused again by one, which made a
+new letter of it; or emptied."""
+
+
 @record
 class DeadLetter:
     """A row that could not be processed, kept so that it can be read, mended and replayed.
@@ -38,6 +43,20 @@ class DeadLetter:
         cause: why.
         source: id of the source node, when one row can be traced to one.
         saved_at: seconds since 1970 UTC, 0.0 before it is kept.
+        input: the row as the step saw it, where that is another one than `row`.
+        stream: the output of the source it came by, of a source with several streams.
+        change: what had happened to the row (`{"op", "pos"}`), when it was one of a stream of changes.
+        types: columns of `row` with their SQL types, in order; of a text that could not be read those it was read as.
+        input_types: the same of `input`.
+        masked: columns of `row` that are hidden in it; `input_masked` those of `input`.
+        edited: a whole row to replay in place of `row`, as a person left it.
+        plan_hash: hash of the plan of its run; `file_hash` of the workflow's file.
+        plugin: plugin of the step that refused it, with `plugin_version` and `plugin_hash` (of its manifest).
+        epoch: the epoch of its run that it belongs to.
+        status: one of `LETTER_STATES`.
+        attempt: 1 for a row of a normal run, one more with every replay that refused it.
+        first: id of the letter its row was first put in, "" when that is this one; `parent` that of the one before it.
+        replay: id of the replay that has claimed it, or had it last.
     """
 
     run_id: str
@@ -50,6 +69,46 @@ class DeadLetter:
     source: str | None = None
     id: str = ""
     saved_at: float = 0.0
+    input: Mapping[str, Any] | None = None
+    stream: str = ""
+    change: Mapping[str, Any] | None = None
+    types: Sequence[Sequence[str]] = ()
+    input_types: Sequence[Sequence[str]] = ()
+    masked: Sequence[str] = ()
+    input_masked: Sequence[str] = ()
+    edited: Mapping[str, Any] | None = None
+    plan_hash: str = ""
+    file_hash: str = ""
+    plugin: str = ""
+    plugin_version: str = ""
+    plugin_hash: str = ""
+    epoch: int = 0
+    status: str = "open"
+    attempt: int = 1
+    first: str = ""
+    parent: str = ""
+    replay: str = ""
+
+
+@record
+class LetterFilter:
+    """Which dead letters of a workflow are meant; every field narrows it.
+
+    Attributes:
+        ids: only these; None: any.
+        run_id: of one run.
+        step: refused by one step.
+        status: in one of these states; empty: in any.
+        before: kept before this moment, seconds since 1970 UTC.
+        replay: claimed by one replay.
+    """
+
+    ids: tuple[str, ...] | None = None
+    run_id: str | None = None
+    step: str | None = None
+    status: tuple[str, ...] = ()
+    before: float | None = None
+    replay: str | None = None
 
 
 @record
@@ -178,4 +237,40 @@ class StateStore(Protocol):
 
     def close(self) -> None:
         """Release everything."""
+        ...
+
+
+class DeadLetterStore(StateStore, Protocol):
+    """A state store whose dead letters can be looked for, edited, purged and replayed. An offer: a store need not be one.
+
+    Letters of epochs that are not committed everywhere are left out of everything here. Only claiming and releasing
+    need the lease; an open letter may be edited or purged beside a run.
+
+    `log` of a store of this kind honours `Checkpoint.extra["replayed"]`, `{"replay": id, "upto": letter id}`: in the
+    transaction of the epoch the letters that the replay claimed, up to and with that one, become `replayed`, and those
+    that a new letter names as its `parent` become `refused`.
+    """
+
+    def find_letters(self, workflow: str, where: LetterFilter = ..., *, after: str = "", limit: int | None = None) -> Sequence[DeadLetter]:
+        """Return letters behind the one named `after`, oldest first, at most `limit`."""
+        ...
+
+    def count_letters(self, workflow: str, where: LetterFilter = ...) -> Sequence[Mapping[str, Any]]:
+        """Count letters: `{"run_id", "source", "step", "code", "status", "count"}`, without reading their rows."""
+        ...
+
+    def edit_letter(self, workflow: str, id: str, edited: Mapping[str, Any] | None) -> bool:
+        """Put a row beside the original one, None takes it away; False when no such letter is open."""
+        ...
+
+    def purge_letters(self, workflow: str, where: LetterFilter) -> int:
+        """Empty letters that no unfinished replay may need: what they held of rows is gone, the rest stays; returns how many."""
+        ...
+
+    def claim_letters(self, workflow: str, replay: str, ids: Sequence[str]) -> int:
+        """Give open letters to a replay; returns how many were open."""
+        ...
+
+    def release_letters(self, workflow: str, keep: str = "") -> int:
+        """Make letters that were claimed and not replayed open again, but those of the replay `keep`; returns how many."""
         ...

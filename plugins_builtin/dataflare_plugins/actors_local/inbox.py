@@ -20,6 +20,7 @@ class LocalInbox:
     def __init__(self, inputs: Mapping[str, int]) -> None:
         self._capacity = dict(inputs)
         self._held = dict.fromkeys(inputs, 0)
+        self._waited = dict.fromkeys(inputs, 0.0)
         self._queues: dict[str, deque[tuple[Message, int]]] = {name: deque() for name in inputs}
         self._order = deque(inputs)
         self._lock = threading.Lock()
@@ -32,10 +33,12 @@ class LocalInbox:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             while not self._closed and self._held[input] and self._held[input] + size > self._capacity[input]:
-                left = None if deadline is None else deadline - time.monotonic()
+                began = time.monotonic()
+                left = None if deadline is None else deadline - began
                 if left is not None and left <= 0:
                     return None
                 self._writable.wait(left)
+                self._waited[input] += time.monotonic() - began
             if self._closed:
                 return False
             self._queues[input].append((message, size))
@@ -67,6 +70,11 @@ class LocalInbox:
                 self._held[name] -= size
                 return name, message
         return None
+
+    def levels(self) -> dict[str, tuple[int, int, float]]:
+        """Return, for each input, the bytes that wait, the bytes that may, and the seconds that writers have waited for room."""
+        with self._lock:
+            return {name: (self._held[name], self._capacity[name], self._waited[name]) for name in self._queues}
 
     def held(self) -> int:
         """Return the bytes waiting in all inputs."""

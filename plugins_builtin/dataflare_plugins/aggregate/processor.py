@@ -37,7 +37,7 @@ class AggregateProcessor(WholeInputProcessor[AggregateConfig]):
         self._windowed: Windowed | None = None
         if config.window is not None:
             self._shape = shape_of(config.window)
-        self.features = frozenset({"sql", "whole_input"} if config.window is None else {"event_time", "keyed", "shares"})  # type: ignore[misc]
+        self.features = frozenset({"sql", "whole_input"} if config.window is None else {"event_time", "keyed", "shares"})
         self._by: dict[str, str] = {}
         self._live: dict[str, str] = dict(config.select)
         self._keys: Bound | None = None

@@ -11,9 +11,10 @@ import pyarrow as pa
 from dataflare_plugins.aggregate.shards import Shards
 from dataflare_plugins.aggregate.window_state import ENDS, OPENS, TIME, Lines, WindowState
 from dataflare_plugins.aggregate.windows import END, START, Shape, Window
-from dataflare_sdk import CODES, Batch, DataflareError, ExpressionEngine, Progress, RowRejection, code, duck
-from dataflare_sdk.event_time import BEGINNING, LATE, NO_EVENT_TIME, TOO_FAR_AHEAD, EventClock, event_times, micros
+from dataflare_sdk import CODES, Batch, ExpressionEngine, Progress, RowRejection, code, duck
+from dataflare_sdk.event_time import BEGINNING
 from dataflare_sdk.schema import quote
+from dataflare_sdk.timely import Door, take_each
 
 FAILED = code(
     "data.expression", 1, "A value made an expression fail.",
@@ -54,11 +55,12 @@ class Windowed:
         self._window = window
         self._shape = shape
         self._schema = schema
-        self._on = schema.get_field_index(window.on)
         self._ctx = ctx
-        self._clock = EventClock(micros(window.lateness), micros(window.quiet))
         self._now = BEGINNING
-        self.late = 0
+        self._door = Door(
+            window.on, lateness=window.lateness, late=window.late, ahead=window.ahead, quiet=window.quiet, now=self._clock_now
+        )
+        self._clock = self._door.clock
         self._lines = _lines(by, select, schema, result, engine)
         self._state: Shards | None = None
         self._identity = repr((shape.kind, shape.size, shape.every, window.on, sorted(by.items()), sorted(select.items())))
@@ -93,54 +95,17 @@ class Windowed:
         """
         if not batch.data.num_rows:
             return ()
-        times = event_times(batch.data.column(self._on))
-        if times.null_count:
-            raise NO_EVENT_TIME.error(f"'{self._window.on}' is NULL")
-        self._refuse_ahead(times)
-        late, newest = self._clock.late(times, batch.partition)
-        if late is None:
-            self._take(batch.data, times)
-            self._clock.moved(batch.partition, newest)
-            return ()
-        if self._window.late == "dead_letter":
-            raise LATE.error(f"'{self._window.on}' lies more than {self._window.lateness:g} s before the newest of its partition")
-        from dataflare_sdk.compute import pc
-
-        kept = pc.invert(late)
-        self._take(batch.data.filter(kept), times.filter(kept))
-        self._clock.moved(batch.partition, newest)
-        self.late += late.true_count
-        return [("late", batch.filter(late))]
+        judged = self._door.judge(batch)
+        self._take(batch.data if judged.places is None else batch.data.take(judged.places), judged.times)
+        late = self._door.took(batch, judged)
+        return () if late is None else [("late", late)]
 
     def attempt(self, batch: Batch) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]]:
         """Take the good rows of a batch that `process` refused, and say which the bad ones are."""
-        from dataflare_sdk.compute import pc
-
-        name, column = self._window.on, batch.data.column(self._on)
-        rejected = [RowRejection(NO_EVENT_TIME.name, f"'{name}' is NULL", index=i) for i in _where(column.is_null())]
-        times = event_times(column)
-        good = column.is_valid()
-        if self._window.ahead is not None:
-            far = pc.fill_null(pc.greater(times, self._latest()), False)
-            rejected += [RowRejection(TOO_FAR_AHEAD.name, f"'{name}' is {column[i].as_py()}", index=i) for i in _where(far)]
-            good = pc.and_(good, pc.invert(far))
-        places = pc.indices_nonzero(good)
-        timed = times.take(places)
-        outputs: list[tuple[str, Batch]] = []
-        if len(places):
-            late, newest = self._clock.late(timed, batch.partition)
-            if late is not None:
-                gone = places.filter(late)
-                self.late += len(gone)
-                if self._window.late == "dead_letter":
-                    told = f"'{name}' lies more than {self._window.lateness:g} s before the newest of its partition"
-                    rejected += [RowRejection(LATE.name, told, index=i, detail={"policy": "dead_letter"}) for i in gone.to_pylist()]
-                else:
-                    outputs.append(("late", batch.take(gone)))
-                places = places.filter(pc.invert(late))
-            rejected += self._take_each(batch.data, times, places.to_pylist())
-            self._clock.moved(batch.partition, newest)
-        return outputs, sorted(rejected, key=lambda r: r.index or 0)
+        judged, rejected = self._door.sort(batch)
+        rejected += take_each(self._take, batch.data, judged)
+        late = self._door.took(batch, judged)
+        return [] if late is None else [("late", late)], sorted(rejected, key=lambda r: r.index or 0)
 
     def _take(self, data: pa.RecordBatch, times: pa.Array) -> None:
         if not data.num_rows:
@@ -154,40 +119,16 @@ class Windowed:
                 raise CODES["world.io"].error(cause) from error
             raise duck.judged(error, FAILED, cause) from error
 
-    def _take_each(self, data: pa.RecordBatch, times: pa.Array, places: list[int]) -> list[RowRejection]:
-        """Take rows in halves until each that fails stands alone."""
-        rejected: list[RowRejection] = []
-        waiting = [places]
-        while waiting:
-            some = waiting.pop()
-            if not some:
-                continue
-            at = pa.array(some, pa.int64())
-            try:
-                self._take(data.take(at), times.take(at))
-            except DataflareError as error:
-                if error.exit_code != 1:
-                    raise
-                if len(some) == 1:
-                    rejected.append(RowRejection(error.code, error.problems[0].message, index=some[0]))
-                else:
-                    waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
-        return rejected
+    def _clock_now(self) -> int:
+        """Return the clock when this epoch began: a replay has the same."""
+        if self._now != BEGINNING:
+            return self._now
+        return self._ctx.run.started if self._ctx.run is not None else int(self._ctx.clock() * 1e6)
 
-    def _refuse_ahead(self, times: pa.Array) -> None:
-        if self._window.ahead is None or not len(times):
-            return
-        from dataflare_sdk.compute import pc
-
-        if pc.max(times).as_py() > self._latest():
-            raise TOO_FAR_AHEAD.error(f"'{self._window.on}' lies more than {self._window.ahead:g} s in the future")
-
-    def _latest(self) -> int:
-        """Return the newest event time that is taken: by the clock when this epoch began, so that a replay judges the same."""
-        now = self._now
-        if now == BEGINNING:
-            now = self._ctx.run.started if self._ctx.run is not None else int(self._ctx.clock() * 1e6)
-        return int(now) + micros(self._window.ahead)
+    @property
+    def late(self) -> int:
+        """Rows that came too late so far."""
+        return self._door.late
 
     # -- windows out -------------------------------------------------------------------------------------
 
@@ -221,7 +162,7 @@ class Windowed:
             "windows": self._identity,
             "clock": self._clock.snapshot(),
             "now": self._now,
-            "late": self.late,
+            "late": self._door.late,
             "chunks": chunks,
         }
 
@@ -234,7 +175,7 @@ class Windowed:
         if state.get("windows") != self._identity:
             raise OTHER_STEP.error(f"'{self._ctx.node}' kept windows of an earlier run, and its windows or groups are others now")
         self._clock.restore(state["clock"])
-        self._now, self.late = state["now"], state["late"]
+        self._now, self._door.late = state["now"], state["late"]
         self.state.restore(state["chunks"], get, self._clock.watermark)
 
     def close(self) -> None:
@@ -242,13 +183,6 @@ class Windowed:
         if self._state is not None:
             self._state.close()
             self._state = None
-
-
-def _where(mask: pa.Array) -> list[int]:
-    from dataflare_sdk.compute import pc
-
-    found: list[int] = pc.indices_nonzero(mask).to_pylist()
-    return found
 
 
 def _lines(by: Mapping[str, str], select: Mapping[str, str], schema: pa.Schema, result: pa.Schema, engine: ExpressionEngine) -> Lines:

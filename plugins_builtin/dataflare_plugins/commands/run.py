@@ -57,12 +57,12 @@ def run(
         if backfill is not None:
             document = _windows(call, runtime, workflow, options, backfill, window)
             call.emit(document, err=to_stdout)
-            return _exit(document, strict)
-        report = _watched(call, runtime, workflow, options)
+            return exit_of(document, strict)
+        report = watched(call, runtime, workflow, options)
         call.emit(report.document, err=to_stdout)
         if not call.json:
             _tell(call, report.document)
-    return _exit(report.document, strict)
+    return exit_of(report.document, strict)
 
 
 def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions, text: str, window: str | None) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOpti
     for one in windows:
         if one["status"] == "done":
             continue
-        document = _watched(call, runtime, work.workflow_of(one), replace(options, window=work.window_of(one))).document
+        document = watched(call, runtime, work.workflow_of(one), replace(options, window=work.window_of(one))).document
         one["status"], one["rows"] = document["status"], document["rows"]["read"]
         if not call.json:
             call.say(f"{one['from']}..{one['to']}: {one['status']}, {one['rows']:,} read", err=True)
@@ -105,7 +105,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         raise BAD_PLAN.error(f"'{path}' is no plan: {error}", file=str(path)) from None
 
 
-def _watched(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions) -> Any:
+def watched(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions) -> Any:
     """Run with Ctrl-C draining first and ending at once the second time; with a display on a terminal."""
     handles: list[RunHandle] = []
     asked = threading.Event()
@@ -184,7 +184,8 @@ def _tell(call: Invocation, document: dict[str, Any]) -> None:
         call.say("  see: dataflare dlq list", err=True)
 
 
-def _exit(document: dict[str, Any], strict: bool) -> int:
+def exit_of(document: dict[str, Any], strict: bool) -> int:
+    """Return the exit code of a run by its document."""
     from dataflare_sdk import Problem, exit_code
 
     code = exit_code([Problem(**p) for p in document["problems"]])

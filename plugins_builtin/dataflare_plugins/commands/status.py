@@ -50,10 +50,16 @@ def _document(workflow: Any, store: Any) -> dict[str, Any]:
     made |= {"status": "running", "holder": holder} if holder is not None else {"status": _status(checkpoint, last)}
     if "window" in last:
         made["window"] = last["window"]
+    live = _live(workflow, store, made["run_id"])
     if checkpoint is not None:
         age = max(0.0, time.time() - checkpoint.saved_at)
-        made |= {"epoch": checkpoint.epoch, "checkpoint_age_seconds": round(age, 3), "nodes": _nodes(workflow, checkpoint.counts)}
-    return {**made, "sources": _sources(workflow, store, made["run_id"])}
+        made |= {"epoch": checkpoint.epoch, "checkpoint_age_seconds": round(age, 3)}
+    if checkpoint is not None or (holder is not None and live.get("nodes")):
+        counts = {} if checkpoint is None else checkpoint.counts
+        made["nodes"] = _nodes(workflow, counts, live if holder is not None else {})
+    if holder is not None and live.get("restarts"):
+        made["restarts"] = live["restarts"]
+    return {**made, "sources": _sources(workflow, live)}
 
 
 def _status(checkpoint: Any, last: dict[str, Any]) -> str:
@@ -62,26 +68,36 @@ def _status(checkpoint: Any, last: dict[str, Any]) -> str:
     return str(last.get("status") or "unfinished") if last.get("status") != "running" else "unfinished"
 
 
-def _nodes(workflow: Any, counts: Any) -> list[dict[str, Any]]:
-    names = ("rows_in", "rows_out", "filtered", "dead_lettered", "bytes")
+def _nodes(workflow: Any, counts: Any, live: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the counts of committed epochs, and under `live` those of now while a run goes on."""
+    names = ("rows_in", "rows_out", "filtered", "skipped", "dead_lettered", "late", "bytes")
     kinds = {n.id: n.kind for n in workflow.nodes}
+    now, gauges = live.get("nodes") or {}, live.get("gauges") or {}
+    known = {**counts, **now}
     # A destination of several streams is counted once for each: `all.orders`.
-    ids = [n for n in kinds if n in counts] + [n for n in counts if n not in kinds] if counts else list(kinds)
-    return [
-        {"id": n, "kind": kinds.get(n) or kinds.get(n.partition(".")[0]), **{k: int(counts.get(n, {}).get(k, 0)) for k in names}}
-        for n in ids
-    ]
+    ids = [n for n in kinds if n in known] + [n for n in known if n not in kinds] if known else list(kinds)
+    found = []
+    for name in ids:
+        node = {"id": name, "kind": kinds.get(name) or kinds.get(name.partition(".")[0])}
+        node |= {key: int(counts.get(name, {}).get(key, 0)) for key in names}
+        node |= {"live": now[name]} if name in now else {}
+        node |= {"state_bytes": int(gauges[name]["state_bytes"])} if "state_bytes" in gauges.get(name, {}) else {}
+        found.append(node)
+    return found
 
 
-def _sources(workflow: Any, store: Any, run_id: str | None) -> dict[str, Any]:
-    """Return how far each source is behind, as its run last told: it may be another process's, under way."""
+def _live(workflow: Any, store: Any, run_id: str | None) -> dict[str, Any]:
+    """Return what the run last told of what is under way: it may be another process's."""
     raw = store.get_value(f"live:{workflow.name}", "gauges")
-    live = json.loads(raw) if raw else {}
-    if not live or live["run_id"] != run_id:
-        return {}
+    live: dict[str, Any] = json.loads(raw) if raw else {}
+    return live if live and live["run_id"] == run_id else {}
+
+
+def _sources(workflow: Any, live: dict[str, Any]) -> dict[str, Any]:
+    """Return how far each source is behind."""
     found = {}
     for source in workflow.of("source"):
-        gauges = live["gauges"].get(source.id)
+        gauges = live.get("gauges", {}).get(source.id)
         if gauges:
             lag = {unit: gauges.get(f"lag_{unit}") for unit in ("rows", "bytes", "seconds")}
             others = {k: v for k, v in gauges.items() if not k.startswith("lag_")}
@@ -95,11 +111,25 @@ def _text(document: dict[str, Any]) -> str:
         head += f" by {document['holder']}"
     if not document["nodes"]:
         return head
-    rows = [(n["id"], n["kind"], n["rows_in"], n["rows_out"], n["filtered"], n["dead_lettered"]) for n in document["nodes"]]
-    age = document["checkpoint_age_seconds"]
-    head += f", run {document['run_id']}, epoch {document['epoch']}, checkpoint {age:.0f} s old"
-    behind = [f"  {name} is behind by {_behind(source)}" for name, source in document["sources"].items()]
-    return "\n".join([head, table(rows, ("node", "kind", "in", "out", "filtered", "dead-lettered")), *behind])
+    head += f", run {document['run_id']}"
+    if "epoch" in document:
+        head += f", epoch {document['epoch']}, checkpoint {document['checkpoint_age_seconds']:.0f} s old"
+    else:
+        head += ", no checkpoint yet"
+    head += f", tried again {document['restarts']} times" if document.get("restarts") else ""
+    columns = ["node", "kind", "in", "out", "filtered", "bad", "late", "bytes"]
+    running = any("live" in n for n in document["nodes"])
+    rows = [_row(n, document["sources"].get(n["id"]), running) for n in document["nodes"]]
+    return "\n".join([head, table(rows, [*columns, *(["in now", "out now", "bytes now"] if running else []), "state", "behind by"])])
+
+
+def _row(node: dict[str, Any], source: dict[str, Any] | None, running: bool) -> tuple[Any, ...]:
+    bad = node["skipped"] + node["dead_lettered"]
+    made = (node["id"], node["kind"], node["rows_in"], node["rows_out"], node["filtered"], bad, node["late"], size(node["bytes"]))
+    live = node.get("live")
+    now = (live["rows_in"], live["rows_out"], size(live["bytes"])) if live else ("", "", "")
+    state = size(node["state_bytes"]) if "state_bytes" in node else ""
+    return (*made, *(now if running else ()), state, _behind(source) if source else "")
 
 
 def _behind(source: dict[str, Any]) -> str:

@@ -73,6 +73,10 @@ class DuckdbDestination(Destination[DuckdbTarget]):
         """Refuse the name of our own tables."""
         return [f"the table may not be named '{self.config.table}'"] if self.config.table.lower().startswith("_dataflare") else []
 
+    def dataset(self) -> tuple[str, str]:
+        """Return the file and database, schema and table."""
+        return f"duckdb://{self._path}", f"{self._path.stem}.main.{self.config.table}"
+
     def commit_scope(self) -> str:
         """Return the file."""
         return f"duckdb:{self._path}"

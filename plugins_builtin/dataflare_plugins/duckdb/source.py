@@ -51,6 +51,10 @@ class DuckdbSource(ScanSource[DuckdbConfig]):
         self._path = (Path(ctx.base_dir) / config.path).absolute()
         self._name = "in_" + hashlib.sha256(str(self._path).encode()).hexdigest()[:8]
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:  # noqa: ARG002
+        """Return the file and database, schema and table; a query has no name."""
+        return None if self.config.table is None else (f"duckdb://{self._path}", f"{self._path.stem}.main.{self.config.table}")
+
     @classmethod
     def scratch(cls, config: DuckdbConfig, place: ScratchPlace) -> SourceTwin:
         """Return a copy of the file, or an empty one for a script."""

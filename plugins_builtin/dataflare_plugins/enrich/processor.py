@@ -1,4 +1,4 @@
-"""`enrich`: columns from a table or file, by key."""
+"""`enrich`: columns from a table, file or service, by key."""
 
 from __future__ import annotations
 
@@ -6,62 +6,34 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.enrich.lookup import Lookup
+from dataflare_plugins.enrich.choice import Candidates, Choice
+from dataflare_plugins.enrich.config import BreakerConfig, EnrichConfig, RetryConfig
+from dataflare_plugins.enrich.keys import KeyPair, named, pair
 from dataflare_sdk import (
+    CODES,
     Batch,
     DataflareError,
-    Duration,
     End,
     ExtractSpec,
+    LookupSpec,
     Partition,
     Pause,
     Processor,
     RowRejection,
     ScanUnit,
-    StreamInfo,
     code,
-    config,
     duck,
-    option,
 )
 from dataflare_sdk.row_stage import need_column, only, refuse_duplicates, single
-from dataflare_sdk.schema import cast_batch, duck_type, literal, quote
+from dataflare_sdk.schema import cast_batch, literal, quote
 
 MISS = code("data.lookup-miss", 1, "A row has no match in the lookup.", "Add the key to the lookup, or set `on_miss`.")
 MANY = code("data.lookup-many", 1, "A row has several matches in the lookup.", "Make the key unique, or set `on_many` to first or all.")
-UNKNOWN = code("enrich.unknown-lookup", 3, "The columns of a lookup are not known.", "Check where it lies; give it `columns`.")
-
-
-@config
-class LookupConfig:
-    """The table or file that is looked up in: any source, read whole once."""
-
-    use: str = option("Name of the source.", example="csv")
-    with_: dict[str, Any] = option("The source's own keys.", default_factory=dict)
-
-
-@config
-class Cache:
-    """Accepted for every lookup; a file or table is read whole, so nothing has to be asked again."""
-
-    ttl: Duration | None = option("How long an answer is used.", default=None)
-    rows: int | None = option("Answers kept.", default=None, minimum=1)
-
-
-@config
-class EnrichConfig:
-    """Columns: the input's, then those of `select`."""
-
-    lookup: LookupConfig = option("Where the columns come from.")
-    on: dict[str, str] = option("Input column to lookup column.", min_items=1, example={"customer_id": "id"})
-    select: dict[str, str] = option("New column to lookup column.", min_items=1, example={"segment": "segment"})
-    on_miss: Literal["keep", "drop", "dead_letter", "fail"] = option("What becomes of a row without a match.", default="keep")
-    on_many: Literal["fail", "first", "all"] = option("What becomes of a row with several.", default="fail")
-    cache: Cache | None = option("How long answers are kept.", default=None)
+OUTAGE = code("data.lookup-outage", 1, "The lookup did not answer for a row.", "Replay the dead letters when it answers again.")
 
 
 class EnrichmentProcessor(Processor[EnrichConfig]):
@@ -73,19 +45,38 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
 
     def __init__(self, config: EnrichConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self._source: Any = None
-        self._stream: StreamInfo | None = None
         self._name = ""
         self._schema = self._input = pa.schema([])
         self._select = dict(config.select)
-        self._lookup: Lookup | None = None
-        if config.on_miss == "keep" and config.on_many != "all":
-            self.features = EnrichmentProcessor.features | {"one_to_one"}  # type: ignore[misc]
+        self._keys: tuple[KeyPair, ...] = ()
+        self._candidates = Candidates(config, ctx)
+        self._table: Any = None
+        self._keyed: Any = None
+        self._last: tuple[Any, Any] = (None, None)
+        self._pins: Mapping[str, Any] | None = None
+        self._check_config()
+        self._characterise()
+
+    def _check_config(self) -> None:
+        config, invalid = self.config, CODES["config.invalid"]
+        if config.on_outage == "stale" and config.cache is None and config.refresh is None:
+            raise invalid.error("`on_outage: stale` uses what is known, and nothing is kept", fix="Add `cache`.", path="on_outage")
+        if config.refresh is not None and config.mode == "keyed":
+            raise invalid.error("a lookup that is asked by key is never old", fix="Use `cache: {ttl: …}`.", path="refresh")
+
+    def _characterise(self) -> None:
+        """Say what it is as far as the configuration and the choice tell."""
+        features = set(EnrichmentProcessor.features)
+        if self.config.on_miss == "keep" and self.config.on_many != "all" and self.config.on_outage != "dead_letter":
+            features.add("one_to_one")
+        if self._candidates.choice is not None and self._candidates.choice.keyed:
+            features.add("nondeterministic")
+        self.features = frozenset(features)
 
     # -- plan time ---------------------------------------------------------------------------------------
 
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
-        """Look at the lookup's columns; check keys and names."""
+        """Look at the lookup's columns; check keys and names; choose how it is looked up in."""
         self._name, self._input = single(inputs)
         table = self._columns()
         for mine, theirs in self.config.on.items():
@@ -95,6 +86,10 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         self._schema = pa.schema([*self._input, *fields])
         refuse_duplicates(self._schema.names, "select", "Give the new column another name.")
         self._check_keys(table)
+        on = self.config.on.items()
+        self._keys = tuple(pair(a, b, self._input.field(a).type, table.field(b).type) for a, b in on)
+        self._candidates.settle(self._keys)
+        self._characterise()
         return {"": self._schema}
 
     def _check_keys(self, table: pa.Schema) -> None:
@@ -110,15 +105,13 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             engine.close()
 
     def _columns(self) -> pa.Schema:
-        if self._source is None:
-            with self._at("lookup"):
-                self._source = self.ctx.component("source", self.config.lookup.use, self.config.lookup.with_)
-                streams = self._source.discover(ExtractSpec(), None)
-            self._stream = streams[0] if streams else None
-        if self._stream is None or self._stream.schema is None:
-            raise UNKNOWN.error("the columns of the lookup are not known", path="lookup")
-        schema: pa.Schema = self._stream.schema
-        return schema
+        with self._at("lookup"):
+            return self._candidates.columns()
+
+    @property
+    def _choice(self) -> Choice:
+        assert self._candidates.choice is not None, "bound first"
+        return self._candidates.choice
 
     @contextlib.contextmanager
     def _at(self, path: str) -> Iterator[None]:
@@ -127,8 +120,12 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
             yield
         except DataflareError as error:
             inner = "lookup.with." if path == "lookup" else None
-            placed = [replace(p, path=f"{inner}{p.path}" if inner and p.path else path) for p in error.problems]
-            raise DataflareError(*placed) from error
+            own = ("lookup", "mode")
+            placed = [
+                p if path == "lookup" and p.path in own else replace(p, path=f"{inner}{p.path}" if inner and p.path else path)
+                for p in error.problems
+            ]
+            raise type(error)(*placed) from error
 
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
         """Leave out new columns nobody uses; read what is used, and the keys."""
@@ -146,8 +143,23 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         return {"": {n: [(self._name, n)] if n in self._input.names else keys for n in self._schema.names}}
 
     def notes(self) -> Sequence[str]:
-        """Say that the lookup is read as it is when the run starts."""
-        return ["the lookup is read when the run starts; a run that is resumed reads it again"]
+        """Say how the lookup is looked up in and why, and that what it says depends on when."""
+        use, choice = self.config.lookup.use, self._choice
+        if choice.keyed:
+            kept = "" if self.config.cache is None else ", answers are kept for a while"
+            return [
+                f"'{use}' is asked for the keys of each batch, because {choice.why}{kept}",
+                "what the lookup answers depends on when it is asked: it is not deterministic",
+            ]
+        if self.config.refresh is not None:
+            return [
+                f"'{use}' is read whole and kept, because {choice.why}; it is read again every {self.config.refresh:g} s",
+                "what the lookup answers depends on when it was read: it is not deterministic",
+            ]
+        return [
+            f"'{use}' is read whole, because {choice.why}",
+            "the lookup is read when the run starts; a run that is resumed reads it again",
+        ]
 
     # -- the bulk lane -----------------------------------------------------------------------------------
 
@@ -157,17 +169,30 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
 
     def _partitions(self) -> tuple[ExtractSpec, list[Partition]]:
         self._columns()
-        assert self._stream is not None
+        stream = self._candidates.stream
+        assert stream is not None, "a table is read from a source"
         extract = ExtractSpec(columns=self._read_columns())
-        return extract, list(self._source.partitions(self._stream, extract))
+        return extract, list(self._source.partitions(stream, extract))
+
+    @property
+    def _source(self) -> Any:
+        return self._candidates.get("source")
+
+    def _in_bulk(self) -> bool:
+        """Return whether a statement can do it: a table is read once, whole."""
+        return not self._choice.keyed and self.config.refresh is None
 
     def scans(self) -> Sequence[ScanUnit]:
         """Return the lookup's scans."""
+        if not self._in_bulk():
+            return ()
         extract, parts = self._partitions()
         return [u for p in parts for u in self._source.scan(p, extract) or ()]
 
     def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str] | None:
-        """Return the step as a join; None when the lookup is no plain SQL scan."""
+        """Return the step as a join; None when the lookup is no plain SQL scan, or is asked."""
+        if not self._in_bulk():
+            return None
         extract, parts = self._partitions()
         scans = [self._source.scan(p, extract) for p in parts]
         if any(s is None for s in scans) or any(u.setup for s in scans for u in s):
@@ -213,75 +238,171 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         """Return the batch with its new columns.
 
         Raises:
-            DataflareError: `data.lookup-miss`, `data.lookup-many`; the engine then calls `attempt`.
+            DataflareError: `data.lookup-miss`, `data.lookup-many`, `data.lookup-outage`; the engine then calls `attempt`.
         """
         outputs, rejected = self._joined(batch)
         if rejected:
-            raise DataflareError((MISS if rejected[0].code == MISS.name else MANY).problem(rejected[0].cause))
+            self._last = (batch.data, (outputs, rejected))
+            raise DataflareError(CODES[rejected[0].code].problem(rejected[0].cause))
         return outputs
 
     def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:  # noqa: ARG002
-        """Return the rows with a match, and the others."""
-        return self._joined(batch)
+        """Return the rows with a match, and the others; what `process` found just now is not asked for again."""
+        (of, result), self._last = self._last, (None, None)
+        return result if of is batch.data and result is not None else self._joined(batch)
 
     def _joined(self, batch: Batch) -> tuple[list[tuple[str, Batch]], list[RowRejection]]:
+        from dataflare_plugins.enrich.index import NO, ONE
         from dataflare_sdk.compute import pc
 
-        found = self._table().find(batch.data.select(list(self.config.on)))
-        rows, matches = found.column("row"), found.column("matches")
+        found = self._found(batch.data.select(list(self.config.on)))
         rejected: list[RowRejection] = []
         keep = None
+        lost = found.lost
+        if lost is not None and self.config.on_outage == "dead_letter":
+            detail = {"policy": "dead_letter"}
+            rejected += self._rejections(found.rows.filter(lost), OUTAGE, "the lookup did not answer", detail)
+            keep = pc.invert(lost)
         if self.config.on_many == "fail":
-            many = pc.fill_null(pc.greater(matches, 1), False)
-            if pc.any(many).as_py():
-                rejected += self._rejections(rows.filter(many), MANY, "several rows of the lookup match", {})
-                keep = pc.invert(many)
+            many = pc.fill_null(pc.greater(found.matches, ONE), NO)
+            if many.true_count:
+                rejected += self._rejections(found.rows.filter(many), MANY, "several rows of the lookup match", {})
+                keep = pc.invert(many) if keep is None else pc.and_(keep, pc.invert(many))
         if self.config.on_miss != "keep":
-            hit = pc.is_valid(matches)
-            if self.config.on_miss != "drop" and not pc.all(hit).as_py():
+            hit = pc.is_valid(found.matches) if lost is None else pc.or_(pc.is_valid(found.matches), lost)
+            if self.config.on_miss != "drop" and hit.false_count:
                 detail = {"policy": self.config.on_miss}
-                rejected += self._rejections(rows.filter(pc.invert(hit)), MISS, "no row of the lookup matches", detail)
+                rejected += self._rejections(found.rows.filter(pc.invert(hit)), MISS, "no row of the lookup matches", detail)
             keep = hit if keep is None else pc.and_(keep, hit)
+        rows, columns = found.rows, list(found.columns)
         if keep is not None:
-            found, rows = found.filter(keep), rows.filter(keep)
+            rows, columns = rows.filter(keep), [c.filter(keep) for c in columns]
         same = len(rows) == batch.data.num_rows and self.config.on_many != "all"
         left = batch if same else batch.take(rows)
-        columns = [*left.data.columns, *(found.column(n) for n in self._select)]
-        data = cast_batch(pa.RecordBatch.from_arrays(columns, names=self._schema.names), self._schema)
+        data = cast_batch(pa.RecordBatch.from_arrays([*left.data.columns, *columns], names=self._schema.names), self._schema)
         return [("", left.with_data(data))], rejected
 
     def _rejections(self, rows: pa.Array, kind: Any, what: str, detail: Mapping[str, Any]) -> list[RowRejection]:
-        keys = ", ".join(self.config.on)
-        return [RowRejection(kind.name, f"{what} by {keys}", index=i, detail=detail) for i in rows.to_pylist()]
+        return [RowRejection(kind.name, f"{what} by {named(self._keys)}", index=i, detail=detail) for i in rows.to_pylist()]
 
-    def _table(self) -> Lookup:
-        if self._lookup is None:
-            schema = pa.schema([self._columns().field(n) for n in self._read_columns()])
-            keys = {a: (duck_type(self._input.field(a).type), b) for a, b in self.config.on.items()}
-            self._lookup = Lookup(self.ctx, schema, keys, self._select, self.config.on_many)
-            self._lookup.fill(self._rows())
-        return self._lookup
+    def _found(self, keys: pa.RecordBatch) -> Any:
+        if self._choice.keyed:
+            if self._keyed is None:
+                self._keyed = self._asking()
+            return self._keyed.find(keys)
+        if self._table is None:
+            self._table = self._reading()
+        return self._table.find(keys, list(self._select.values()))
 
-    def _rows(self) -> Iterator[pa.RecordBatch]:
-        """Read the lookup whole."""
+    # -- asking by key -----------------------------------------------------------------------------------
+
+    def _asking(self) -> Any:
+        from dataflare_plugins.enrich.asking import Asker, Effort
+        from dataflare_plugins.enrich.cache import Cache
+        from dataflare_plugins.enrich.keyed import KeyedLookup, Wanted
+
+        config, ctx, lookup = self.config, self.ctx, self._candidates.get("lookup")
+        retry, breaker = config.retry or RetryConfig(), config.breaker or BreakerConfig()
+        effort = Effort(
+            timeout=config.timeout,
+            attempts=retry.attempts,
+            initial=retry.initial,
+            most=retry.max,
+            failures=breaker.failures,
+            pause=breaker.pause,
+            keys=config.keys or lookup.most,
+            parallel=config.concurrency or lookup.parallel,
+        )
+        table = self._columns()
+        columns = self._read_columns()
+        spec = LookupSpec(keys=tuple(k.theirs for k in self._keys), columns=columns, timeout=config.timeout)
+
+        def make() -> Any:
+            made = self._candidates.build("lookup")
+            made.prepare(spec)
+            return made
+
+        per_key = "one_by_one" in lookup.features
+        asker = Asker(make, effort, ctx.clock, ctx.cancelled, one_by_one=per_key, counted=ctx.metric)
+        kept = config.cache
+        miss_ttl = None if kept is None else kept.ttl if kept.miss_ttl is None else kept.miss_ttl
+        cache = None if kept is None else Cache(ttl=kept.ttl, miss_ttl=miss_ttl, rows=kept.rows, bytes=kept.bytes)
+        wanted = Wanted(
+            keys=self._keys,
+            schema=pa.schema([table.field(n) for n in columns]),
+            select=tuple(self._select.items()),
+            every=config.on_many == "all",
+            outage=config.on_outage,
+        )
+        return KeyedLookup(wanted, asker, cache, ctx.clock, ctx.metric)
+
+    # -- reading whole -----------------------------------------------------------------------------------
+
+    def _reading(self) -> Any:
+        from dataflare_plugins.enrich.table import TableLookup
+
+        return TableLookup(
+            self.ctx,
+            pa.schema([self._columns().field(n) for n in self._read_columns()]),
+            self._keys,
+            every=self.config.on_many == "all",
+            read=self._rows,
+            refresh=self.config.refresh,
+            clock=self.ctx.clock,
+            stale=self.config.on_outage == "stale",
+        )
+
+    def _rows(self) -> Iterator[pa.RecordBatch] | None:
+        """Return what reads the lookup whole; at the second call and later what it is now, None when it did not change."""
+        if self._pins is None:
+            extract, parts = self._partitions()
+            self._pins = self._candidates.stream.pins if self._candidates.stream is not None else {}
+            return self._read(self._source, parts, extract)
+        from dataflare_plugins.enrich.table import CHANGED
+
+        source = self._candidates.build("source")
+        try:
+            streams = source.discover(ExtractSpec(), None)
+            stream = streams[0] if streams else None
+            if stream is None or stream.schema is None:
+                raise CHANGED.error("the lookup's columns are not known any more", path="lookup")
+            names, before = self._read_columns(), self._columns()
+            lost = [n for n in names if n not in stream.schema.names or stream.schema.field(n).type != before.field(n).type]
+            if lost:
+                raise CHANGED.error(f"the lookup's column '{lost[0]}' is gone, or of another type", path="lookup")
+            # Only files say by their pins whether anything changed: a database may write beside its file.
+            if "files" in stream.pins and stream.pins == self._pins:
+                source.close()
+                return None
+            self._pins = stream.pins
+            extract = ExtractSpec(columns=names)
+            return self._read(source, list(source.partitions(stream, extract)), extract, close=True)
+        except BaseException:
+            source.close()
+            raise
+
+    def _read(self, source: Any, parts: Sequence[Partition], extract: ExtractSpec, *, close: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a source."""
         import time
 
-        extract, parts = self._partitions()
         names = list(self._read_columns())
-        for part in parts:
-            reader = self._source.open(part, extract, None)
-            try:
-                while not isinstance(message := reader.read(65_536, 64 << 20, time.monotonic() + 60), (End, Pause)):
-                    if message is not None and message.data.num_rows:
-                        yield message.data.select(names)
-            finally:
-                reader.close()
+        try:
+            for part in parts:
+                reader = source.open(part, extract, None)
+                try:
+                    while not isinstance(message := reader.read(65_536, 64 << 20, time.monotonic() + 60), (End, Pause)):
+                        if message is not None and message.data.num_rows:
+                            yield message.data.select(names)
+                finally:
+                    reader.close()
+        finally:
+            if close:
+                source.close()
 
     def close(self) -> None:
         """Release the lookup and its source."""
-        if self._lookup is not None:
-            self._lookup.close()
-            self._lookup = None
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        for held in (self._keyed, self._table):
+            if held is not None:
+                held.close()
+        self._keyed = self._table = None
+        self._candidates.close()

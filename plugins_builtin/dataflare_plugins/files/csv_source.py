@@ -12,27 +12,24 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.files.inputs import InputFile
-from dataflare_plugins.files.source import MISSING_COLUMN, FileConfig, FileSource, explain
+from dataflare_plugins.files.source import FileConfig, FileSource, explain
 from dataflare_sdk import RowRejection, ScanUnit, code, config, duck, option
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.csv_text import (
+    BAD_QUOTES,
+    MISSING_COLUMN,
+    RAGGED,
+    TOO_LONG,
+    delimiter_of,
+    reads_as_text,
+    unique_names,
+    unread,
+)
+from dataflare_sdk.json_text import BAD_ENCODING, BAD_VALUE
 from dataflare_sdk.schema import literal, quote
 
-RAGGED = code("data.ragged-row", 1, "A row has more or fewer values than the header.", "Mend the row, or set `errors.on_record`.")
-BAD_VALUE = code("data.bad-value", 1, "A value does not have the type of its column.", "Mend the value, or read the column as VARCHAR.")
-BAD_ENCODING = code("data.bad-encoding", 1, "A row holds bytes that are no UTF-8.", "Convert it to UTF-8.")
-BAD_QUOTES = code("data.unbalanced-quote", 1, "A quoted value does not end.", "Close the quote.")
-TOO_LONG = code("data.line-too-long", 1, "A line is longer than the reader takes.", "Look for a quote that is never closed.")
 EMPTY = code("data.empty-file", 1, "A file is empty, without even a header.", "Give `columns`, or remove the file.")
 
-_KINDS = {
-    "CAST": BAD_VALUE,
-    "MISSING COLUMNS": RAGGED,
-    "TOO MANY COLUMNS": RAGGED,
-    "UNQUOTED VALUE": BAD_QUOTES,
-    "LINE SIZE OVER MAXIMUM": TOO_LONG,
-    "INVALID ENCODING": BAD_ENCODING,
-    "INVALID STATE": BAD_QUOTES,
-}
 _SIGNS = (
     ("Expected Number of Columns", RAGGED),
     ("converting column", BAD_VALUE),
@@ -89,11 +86,11 @@ class CsvSource(FileSource[CsvConfig]):
             if declared is not None:
                 return self.config.delimiter or ",", declared.names, False
             raise EMPTY.error(f"the file '{file.name}' is empty", file=file.name, line=1)
-        delimiter = self.config.delimiter or _delimiter(text.split("\n", 1)[0])
+        delimiter = self.config.delimiter or delimiter_of(text.split("\n", 1)[0])
         lines = io.StringIO(text, newline="")
         first = next(csv.reader(lines, delimiter=delimiter), [])
         if self.config.header:
-            return delimiter, _unique(first), bool(lines.read().strip())
+            return delimiter, unique_names(first), bool(lines.read().strip())
         if declared is not None and len(declared) == len(first):
             return delimiter, declared.names, True
         return delimiter, [f"column{i}" for i in range(len(first))], True
@@ -143,7 +140,7 @@ class CsvSource(FileSource[CsvConfig]):
     def unit(self, file: InputFile, pins: Mapping[str, Any], schema: pa.Schema) -> ScanUnit:
         """Return a scan with explicit types; a column nobody uses is text, so that it cannot fail."""
         wanted = {f.name: schemas.duck_type(f.type) for f in schema}
-        plain = {n: t if _reads_as_text(t) else "VARCHAR" for n, t in wanted.items()}
+        plain = {n: t if reads_as_text(t) else "VARCHAR" for n, t in wanted.items()}
         columns = "{" + ", ".join(f"{literal(n)}: {literal(plain.get(n, 'VARCHAR'))}" for n in pins["names"]) + "}"
         options = f"columns={columns}, auto_detect=false, {self._options(pins['delimiter'])}"
         rejects = None
@@ -177,19 +174,15 @@ class CsvSource(FileSource[CsvConfig]):
 
 def _rejects(table: str, file: InputFile) -> Callable[[Any], Sequence[RowRejection]]:
     def read(connection: Any) -> Sequence[RowRejection]:
-        rows = connection.execute(
-            f"SELECT line, first(error_type::VARCHAR ORDER BY column_idx), first(error_message ORDER BY column_idx), "
-            f"first(csv_line ORDER BY column_idx), first(column_name ORDER BY column_idx) FROM {table} GROUP BY line ORDER BY line"
-        ).fetchall()
         return [
             RowRejection(
-                code=_KINDS.get(kind, RAGGED).name,
-                cause=" ".join(str(message).split()),
-                position={"file": file.name, "line": line},
-                raw=None if raw is None else str(raw),
-                detail={"column": column} if column else {},
+                code=one.kind.name,
+                cause=one.cause,
+                position={"file": file.name, "line": one.number},
+                raw=one.raw,
+                detail={"column": one.column} if one.column else {},
             )
-            for line, kind, message, raw, column in rows
+            for one in unread(connection, table)
         ]
 
     return read
@@ -201,31 +194,3 @@ def _joined(found: Sequence[pa.Schema], bare: Sequence[pa.Schema]) -> pa.Schema:
     for field in schemas.union(bare) if bare else ():
         made = made if field.name in made.names else made.append(field)
     return made
-
-
-def _delimiter(header: str) -> str:
-    """Return the delimiter a header line shows: the commonest of the usual ones, outside quotes."""
-    bare = re.sub(r'"[^"]*"', "", header)
-    counts = {d: bare.count(d) for d in (",", ";", "\t", "|")}
-    best = max(counts, key=lambda d: counts[d])
-    return best if counts[best] else ","
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Return names as DuckDB gives them: unnamed ones numbered, a second `a` becomes `a_1`."""
-    made: list[str] = []
-    seen: set[str] = set()
-    for i, name in enumerate(names):
-        base = name.strip() or f"column{i}"
-        one, n = base, 0
-        while one.lower() in seen:
-            n += 1
-            one = f"{base}_{n}"
-        seen.add(one.lower())
-        made.append(one)
-    return made
-
-
-def _reads_as_text(kind: str) -> bool:
-    """Return True for types that the CSV reader itself can produce."""
-    return not kind.endswith("]") and not kind.startswith(("STRUCT", "MAP", "BLOB", "INTERVAL", "TIME_NS"))

@@ -101,6 +101,10 @@ class FileDestination(Destination[C]):
     def _stores(self, kind: pa.DataType) -> bool:  # noqa: ARG002
         return True
 
+    def dataset(self) -> tuple[str, str]:
+        """Return the path."""
+        return "file", str(self.layout.target)
+
     def commit_scope(self) -> str:
         """Return the path."""
         return f"files:{self.layout.target}"

@@ -26,6 +26,15 @@ PACKED = (".gz", ".zst", ".zip")
 TIMEOUT = 60.0
 
 
+def dataset(path: str, base: Path) -> tuple[str, str]:
+    """Return namespace and name of what a path means, without user, password and parameters of an address."""
+    parts = urllib.parse.urlsplit(path)
+    if parts.scheme in ("http", "https"):
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname or ''}{port}", parts.path or "/"
+    return "file", os.path.normpath((base / path).absolute())
+
+
 @record
 class InputFile:
     """One file to read, pinned.

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.files.csv_source import BAD_ENCODING, BAD_VALUE, TOO_LONG
 from dataflare_plugins.files.inputs import InputFile
 from dataflare_plugins.files.source import FileConfig, FileSource, explain
 from dataflare_sdk import RowRejection, ScanUnit, duck
 from dataflare_sdk import schema as schemas
-from dataflare_sdk.json_text import BAD_JSON, judged, path_of, wrong_column
+from dataflare_sdk.csv_text import TOO_LONG
+from dataflare_sdk.json_text import BAD_ENCODING, BAD_JSON, BAD_VALUE, judged, path_of, wrong_column
 from dataflare_sdk.schema import literal, quote
 
 LARGEST = 8 << 20

@@ -27,10 +27,10 @@ from dataflare_sdk import (
     option,
 )
 from dataflare_sdk import schema as schemas
+from dataflare_sdk.csv_text import MISSING_COLUMN
 from dataflare_sdk.scan_reader import ScanSource, Unit
 
 BAD_TYPE = code("config.bad-type", 3, "`columns` names a type that does not exist.", "Use a type of DuckDB's.")
-MISSING_COLUMN = code("data.missing-column", 1, "A file lacks a column that `columns` names.", "Mend the file, or leave the column out.")
 TRUNCATED = code("data.truncated", 1, "A packed file ends too early.", "Fetch the file again; nothing of it was written.")
 UNREADABLE = code("data.unreadable", 1, "A file cannot be read as its format.", "Check the file and the options that describe it.")
 
@@ -60,6 +60,10 @@ class FileSource(ScanSource[C]):
         from dataflare_plugins.files.twins import source_twin
 
         return source_twin(config, place, cls.endings)
+
+    def dataset(self, stream: str) -> tuple[str, str]:  # noqa: ARG002
+        """Return the path, or server and path of an address."""
+        return inputs.dataset(self.config.path, Path(self.ctx.base_dir))
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:
         """Find the files and their columns; files that a finished incremental run has read are left out."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from dataflare_sdk import BoundQuery, code, config, option
+from dataflare_plugins.join.streams import Streams
+from dataflare_sdk import Batch, BoundQuery, Duration, Progress, RowRejection, code, config, option
+from dataflare_sdk.event_time import need_time
 from dataflare_sdk.row_stage import need_column
 from dataflare_sdk.schema import quote
 from dataflare_sdk.whole_input import WholeInputProcessor
 
-NOT_YET = code("workflow.not-yet", 3, "A key of the format whose feature is not built yet.", "Remove it for now.")
 CLASH = code("join.column-clash", 3, "Both inputs of a join have a column of the same name.", "Use `rename` in a map before the join.")
+NEEDS_TIME = code(
+    "join.needs-time", 3, "A join of two streams needs the event time of both.", "Say `time: {left_column: right_column}` beside `within`."
+)
 SAME_INPUT = code("join.same-input", 3, "A join has the same input twice.", "Put a map before one of them.")
 
 
@@ -23,20 +27,32 @@ class JoinConfig:
 
     type: Literal["inner", "left", "full", "semi", "anti"] = option("Which rows come out.", default="inner")
     on: list[str] | dict[str, str] = option("Key columns, or left column to right column.", min_items=1, example={"customer_id": "id"})
-    within: Any = option("Longest time between two rows of a stream.", default=None)
+    within: Duration | None = option("Of two streams: the longest time between two rows that meet.", default=None, example="10m")
+    time: dict[str, str] | None = option(
+        "Of two streams: the column of the left event time to that of the right one.", default=None, example={"ordered_at": "paid_at"}
+    )
+    lateness: Duration = option("How long before the newest row of its partition a row may lie.", default=0.0, example="1m")
+    late: Literal["drop", "dead_letter"] = option(
+        "What becomes of later rows, beside the outputs `late_left` and `late_right`.", default="drop"
+    )
+    ahead: Duration | None = option("How far in the future a row may lie; others are bad rows.", default=None)
 
 
 class JoinProcessor(WholeInputProcessor[JoinConfig]):
     """Keys compare as `=`: NULL matches nothing. `from: [left, right]`."""
 
     Config = JoinConfig
-    features = frozenset({"whole_input", "sql"})
+    features = frozenset({"event_time", "sql", "whole_input"})
     inputs = (2, 2)
 
     def __init__(self, config: JoinConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        if config.within is not None:
-            raise NOT_YET.error("`within` is not built yet", path="within")
+        self.features = frozenset({"sql", "whole_input"} if config.within is None else {"event_time", "keyed"})
+        self._streams: Streams | None = None
+        if config.within is not None and (config.time is None or len(config.time) != 1):
+            raise NEEDS_TIME.error("`within` is said without the two columns of event time", path="within")
+        if config.within is None and config.time is not None:
+            raise NEEDS_TIME.error("`time` is said without `within`: how far may the times of a pair differ?", path="time")
         self._on = dict(config.on) if isinstance(config.on, dict) else {n: n for n in config.on}
         self._bound: BoundQuery | None = None
 
@@ -56,18 +72,37 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
                     raise CLASH.error(
                         f"both inputs have a column '{name}'", fix=f"rename one of them in a map before: rename: {{{name}: …}}", path="on"
                     )
+        self._close_streams()
         self._bound = self.bind_relation(inputs, "on")
         self._schema = self._bound.schema
-        return {"": self._schema}
+        return {"": self._schema} if self.config.within is None else self._bind_streams(inputs, self.config.within)
+
+    def _bind_streams(self, inputs: Mapping[str, pa.Schema], within: float) -> Mapping[str, pa.Schema]:
+        """Check the times, and make ready to hold both streams."""
+        (mine, theirs) = next(iter((self.config.time or {}).items()))
+        left, right = inputs.values()
+        need_time(need_column(left, mine, f"time.{mine}"), f"time.{mine}")
+        need_time(need_column(right, theirs, f"time.{mine}"), f"time.{mine}")
+        door = {"lateness": self.config.lateness, "late": self.config.late, "ahead": self.config.ahead}
+        self._streams = Streams(
+            self.config.type, self._on, within, (mine, theirs), door, inputs, self._items(left, right), self._schema, self.ctx
+        )
+        return {"": self._schema, "late_left": left, "late_right": right}
+
+    def outputs(self) -> tuple[str, ...]:
+        """Return the main output, and of two streams those of the rows that came too late."""
+        return ("",) if self.config.within is None else ("", "late_left", "late_right")
 
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
         """Read what is used downstream, and the keys."""
         wanted = needed.get("", frozenset())
         (left, a), (right, b) = self._inputs.items()
+        times = self.config.time or {}
         return {
-            left: wanted & frozenset(a.names) | frozenset(self._on),
-            right: (wanted & frozenset(b.names) - frozenset(self._on.values())) | frozenset(self._on.values()),
-        }
+            left: wanted & frozenset(a.names) | frozenset(self._on) | frozenset(times) | needed.get("late_left", frozenset()),
+            right: (wanted & frozenset(b.names) - frozenset(self._on.values()))
+            | frozenset(self._on.values()) | frozenset(times.values()) | needed.get("late_right", frozenset()),
+        }  # fmt: skip
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
         """A column comes from its side; a key of a full join from both."""
@@ -77,20 +112,70 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
             made[name] = [(left, name)] if name in a.names else [(right, name)]
             if self.config.type == "full" and name in self._on:
                 made[name].append((right, self._on[name]))
-        return {"": made}
+        late = (
+            {}
+            if self.config.within is None
+            else {f"late_{s}": {n: [(i, n)] for n in self._inputs[i].names} for s, i in (("left", left), ("right", right))}
+        )
+        return {"": made, **late}
 
-    def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the join as one SELECT."""
+    def relation(self, inputs: Mapping[str, str]) -> Mapping[str, str] | None:  # type: ignore[override]
+        """Return the join as one SELECT; of two streams the bounded one says what comes out, but not what is late."""
         (_, left), (_, right) = self._inputs.items()
         first, second = inputs.values()
-        kind = self.config.type
         test = " AND ".join(f"l.{quote(a)} = r.{quote(b)}" for a, b in self._on.items())
-        items = [f"l.{quote(n)} AS {quote(n)}" for n in left.names]
+        items = [f"{sql} AS {quote(name)}" for name, sql in self._items(left, right).items()]
+        made = {"": f"SELECT {', '.join(items)} FROM {first} AS l {self.config.type.upper()} JOIN {second} AS r ON {test}"}
+        return made if self._streams is None else None
+
+    def _items(self, left: pa.Schema, right: pa.Schema) -> dict[str, str]:
+        """Return the columns of the answer: name to SQL over `l` and `r`."""
+        kind = self.config.type
+        items = {n: f"l.{quote(n)}" for n in left.names}
         if kind == "full":
-            items = [
-                f"coalesce(l.{quote(n)}, r.{quote(self._on[n])}) AS {quote(n)}" if n in self._on else i
-                for n, i in zip(left.names, items, strict=True)
-            ]
+            items |= {n: f"coalesce(l.{quote(n)}, r.{quote(self._on[n])})" for n in left.names if n in self._on}
         if kind in ("inner", "left", "full"):
-            items += [f"r.{quote(n)} AS {quote(n)}" for n in right.names if n not in self._on.values()]
-        return {"": f"SELECT {', '.join(items)} FROM {first} AS l {kind.upper()} JOIN {second} AS r ON {test}"}
+            items |= {n: f"r.{quote(n)}" for n in right.names if n not in self._on.values()}
+        return items
+
+    # -- two streams -------------------------------------------------------------------------------------
+
+    def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
+        """Take rows that wait for rows of the other stream; of whole inputs, spool the batch."""
+        return super().process(batch, input) if self._streams is None else self._streams.process(batch, input)
+
+    def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
+        """Take the good rows of a batch with bad ones."""
+        return super().attempt(batch, input) if self._streams is None else self._streams.attempt(batch, input)
+
+    def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:
+        """Give the pairs of an epoch's rows, and the rows that nobody can meet any more."""
+        if self._streams is None:
+            return
+        yield from self._streams.advance(progress)
+        self.late = self._streams.late
+
+    def flush(self) -> Iterable[tuple[str, Batch]]:
+        """Answer; of two streams, give what is left."""
+        yield from super().flush() if self._streams is None else self._streams.flush()
+
+    def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any] | None:
+        """Return what waits; of whole inputs, the spooled rows."""
+        return super().snapshot(put) if self._streams is None else self._streams.snapshot(put)
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Take back what `snapshot` gave."""
+        if self._streams is None:
+            super().restore(state, get)
+        else:
+            self._streams.restore(state, get)
+
+    def _close_streams(self) -> None:
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+
+    def close(self) -> None:
+        """Release what waits and the engine."""
+        self._close_streams()
+        super().close()

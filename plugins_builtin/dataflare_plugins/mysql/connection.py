@@ -51,6 +51,10 @@ class Url:
     database: str
     options: Mapping[str, str]
 
+    def dataset(self, schema: str, table: str) -> tuple[str, str]:
+        """Return the server, and database and table, as lineage systems know them."""
+        return f"mysql://{self.options.get('unix_socket') or f'{self.host}:{self.port}'}", f"{schema}.{table}"
+
     def __str__(self) -> str:
         """Return it without the password."""
         return f"mysql://{self.user}@{self.options.get('unix_socket') or f'{self.host}:{self.port}'}/{self.database}"

@@ -79,6 +79,10 @@ class MysqlDestination(Destination[MysqlTarget]):
             reasons.append(f"InnoDB has at most 1017 columns, and there are {len(schema)}")
         return reasons
 
+    def dataset(self) -> tuple[str, str]:
+        """Return the server and the table."""
+        return self._url.dataset(self._schema, self._name)
+
     def commit_scope(self) -> str:
         """Return the server and the database of the checkpoint row."""
         url = self._url

@@ -82,6 +82,11 @@ class MysqlSource(Source[MysqlConfig]):
 
         return source_twin(config, place)
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:
+        """Return the server and the table; a query has no name."""
+        table = stream if self.many_streams else self.config.table
+        return None if table is None else self.url.dataset(*catalog.split_name(table, self.url.database))
+
     def check(self) -> None:
         """Connect and find every table."""
         session = self.session()

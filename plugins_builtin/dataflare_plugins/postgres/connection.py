@@ -94,6 +94,10 @@ class Server:
         host = self.host if not self.host.startswith("/") else quote(self.host, safe="")
         return f"postgresql://{who}{host}:{self.port}/{quote(self.database)}"
 
+    def dataset(self, schema: str | None, table: str) -> tuple[str, str]:
+        """Return the server, and database, schema and table, as lineage systems know them; without a schema it is `public`."""
+        return f"postgres://{self.host}:{self.port}", f"{self.database}.{schema or 'public'}.{table}"
+
     @property
     def scope(self) -> str:
         """Return the name of what one transaction of this user spans."""

@@ -103,6 +103,10 @@ class PostgresDestination(Destination[PostgresTarget]):
             reasons.append(f"the table may not be named '{self._table.name}'")
         return reasons
 
+    def dataset(self) -> tuple[str, str]:
+        """Return the server and the table."""
+        return self._server.dataset(self._table.schema, self._table.name)
+
     def commit_scope(self) -> str:
         """Return the database, as this user's."""
         return self._server.scope

@@ -141,6 +141,11 @@ class PostgresSource(Source[PostgresConfig]):
             self._captured = Capture(self.ctx, self._server, names, many=self.many_streams, options=options)
         return self._captured
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:
+        """Return the server and the table; a query has no name."""
+        table = TableName.of(stream) if self.many_streams else self._table
+        return None if table is None else self._server.dataset(table.schema, table.name)
+
     def check(self) -> None:
         """Connect and find the table, or have the server plan the query.
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def run(order: Order) -> None:
     failpoints.arm(order.failpoint, order.hits, {"task.source.batch": order.pace} if order.pace else None)
     with Runtime(order.home, {"log.level": "error"}) as runtime:
         runtime.host.listeners.append(_Pulse(pulse(order.report)))
-        report = runtime.run(order.workflow, RunOptions(once=order.once, take_over=order.take_over))
+        unwatched = replace(order.workflow, settings={k: v for k, v in order.workflow.settings.items() if k != "observe"})
+        report = runtime.run(unwatched, RunOptions(once=order.once, take_over=order.take_over))
     _leave(Path(order.report), report.document)
 
 

@@ -104,6 +104,10 @@ class World:
         lookup = config.get("lookup")
         if isinstance(lookup, Mapping) and "use" in lookup:
             path = (*node.path, "with", "lookup", "with")
+            if not any(p.name == str(lookup["use"]).rpartition("/")[2] for p in self._premises.host.provided("source")):
+                # What can only be asked has nobody who could make another one of it.
+                place = self._premises.original.place(*path[:-1])
+                raise NO_TWIN.error(f"the lookup '{lookup['use']}' of '{node.id}' has no scratch twin", **place)
             twin = self._twin("source", str(lookup["use"]), lookup.get("with") or {}, path, self._place(f"{node.id}.lookup"))
             self.sources[f"{node.id}.lookup"] = twin
             config["lookup"] = {**lookup, "with": twin.config}

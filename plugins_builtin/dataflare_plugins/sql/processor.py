@@ -38,7 +38,7 @@ class SqlProcessor(WholeInputProcessor[SqlConfig]):
         self._bound, self._schema = bound, bound.schema
         self._text = self.engine.text_of(self.config.query, list(inputs))
         # A proven one may also be run on a part of a batch, to find the row that fails.
-        self.features = frozenset({"sql", "rowwise"}) if bound.rowwise else SqlProcessor.features  # type: ignore[misc]
+        self.features = frozenset({"sql", "rowwise"}) if bound.rowwise else SqlProcessor.features
         return {"": bound.schema}
 
     def prune(self, needed: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:  # noqa: ARG002

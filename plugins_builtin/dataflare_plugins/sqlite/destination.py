@@ -87,6 +87,10 @@ class SqliteDestination(Destination[SqliteTarget]):
             reasons.append(f"SQLite cannot order the versions in '{write.pos_column}'; cast it to BIGINT, DOUBLE or TIMESTAMP in a map")
         return reasons
 
+    def dataset(self) -> tuple[str, str]:
+        """Return the file and the table."""
+        return f"sqlite://{self._path}", self.config.table
+
     def commit_scope(self) -> str:
         """Return the file."""
         return f"sqlite:{self._path}"

@@ -84,6 +84,11 @@ class SqliteSource(Source[SqliteConfig]):
             one_select(config.query)
         self._path = (Path(ctx.base_dir) / config.path).absolute()
 
+    def dataset(self, stream: str) -> tuple[str, str] | None:
+        """Return the file and the table; a query has no name."""
+        table = stream if self.many_streams else self.config.table
+        return None if table is None else (f"sqlite://{self._path}", table)
+
     def check(self) -> None:
         """Open the file and find the table."""
         db = self._connect()
@@ -206,6 +211,28 @@ class SqliteSource(Source[SqliteConfig]):
             return ()
         rows = db.execute(f"PRAGMA table_info({quote(table)})").fetchall()
         return tuple(r[1].decode() for r in sorted(rows, key=lambda r: r[5]) if r[5])
+
+    # -- for the lookup beside it --------------------------------------------------------------------------
+
+    @property
+    def relation(self) -> str:
+        """What stands behind FROM."""
+        return self._relation()
+
+    def connect(self) -> sqlite3.Connection:
+        """Open the file for reading.
+
+        Raises:
+            DataflareError: `world.missing-input`, `sqlite.not-a-database`.
+        """
+        return self._connect()
+
+    def undeclared(self, db: sqlite3.Connection) -> set[str]:
+        """Return the columns whose type is not declared: all of a query's."""
+        if self.config.table is None:
+            return set(self._sampled(db, self._relation()))
+        rows = db.execute(f"PRAGMA table_info({quote(self.config.table)})").fetchall()
+        return {r[1].decode() for r in rows if not r[2]}
 
     def _row_id(self, db: sqlite3.Connection) -> str | None:
         """Return `rowid` when the table has one: it identifies rows and gives their order."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataflare_plugins.state_postgres.session import SCHEMA, Session
 from dataflare_sdk import config, option
-from dataflare_sdk.state_sql import BUSY, CHUNK, DAMAGED, Execute, SqlStateStore
+from dataflare_sdk.state_letters import Execute, migrate
+from dataflare_sdk.state_sql import BUSY, CHUNK, DAMAGED, SqlStateStore
 
 if TYPE_CHECKING:
     import psycopg
@@ -122,37 +123,33 @@ class StatePostgres(SqlStateStore[StateConfig]):
         return self._opened
 
     def _query(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        from psycopg.errors import UndefinedTable
-
         if self.ctx.offline:
             return []
         with self._guard, self._session.explained():
-            try:
-                return self._db.execute(sql.replace("?", "%s").encode(), arguments).fetchall()
-            except UndefinedTable:
-                return []
+            db = self._db
+            if not self._made and not _there(db):
+                return []  # looking makes nothing
+            self._make(db)
+            return _rows(db, sql, *arguments)
 
     def _transaction(self, act: Callable[[Execute], T]) -> T:
         with self._guard, self._session.explained():
             db = self._db
             self._make(db)
 
-            def execute(sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
-                cursor = db.execute(sql.replace("?", "%s").encode(), arguments)
-                return cursor.fetchall() if cursor.description is not None else []
-
             with db.transaction():
-                return act(execute)
+                return act(lambda sql, *arguments: _rows(db, sql, *arguments))
 
     def _make(self, db: psycopg.Connection[Any]) -> None:
-        """Make the schema when it is not there, one process at a time."""
+        """Make the schema when it is not there and bring an older one to the newest format, one process at a time."""
         if self._made:
             return
-        if db.execute("SELECT to_regclass(%s)", (f"{SCHEMA}.chunks",)).fetchall() == [(None,)]:
-            with db.transaction():
-                db.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(""),))
+        with db.transaction():
+            db.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(""),))
+            if not _there(db):
                 db.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
                 db.execute(Path(__file__).with_name("schema.sql").read_bytes())
+            migrate(lambda sql, *arguments: _rows(db, sql, *arguments), "(body::json->>'{name}')")
         self._made = True
 
     def close(self) -> None:
@@ -160,6 +157,15 @@ class StatePostgres(SqlStateStore[StateConfig]):
         self.release()
         if self._opened is not None:
             self._opened.close()
+
+
+def _there(db: psycopg.Connection[Any]) -> bool:
+    return db.execute("SELECT to_regclass(%s)", (f"{SCHEMA}.chunks",)).fetchall() != [(None,)]
+
+
+def _rows(db: psycopg.Connection[Any], sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    cursor = db.execute(sql.replace("?", "%s").encode(), arguments)
+    return cursor.fetchall() if cursor.description is not None else []
 
 
 def _lock_key(workflow: str) -> int:

@@ -13,7 +13,8 @@ from typing import IO, Any, TypeVar
 
 from dataflare_plugins.state_sqlite.chunks import ChunkFolder
 from dataflare_sdk import config, option, platform
-from dataflare_sdk.state_sql import BUSY, DAMAGED, UNUSABLE, Execute, SqlStateStore
+from dataflare_sdk.state_letters import FORMAT, Execute, migrate
+from dataflare_sdk.state_sql import BUSY, DAMAGED, UNUSABLE, SqlStateStore
 
 T = TypeVar("T")
 LOOKS = 3
@@ -124,9 +125,23 @@ class StateSqlite(SqlStateStore[StateConfig]):
             db.execute("PRAGMA synchronous=FULL")
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name='entries'").fetchone():
                 db.executescript(Path(__file__).with_name("schema.sql").read_text(encoding="utf-8"))
+            self._migrate(db)
         except (sqlite3.Error, OSError) as error:
             raise UNUSABLE.error(f"the state file cannot be used: {error}", **self._place()) from error
         return db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        """Bring a file of an older version to the newest format; of several processes the first does it."""
+        if db.execute("SELECT value FROM entries WHERE scope='state' AND key='format'").fetchall() == [(str(FORMAT).encode(),)]:
+            return
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            migrate(lambda sql, *arguments: db.execute(sql, arguments).fetchall(), "json_extract(body, '$.{name}')")
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            db.close()
+            raise
 
     def _query(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         with self._guard:

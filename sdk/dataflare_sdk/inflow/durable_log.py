@@ -6,6 +6,8 @@ destination holds is trimmed. A position is the number of messages before it, co
 The folder holds segments, `<number of the first message>.log`, each a sequence of frames. A frame is what one `append`
 brought: a header with length and checksum, then the messages as an Arrow record batch.
 
+Every opening begins a segment of its own: a process that was stopped and wakes up behind a newer one writes into no file of it.
+
 After a crash a frame that was not written to its end is cut off: nobody was told of it. A frame in which a byte is not as it was
 written is damage: what can still be read is kept, the segment as it was found goes to the folder `damaged`, and both the log
 and a counter tell how many messages are lost.
@@ -31,11 +33,18 @@ from dataflare.errors import code
 from dataflare_sdk import platform
 from dataflare_sdk.atomic import cut, explained, make_folder, put_file, read_record, write_record
 from dataflare_sdk.failpoints import declare, failpoint
+from dataflare_sdk.fence import FENCED
 from dataflare_sdk.inflow.messages import Messages, is_column
 
 declare("inflow.log.written", "inflow.log.durable", "inflow.log.trimmed")
 
 CLOSED = code("inflow.closed", 4, "A message came when its source was being closed.", "Send it again; it was not taken.")
+TRIMMED = code(
+    "inflow.trimmed",
+    4,
+    "Messages are to be read again that every destination held already, and that are gone from the log.",
+    "The state is older than the log: restore both together, or start over with `dataflare state reset`.",
+)
 DAMAGED, LOST = "log_segments_damaged", "log_messages_lost"
 OVER = code("inflow.too-large", 4, "One message is larger than the whole buffer.", "Raise `buffer`.")
 
@@ -104,7 +113,7 @@ class DurableLog:
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._folder = Path(folder)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._segment_bytes = min(segment_bytes, max(max_bytes // 4, 1))
         self._log, self._count = log, count
         self._changed = threading.Condition()
@@ -157,6 +166,16 @@ class DurableLog:
                     self._file.close()
                     self._file = None
 
+    def resume(self, position: int) -> None:
+        """Go on at a position that was read to before; no number below it is given again.
+
+        Raises:
+            DataflareError: `inflow.trimmed`.
+        """
+        if position < self.start:
+            raise TRIMMED.error(f"message {position} of '{self._folder}' is wanted, and those before {self.start} are trimmed")
+        self.advance(position)
+
     def append(self, messages: Messages, notes: Sequence[bytes | None] | None = None) -> int:
         """Add messages in their order and return the position behind them, once they are on the disk.
 
@@ -174,12 +193,12 @@ class DurableLog:
             return self.end
         body = _packed(messages, notes)
         need = _HEADER.size + len(body)
-        if need > self._max_bytes and count > 1:
+        if need > self.max_bytes and count > 1:
             half = count // 2
             self.append(messages.cut(0, half), None if notes is None else notes[:half])
             return self.append(messages.cut(half, count), None if notes is None else notes[half:])
-        if need > self._max_bytes:
-            raise OVER.error(f"{count} messages of {need} bytes do not fit into a buffer of {self._max_bytes} bytes")
+        if need > self.max_bytes:
+            raise OVER.error(f"{count} messages of {need} bytes do not fit into a buffer of {self.max_bytes} bytes")
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._failed is not None or self._fits(need))
             self._check()
@@ -201,7 +220,7 @@ class DurableLog:
 
     def _fits(self, need: int) -> bool:
         # With nothing in it that is needed, what lies there is about to go.
-        return self._used() + need <= self._max_bytes or self._trimmed >= self._next
+        return self._used() + need <= self.max_bytes or self._trimmed >= self._next
 
     def _check(self) -> None:
         if self._closed:
@@ -237,16 +256,15 @@ class DurableLog:
             file.write(b"".join(frames))
             failpoint("inflow.log.written")
             os.fsync(file.fileno())
+            # A newer run may have taken the folder away, and have looked at it before this was written: then nobody has it.
+            if not self._segments[-1].path.exists():
+                raise FENCED.error(f"the log '{self._folder}' was taken over by a newer run")
             failpoint("inflow.log.durable")
 
     def _begin_segment(self) -> IO[bytes]:
         if self._file is not None:
             self._file.close()
             self._file = None
-        last = self._segments[-1] if self._segments else None
-        if last is not None and last.end == self._end and last.size < self._segment_bytes and last.path.exists():
-            self._file = last.path.open("ab", buffering=0)
-            return self._file
         path = self._folder / f"{self._end:020}.log"
         self._file = path.open("ab", buffering=0)
         platform.fsync_dir(self._folder)
@@ -301,7 +319,7 @@ class DurableLog:
                 cursor = self._seek(position)
                 if cursor is None:
                     return
-            frame = cursor.next(end)
+            frame = cursor.next(min(end, cursor.segment.end))
             if frame is None:
                 following = self._following(cursor.segment)
                 if following is None:
@@ -379,13 +397,20 @@ class DurableLog:
     def _recovered(self) -> list[_Segment]:
         """Look at every frame of every segment, cut off what was not finished, and set aside what is damaged."""
         paths = sorted(self._folder.glob("*.log"))
-        looked = [self._looked_at(path, last=path == paths[-1]) for path in paths]
+        looked = [self._looked_at(path, int(paths[i].stem) if i < len(paths) else None) for i, path in enumerate(paths, 1)]
         return [segment for segment in looked if segment is not None]
 
-    def _looked_at(self, path: Path, *, last: bool) -> _Segment | None:
+    def _looked_at(self, path: Path, following: int | None) -> _Segment | None:
+        """Return a segment with what of it is whole, before message `following`, with which the next one begins."""
         raw = path.read_bytes()
         frames, bad = _scan(raw)
-        if bad and last and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
+        late = next((f for f in frames if following is not None and f.first >= following), None)
+        if late is not None:
+            # A process that was stopped wrote it behind a newer one; it was refused, and told nobody that it had it.
+            cut(path, late.at)
+            raw = raw[: late.at]
+            frames, bad = _scan(raw)
+        if bad and following is None and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
             cut(path, bad[0][0])
         elif bad:
             self._set_aside(path, raw, frames, bad)

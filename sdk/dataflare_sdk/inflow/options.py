@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pyarrow as pa
@@ -63,14 +64,21 @@ def payload_schema(config: MessageConfig) -> pa.Schema | None:
                 f"`columns` are for messages of JSON; {config.format} is one column `value`", path="columns"
             )
         return pa.schema([(VALUE, pa.string() if config.format == "text" else pa.binary())])
-    if config.columns is None:
-        return None
-    for name, kind in config.columns.items():
+    return None if config.columns is None else declared(config.columns)
+
+
+def declared(columns: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of a `columns` block.
+
+    Raises:
+        DataflareError: `config.bad-type`.
+    """
+    for name, kind in columns.items():
         try:
             schemas.from_names({name: kind})
         except Exception:
             raise BAD_TYPE.error(f"'{kind}' is no type of DuckDB's", path=f"columns.{name}") from None
-    return schemas.from_names(config.columns)
+    return schemas.from_names(columns)
 
 
 def whole_schema(config: MessageConfig, payload: pa.Schema) -> pa.Schema:

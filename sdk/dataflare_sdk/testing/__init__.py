@@ -11,9 +11,10 @@ tests that it, and no other check, refuses.
 
 from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.destinations import DestinationSuite
+from dataflare_sdk.testing.lookups import LookupSuite
 from dataflare_sdk.testing.processors import ProcessorSuite
 from dataflare_sdk.testing.sources import SourceSuite
-from dataflare_sdk.testing.states import StateStoreSuite
+from dataflare_sdk.testing.states import LetterStoreSuite, StateStoreSuite
 from dataflare_sdk.testing.suite import Check, Failure, Suite
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "DestinationSuite",
     "Failure",
     "FakeContext",
+    "LetterStoreSuite",
+    "LookupSuite",
     "ProcessorSuite",
     "SourceSuite",
     "StateStoreSuite",

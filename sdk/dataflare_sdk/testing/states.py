@@ -1,15 +1,15 @@
-"""The conformance suite of state stores."""
+"""The conformance suites of state stores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflare.contracts import Checkpoint, DeadLetter
+from dataflare.contracts import Checkpoint, DeadLetter, LetterFilter
 from dataflare.errors import DataflareError
 from dataflare_sdk.testing.suite import Suite, check
 
@@ -170,6 +170,125 @@ class StateStoreSuite(Suite):
             store.done(1)
             store.reset("w")
             assert store.load("w") is None
+
+
+class LetterStoreSuite(Suite):
+    """Holds a state store to what `DeadLetterStore` adds.
+
+    Args:
+        make: opens the store that lies in a folder.
+        folder: scratch folder; each check works in one of its own.
+    """
+
+    def __init__(self, make: Callable[[Path], Any], *, folder: Path) -> None:
+        self._make = make
+        self._folder = folder
+        self._count = 0
+
+    @contextmanager
+    def _five(self) -> Iterator[Any]:
+        """Open a new store with five letters of one committed epoch, of the steps a, b, a, b, a."""
+        self._count += 1
+        place = self._folder / f"letters{self._count}"
+        place.mkdir()
+        with closing(self._make(place)) as store:
+            store.acquire("w")
+            made = [replace(_LETTER, step="ab"[i % 2], row={"n": i}, source="s") for i in range(5)]
+            store.log(_checkpoint(1), made)
+            store.done(1)
+            yield store
+
+    @check
+    def finds_letters_page_by_page(self) -> None:
+        """`find_letters` gives what the filter asks for, oldest first, behind `after` and at most `limit`."""
+        with self._five() as store:
+            every = store.find_letters("w")
+            assert [x.row["n"] for x in every] == [0, 1, 2, 3, 4], f"{every}"
+            page = store.find_letters("w", LetterFilter(step="a"), after=every[0].id, limit=1)
+            assert [x.row["n"] for x in page] == [2], f"{page}"
+            some = store.find_letters("w", LetterFilter(ids=(every[3].id, every[1].id, "999")))
+            assert [x.row["n"] for x in some] == [1, 3], f"{some}"
+            assert not store.find_letters("w", LetterFilter(ids=())), "no id is not any id"
+            assert not store.find_letters("w", LetterFilter(before=1.0)), "they are not that old"
+            assert {x.epoch for x in every} == {1}, "they do not say of which epoch they are"
+
+    @check
+    def counts_letters(self) -> None:
+        """`count_letters` counts by run, source, step, code and status."""
+        with self._five() as store:
+            found = {(g["run_id"], g["source"], g["step"], g["code"], g["status"]): g["count"] for g in store.count_letters("w")}
+            assert found == {
+                ("run-1", "s", "a", "data.bad-row", "open"): 3,
+                ("run-1", "s", "b", "data.bad-row", "open"): 2,
+            }, f"{found}"
+
+    @check
+    def edits_open_letters(self) -> None:
+        """An edited row stands beside the original one, and goes; a letter that is claimed is not edited."""
+        with self._five() as store:
+            one, two = (x.id for x in store.find_letters("w", limit=2))
+            assert store.edit_letter("w", one, {"n": 9})
+            found = store.find_letters("w", LetterFilter(ids=(one,)))[0]
+            assert (found.row, found.edited) == ({"n": 0}, {"n": 9}), f"{found}"
+            assert store.edit_letter("w", one, None)
+            assert store.find_letters("w", LetterFilter(ids=(one,)))[0].edited is None
+            store.claim_letters("w", "r", [two])
+            assert not store.edit_letter("w", two, {"n": 9}), "a claimed letter was edited"
+            assert not store.edit_letter("w", "999", {}), "there is no such letter"
+
+    @check
+    def empties_what_is_purged(self) -> None:
+        """What is purged is still there, without its row; what a replay has claimed is not purged."""
+        with self._five() as store:
+            ids = [x.id for x in store.find_letters("w")]
+            store.edit_letter("w", ids[0], {"n": 9})
+            store.claim_letters("w", "r", ids[1:2])
+            assert store.purge_letters("w", LetterFilter(ids=tuple(ids[:2]))) == 1
+            gone, claimed = store.find_letters("w", LetterFilter(ids=tuple(ids[:2])))
+            assert (gone.status, gone.row, gone.edited, gone.step) == ("purged", None, None, "a"), f"{gone}"
+            assert claimed.row == {"n": 1}, "a claimed letter was emptied"
+
+    @check
+    def claims_a_letter_once(self) -> None:
+        """A letter is claimed by one replay; released it is open again, but for those of the one to keep."""
+        with self._five() as store:
+            ids = [x.id for x in store.find_letters("w")]
+            assert store.claim_letters("w", "one", ids[:3]) == 3
+            assert store.claim_letters("w", "two", ids[2:]) == 2, "a letter was claimed twice"
+            assert [x.id for x in store.find_letters("w", LetterFilter(replay="one"))] == ids[:3]
+            assert store.release_letters("w", "two") == 3
+            states = [x.status for x in store.find_letters("w")]
+            assert states == ["open"] * 3 + ["replaying"] * 2, f"{states}"
+
+    @check
+    def marks_letters_with_the_epoch(self) -> None:
+        """An epoch marks what it replayed, and what was refused again, as it is logged; once, however often that happens."""
+        with self._five() as store:
+            ids = [x.id for x in store.find_letters("w")]
+            store.claim_letters("w", "r", ids[:4])
+            again = replace(_LETTER, run_id="run-2", parent=ids[1], first=ids[1], attempt=2)
+            epoch = replace(_checkpoint(1), run_id="run-2", extra={"replayed": {"replay": "r", "upto": ids[2]}})
+            for _ in range(2):
+                store.log(epoch, [again])
+            states = [x.status for x in store.find_letters("w")]
+            assert states == ["replayed", "refused", "replayed", "replaying", "open"], f"{states}"
+            assert store.purge_letters("w", LetterFilter(ids=(ids[0],))) == 0, "an unfinished replay may need it"
+            store.done(1)
+            newest = store.find_letters("w", after=ids[4])
+            assert [(x.attempt, x.parent, x.status) for x in newest] == [(2, ids[1], "open")], f"{newest}"
+            assert store.purge_letters("w", LetterFilter(ids=(ids[0],))) == 1
+
+    @check
+    def opens_letters_on_reset(self) -> None:
+        """After `reset` nothing is claimed, and what a replay had logged and not committed everywhere is open again."""
+        with self._five() as store:
+            ids = [x.id for x in store.find_letters("w")]
+            store.claim_letters("w", "r", ids[:2])
+            again = replace(_LETTER, run_id="run-2", parent=ids[0], attempt=2)
+            store.log(replace(_checkpoint(1), run_id="run-2", extra={"replayed": {"replay": "r", "upto": ids[0]}}), [again])
+            store.reset("w")
+            found = store.find_letters("w")
+            assert [x.status for x in found] == ["open"] * 5, f"{found}"
 
 
 _LETTER = DeadLetter("run-1", "step", "data.bad-row", "why", {"row": 3}, {"a": 1})

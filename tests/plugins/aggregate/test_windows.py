@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dataflare
-from dataflare.contracts import Progress, Watermark
-from dataflare.contracts.batch import FOREVER
 from dataflare.lifecycle import Runtime
-from dataflare_sdk import Batch
-from dataflare_sdk.testing.context import FakeContext
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from stepping import Bench
 
 ORIGIN = 946_857_600_000_000
 START = datetime.datetime(2026, 3, 28, 23, 30)
@@ -155,82 +155,6 @@ def test_windows_equal_one_query(
     assert run.document["rows"]["late"] == late.total()
 
 
-class Bench:
-    """One `aggregate` driven by hand: batches of two partitions, ends of epochs, and crashes after which an epoch is done again."""
-
-    def __init__(self, runtime: Runtime, folder: Path, config: dict[str, Any], tables: list[pa.Table], shares: Sequence[int]) -> None:
-        self._factory = runtime.host.factory("processor", "aggregate")
-        self._runtime, self._folder, self._config = runtime, folder, config
-        self._tables, self._at = tables, [0, 0]
-        self._shares = list(shares)
-        self._chunks: dict[str, bytes] = {}
-        self.given: dict[str, list[pa.RecordBatch]] = {"": [], "late": []}
-        self._epoch: dict[str, list[pa.RecordBatch]] = {"": [], "late": []}
-        self._done: list[tuple[int, int, int]] = []
-        self._state: Any = None
-        self._step = self._made()
-
-    def _made(self) -> Any:
-        host = self._runtime.host
-        ctx = FakeContext(self._folder, "step")
-        ctx.threads = self._shares[0]
-        self._shares.append(self._shares.pop(0))  # the next life has another number
-        ctx._components = lambda k, n, c: host.factory(k, n)(host.factory(k, n).configure(dict(c)), ctx)
-        step = self._factory(self._factory.configure(self._config), ctx)
-        step.output_schemas({"rows": self._tables[0].schema})
-        return step
-
-    def read(self, part: int, rows: int) -> None:
-        """Hand on rows of a partition."""
-        start = self._at[part]
-        taken = self._tables[part].slice(start, rows).combine_chunks().to_batches()
-        self._at[part] = min(start + rows, self._tables[part].num_rows)
-        self._done.append((part, start, rows))
-        for data in taken:
-            self._keep(self._step.process(Batch("rows", data, partition=f"p{part}"), "rows"))
-
-    def _keep(self, outputs: Any) -> None:
-        for name, batch in outputs:
-            self._epoch[name].append(batch.data)
-
-    def end_epoch(self) -> None:
-        """End an epoch, as the engine does: what is complete comes out, then the state is kept."""
-        marks = [Watermark(FOREVER if self._at[p] == self._tables[p].num_rows else None, f"p{p}") for p in (0, 1)]
-        self._keep(self._step.advance(Progress(0, {"rows": marks})))
-        self._state = self._step.snapshot(self._put)
-        for name, batches in self._epoch.items():
-            self.given[name] += batches
-            self._epoch[name] = []
-        self._done = []
-
-    def _put(self, data: bytes) -> str:
-        ref = f"c{len(self._chunks)}"
-        self._chunks[ref] = data
-        return ref
-
-    def crash(self) -> None:
-        """Lose everything since the last epoch, and do it again, in other batches and another order of the partitions."""
-        self._step.close()
-        self._step = self._made()
-        if self._state is not None:
-            self._step.restore(self._state, self._chunks.__getitem__)
-        self._epoch = {"": [], "late": []}
-        again, self._done = self._done, []
-        for part in (1, 0):
-            mine = [(start, rows) for p, start, rows in again if p == part]
-            if mine:
-                self._at[part] = mine[0][0]
-                self.read(part, sum(rows for _, rows in mine))
-
-    def end(self) -> None:
-        """Hand on what is left, and end."""
-        for part in (0, 1):
-            self.read(part, 10_000)
-        self._keep(self._step.flush())
-        self.end_epoch()
-        self._step.close()
-
-
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     with Runtime(tmp_path_factory.mktemp("runtime")) as made:
@@ -278,10 +202,10 @@ def test_epochs_and_crashes_change_nothing(
         elif deed == "crash":
             bench.crash()
         else:
-            bench.read(*deed)
+            bench.read("rows", *deed)
     bench.end_epoch()
     bench.crash()
     bench.end()
     expected, late = oracle(tables, lateness * 1_000_000, kind, size * 1_000_000, (every or size) * 1_000_000, select, None)
-    assert sum((counted(pa.Table.from_batches([b])) for b in bench.given[""]), Counter()) == expected
-    assert sum((counted(pa.Table.from_batches([b])) for b in bench.given["late"]), Counter()) == late
+    assert counted(bench.table()) == expected
+    assert counted(bench.table("late")) == late

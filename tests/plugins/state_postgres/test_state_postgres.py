@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from tests.servers.processes import wait_until
 
+from dataflare_plugins.state_postgres import store as store_module
 from dataflare_plugins.state_postgres.store import StateConfig, StatePostgres
 from dataflare_sdk import Checkpoint, DataflareError, DeadLetter, RetriableError
-from dataflare_sdk.testing import FakeContext, StateStoreSuite
+from dataflare_sdk.testing import FakeContext, LetterStoreSuite, StateStoreSuite
 
 
 @pytest.fixture
@@ -43,6 +44,36 @@ def test_it_conforms(postgres: Any, tmp_path: Path) -> None:
         return StatePostgres(StateConfig(url=postgres.server.url(name)), FakeContext(place))
 
     StateStoreSuite(at, folder=tmp_path).assert_conforms()
+    LetterStoreSuite(at, folder=tmp_path).assert_conforms()
+
+
+OLD = """
+CREATE SCHEMA dataflare_state;
+SET search_path = dataflare_state;
+{schema};
+INSERT INTO workflows VALUES ('w', 'id', 3);
+INSERT INTO letters(workflow, run_id, epoch, n, body, saved_at) VALUES
+  ('w', 'run-1', 1, 0, '{{"cause":"why","code":"data.x","id":"","position":{{"row":3}},"raw":null,"row":{{"a":1}},"run_id":"run-1","saved_at":0.0,"source":"s","step":"clean"}}', 5.0),
+  ('w', 'run-1', 1, 1, '{{"cause":"why","code":"data.y","id":"","position":null,"raw":"?","row":null,"run_id":"run-1","saved_at":0.0,"source":null,"step":"s"}}', 6.0);
+"""
+
+
+def test_a_database_of_an_older_version_is_migrated(make: Any, postgres: Any) -> None:
+    """Format 1: letters were JSON alone; the tables were made by the statements of `schema.sql`, as they are still."""
+    schema = Path(store_module.__file__).with_name("schema.sql").read_text()
+    postgres.execute(OLD.format(schema=schema))
+    store = make()
+    found = store.find_letters("w")
+    assert [(x.step, x.source, x.code, x.row, x.raw, x.status, x.saved_at) for x in found] == [
+        ("clean", "s", "data.x", {"a": 1}, None, "open", 5.0),
+        ("s", None, "data.y", None, "?", "open", 6.0),
+    ]
+    assert [g["count"] for g in make().count_letters("w")] == [1, 1]
+    assert store.acquire("w").fence == 4
+    postgres.execute("UPDATE dataflare_state.entries SET value = '3' WHERE scope = 'state' AND key = 'format'")
+    with pytest.raises(DataflareError) as caught:
+        make().load("w")
+    assert caught.value.code == "state.newer-format"
 
 
 def test_looking_makes_nothing(make: Any, postgres: Any) -> None:

@@ -81,6 +81,20 @@ def test_killed_and_resumed(folder: Path) -> None:
     assert [letter["row"]["id"] for letter in command("dlq", "show")[1]["dead_letters"]] == [17]
 
 
+def test_a_replay_is_killed_and_finished(folder: Path) -> None:
+    assert command("run")[0] == 0
+    assert command("dlq", "edit", "--id", "1", "--set", "bad=17")[1]["edited"] == {"id": 17, "bad": "17"}
+    for point in ("state.log.after:1", "task.sink.committed:1"):
+        assert command("dlq", "replay", DATAFLARE_FAILPOINT=point)[0] == -signal.SIGKILL, point
+    code, document = command("dlq", "replay")
+    assert (code, document["replays"][0]["resumed"], document["replayed"]) == (0, True, 1)
+    assert rows() == list(range(6000))
+    assert command("dlq", "query", "dataflare.yaml", "SELECT status, count(*) FROM dead_letters GROUP BY ALL")[1]["rows"] == [
+        ["replayed", 1]
+    ]
+    assert command("dlq", "purge", "--replayed")[1]["purged"] == 1
+
+
 def test_killed_between_the_last_commit_and_done(folder: Path) -> None:
     """The next run only says so, and the one after it begins anew."""
     (folder / "dataflare.yaml").write_text(WORKFLOW.replace("50ms", "1h"))

@@ -136,8 +136,8 @@ class ShowsLettersAtOnce(Store):
     fails = "shows-letters-of-committed-epochs"
 
     def letters(self, workflow: str, run_id: str | None = None, limit: int | None = None) -> Sequence[DeadLetter]:
-        rows = self._query("SELECT id, body, saved_at FROM letters WHERE workflow=? ORDER BY id", workflow)
-        return [DeadLetter(**{**json.loads(body), "id": str(n), "saved_at": at}) for n, body, at in rows]
+        rows = self._query("SELECT id, run_id, step, code, body FROM letters WHERE workflow=? ORDER BY id", workflow)
+        return [DeadLetter(run, step, code, **json.loads(body), id=str(n)) for n, run, step, code, body in rows]
 
 
 class KeepsLettersTwice(Store):
@@ -146,8 +146,8 @@ class KeepsLettersTwice(Store):
     fails = "keeps-the-letters-of-an-epoch-once"
 
     def log(self, checkpoint: Checkpoint, letters: Sequence[DeadLetter] = ()) -> None:
-        rows = self._query("SELECT body FROM letters WHERE epoch=? ORDER BY id", checkpoint.epoch)
-        super().log(checkpoint, [*(DeadLetter(**json.loads(body)) for (body,) in rows), *letters])
+        rows = self._query("SELECT run_id, step, code, body FROM letters WHERE epoch=? ORDER BY id", checkpoint.epoch)
+        super().log(checkpoint, [*(DeadLetter(run, step, code, **json.loads(body)) for run, step, code, body in rows), *letters])
 
 
 class NewReferenceEveryTime(Store):

@@ -55,7 +55,7 @@ def by_file(texts, kinds):
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=12))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_it_reads_what_the_jsonl_source_reads_and_rejects_what_it_rejects(texts):
     decoder = Decoder(schemas.from_names(KINDS))
     try:

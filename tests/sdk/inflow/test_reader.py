@@ -73,7 +73,7 @@ def delivered(draws):
 
 
 @given(draws=DELIVERIES, rows=st.integers(1, 7), at=st.integers(0, 30))
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_each_message_once_in_order_and_again_exactly_from_any_offset_to_any_other(tmp_path_factory, draws, rows, at):
     folder = tmp_path_factory.getbasetemp()
     pages = delivered(draws)

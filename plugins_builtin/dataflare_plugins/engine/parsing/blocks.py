@@ -93,6 +93,15 @@ class Observe:
     """What a run tells about itself."""
 
     log: Literal["debug", "info", "warning", "error"] | None = option("Level of the log.", default=None)
+    log_format: Literal["text", "json"] | None = option("How records are written; `json`: one object a line.", default=None)
+    log_file: str | None = option("File that records are appended to instead of stderr, relative to the workflow.", default=None)
+    metrics: Any = option(
+        "Monitors for counters and gauges: a name, `{NAME: {its keys}}`, or a list of these.", default=None, example="prometheus"
+    )
+    traces: Any = option("Monitors for spans of phases, epochs and nodes, named likewise.", default=None, example="otel")
+    lineage: Any = option("Monitors for lineage, named likewise.", default=None, example="openlineage")
+    webhook: Any = option("Where events are posted to: the keys of a webhook, or a list of these.", default=None)
+    patience: Duration = option("How long the end of a run waits for monitors that have not told everything.", default=5.0, example="5s")
 
 
 @config
@@ -216,8 +225,6 @@ NOT_YET: tuple[tuple[tuple[str, ...], str], ...] = (
     (("schedule",), "schedule"),
     (("runtime", "offline"), "runtime.offline"),
     (("runtime", "workers"), "runtime.workers"),
-    (("observe", "metrics"), "observe.metrics"),
-    (("observe", "lineage"), "observe.lineage"),
     (("tests",), "tests"),
 )
 """Keys of the format whose feature is not built yet: refused by name, never silently ignored."""

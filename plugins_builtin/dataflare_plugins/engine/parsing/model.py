@@ -16,7 +16,8 @@ from dataflare_plugins.engine.parsing.blocks import (
     SourceBlock,
     WorkflowBlock,
 )
-from dataflare_sdk import DataflareError, Marks, Node, Problem, Workflow, code
+from dataflare_plugins.engine.parsing.observe import monitors
+from dataflare_sdk import SIGNALS, DataflareError, Marks, Node, Problem, Workflow, code
 from dataflare_sdk.fields import nearest, parse
 
 UNKNOWN_KEY = code("workflow.unknown-key", 3, "A key that the format does not have.", "Remove it, or use a key it has.")
@@ -63,6 +64,7 @@ class ModelMaker:
         self._params = params
         self._features = features
         self._problems: list[Problem] = []
+        self._monitors: list[dict[str, Any]] = []
 
     def make(self) -> Workflow:
         """Return the model.
@@ -86,6 +88,9 @@ class ModelMaker:
             raise DataflareError(*sorted(self._located(), key=lambda p: (p.line or 0, p.column or 0)))
         assert top is not None
         settings = {k: v for k in _SETTINGS if (v := _plain(getattr(top, k))) is not None}
+        if top.observe is not None:
+            told = {k: v for k, v in settings["observe"].items() if k not in SIGNALS}
+            settings["observe"] = {**told, "monitors": self._monitors}
         given = self._raw.get("state")
         settings["state_given"] = isinstance(given, Mapping) and "checkpoint" in given
         settings["params"] = dict(self._params)
@@ -112,6 +117,8 @@ class ModelMaker:
             if self._raw.get(name, kind()) is None:
                 self._raw[name] = kind()
         found: WorkflowBlock | None = self._parsed(WorkflowBlock, self._raw, ())
+        if found is not None and found.observe is not None:
+            self._monitors = monitors(found.observe, lambda message, path: self._add(INVALID, message, path))
         if found is not None and found.timezone != "UTC":
             self._check_timezone(found.timezone)
         return found

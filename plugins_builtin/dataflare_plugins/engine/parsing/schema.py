@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataflare_plugins.engine.parsing.blocks import DestinationBlock, ProcessorBlock, SourceBlock, WorkflowBlock
-from dataflare_sdk import Host
+from dataflare_sdk import SIGNALS, Host
 from dataflare_sdk.fields import json_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,7 +21,26 @@ def workflow_schema(host: Host) -> dict[str, Any]:
     properties["processors"] = {"type": "array", "items": {"$ref": "#/$defs/processor"}}
     properties["destinations"] = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/destination"}}
     schema["required"] = ["sources", "destinations"]
+    _add_monitors(host, properties)
     return {"$schema": DIALECT, "title": "DataFlare workflow", **schema, "$defs": nodes}
+
+
+def _add_monitors(host: Host, properties: dict[str, Any]) -> None:
+    """Say which monitors can be named for which signal, and which keys they have."""
+    observe = properties["observe"]
+    block = next((part for part in (observe, *observe.get("anyOf", ())) if "properties" in part), None)
+    if block is None:
+        return
+    for signal in SIGNALS:
+        known = {}
+        for provided in host.provided("monitor"):
+            if signal in provided.features:
+                known[provided.name] = _open_null(json_schema(host.factory("monitor", provided.name).Config))
+        one: dict[str, Any] = known.get("webhook", {"type": "object"})
+        if signal != "webhook":
+            keyed = {"type": "object", "minProperties": 1, "maxProperties": 1, "properties": known}
+            one = {"anyOf": [{"enum": sorted(known)}, {"type": "string"}, keyed]}
+        block["properties"][signal] |= {"anyOf": [one, {"type": "array", "items": one}, {"type": "null"}]}
 
 
 def _node_schema(host: Host, kind: str, block: type[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dataflare_plugins.engine.planning.bound import BoundGraph, write_of
 from dataflare_plugins.engine.planning.changes import as_rows, written
+from dataflare_plugins.engine.planning.united import united
 from dataflare_sdk import Node, WriteSpec, code
 from dataflare_sdk import schema as schemas
 
@@ -33,6 +34,7 @@ def input_schemas(graph: BoundGraph, node: str) -> dict[str, pa.Schema] | None:
         found = {incoming[0].input: schemas.union(found.values())}
     target = graph.node(node)
     if target.kind == "destination":
+        found = {name: schemas.union([*united(graph, node), schema]) for name, schema in found.items()}
         return {name: as_rows(graph, target, write_of(target), schema) for name, schema in found.items()}
     return found
 

@@ -15,6 +15,7 @@ from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, on_r
 from dataflare_plugins.engine.planning.changes import begins, through
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
+from dataflare_plugins.engine.planning.replays import begins_changes, output_of, replayable, replayed_input
 from dataflare_plugins.engine.planning.schema_cache import cached_streams
 from dataflare_plugins.engine.planning.streams import expanded
 from dataflare_plugins.engine.planning.writing import PlanWriter
@@ -86,14 +87,14 @@ class Planner:
         if until is not None:
             kept = ancestors(split_reference(until, ids)[0], edges)
             order, edges = [n for n in order if n.id in kept], tuple(e for e in edges if e.target in kept)
-        self.graph = BoundGraph(workflow, order, edges, inputs or {}, wanted)
+        self.graph = BoundGraph(workflow, order, edges, {**(inputs or {}), **replayed_input(workflow)}, wanted)
 
     def plan(self) -> Plan | None:
         """Return the plan, or None when there are problems (see `problems`)."""
         try:
             self.problems += checks.given(self.graph)
             self._bind()
-            for check in (checks.wanted, checks.targets, checks.overlaps):
+            for check in (checks.wanted, checks.targets, checks.overlaps, replayable):
                 self.problems += check(self.graph)
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
@@ -146,7 +147,9 @@ class Planner:
 
     def _bind_source(self, node: Node) -> None:
         if node.id in self.graph.given:
-            self.graph.schemas[node.id] = {"": schemas.normalise(self.graph.given[node.id])}
+            self.graph.schemas[node.id] = {output_of(self.graph, node): schemas.normalise(self.graph.given[node.id])}
+            if begins_changes(self.graph, node):
+                begins(self.graph, node, output_of(self.graph, node), ())
             return
         component = self._build(node)
         extract = extract_of(node)

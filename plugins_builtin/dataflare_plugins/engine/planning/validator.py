@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.places import parse_path
+from dataflare_plugins.engine.planning.monitors import problems_of_monitors
 from dataflare_plugins.engine.planning.planner import Planner
 from dataflare_sdk import (
     Component,
@@ -72,7 +73,7 @@ class WorkflowValidator(Component[NoConfig]):
             collect=collect,
         )
         plan = planner.plan()
-        problems = [*of_state, *planner.problems]
+        problems = [*of_state, *planner.problems, *problems_of_monitors(host, workflow)]
         if strict:
             problems = [_hardened(p) for p in problems]
         if plan is not None:

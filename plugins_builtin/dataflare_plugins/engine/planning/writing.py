@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ from dataflare_plugins.engine.planning.graph import ancestors
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
 from dataflare_plugins.engine.planning.lanes import TaskMaker
 from dataflare_plugins.engine.planning.lineage import LineageMap
+from dataflare_plugins.engine.planning.replays import given_as
 from dataflare_plugins.engine.planning.schema_cache import DISCOVERED, described
-from dataflare_sdk import Host, Node, NodeSpec, Plan
+from dataflare_sdk import Host, Node, NodeSpec, Plan, Workflow
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.plans import extract_from
 
@@ -47,7 +49,7 @@ class PlanWriter:
             tasks=tasks,
             guarantee=self.guarantee(),
             lineage=LineageMap(graph).by_destination(),
-            settings=_public(self._graph.workflow.settings),
+            settings={**_public(self._graph.workflow.settings), "file_hash": file_hash(self._graph.workflow)},
             hash=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=tuple(self._graph.notes),
         )
@@ -69,6 +71,8 @@ class PlanWriter:
             self._note_changes(node, settings)
         else:
             settings["scope"] = self._graph.built[node.id].commit_scope()
+            named = _dataset(self._graph.built[node.id])
+            settings["datasets"] = {"": named} if named else {}
             self._note_write(node, settings)
         return NodeSpec(
             id=node.id,
@@ -105,10 +109,10 @@ class PlanWriter:
 
     def _source_spec(self, node: Node, settings: dict[str, Any]) -> NodeSpec:
         if node.id in self._graph.given:
-            schema = self._graph.schemas[node.id][""]
             whole = {"id": node.id, "stream": node.id, "spec": {}}
-            shown = {"": schemas.to_json(schema)}
-            return NodeSpec(node.id, "source", "arrow-input", settings=settings, schemas=shown, partitions=(whole,))
+            shown = {output: schemas.to_json(schema) for output, schema in self._graph.schemas[node.id].items()}
+            use, config = given_as(self._graph, node)
+            return NodeSpec(node.id, "source", use, config=config, settings=settings, schemas=shown, partitions=(whole,))
         provided = self._host.describe("source", node.use)
         component, streams = self._graph.built[node.id], self._graph.streams[node.id]
         settings[DISCOVERED] = described(list(streams.values()))
@@ -121,6 +125,8 @@ class PlanWriter:
             node.blocks.get("extract") or {}, node.config.get("columns"), settings.get("columns"), settings.get("streams")
         )
         parts = component.parts(list(streams.values()), extract)
+        names = {output: _dataset(component, output or next(iter(streams))) for output in used}
+        settings["datasets"] = {output: named for output, named in names.items() if named}
         return NodeSpec(
             id=node.id,
             kind="source",
@@ -154,12 +160,28 @@ def _named(found: Mapping[str, pa.Schema]) -> list[dict[str, Any]]:
     return [{"name": name, "schema": schemas.to_json(schema)} for name, schema in found.items()]
 
 
+def _dataset(component: Any, *stream: str) -> list[str] | None:
+    """Return namespace and name of what a connector reads or writes, of connectors that say so."""
+    named = component.dataset(*stream) if hasattr(component, "dataset") else None
+    return None if named is None else [str(part) for part in named]
+
+
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings a plan carries: the state database's URL, which may hold a password, is not among them."""
+    """Return the settings a plan carries: the URL of the state and the keys of monitors, which may hold passwords, are left out."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     if isinstance(plain.get("state"), dict):
         plain["state"].pop("url", None)
+    if isinstance(plain.get("observe"), dict):
+        plain["observe"].pop("monitors", None)
     return plain
+
+
+def file_hash(workflow: Workflow) -> str:
+    """Return the hash of the file a workflow was read from, "" of one that was handed in."""
+    try:
+        return hashlib.sha256(Path(workflow.file).read_bytes()).hexdigest()[:16] if workflow.file else ""
+    except OSError:
+        return ""
 
 
 def _identity(node: NodeSpec, *, evolves: bool) -> dict[str, Any]:

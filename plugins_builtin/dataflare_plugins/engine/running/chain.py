@@ -12,6 +12,7 @@ import pyarrow as pa
 from dataflare_plugins.engine.running.change_path import ChangePath
 from dataflare_plugins.engine.running.environment import Environment, edge_key
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
+from dataflare_plugins.engine.running.state_sizes import StateSizes
 from dataflare_sdk import Barrier, Batch, EdgeSpec, End, Message, NodeSpec, Pause, Progress, TaskSpec, Watermark
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.changes import COLUMNS
@@ -42,6 +43,7 @@ class Operator:
         self.inputs = input_schemas(node)
         self.outputs = output_schemas(node)
         self.union = _union_of(self.inputs)
+        self.sizes = StateSizes()
         self.timed = "event_time" in self.component.features
         self.mixes = self.timed or "whole_input" in self.component.features
         self.path: ChangePath | None = None
@@ -89,7 +91,7 @@ class Chain:
         """Give the operators the state a checkpoint holds."""
         for name, operator in self.operators.items():
             if states.get(name) is not None:
-                operator.component.restore(states[name], self._env.store.get)
+                operator.component.restore(states[name], operator.sizes.reading(self._env.store.get))
 
     def emit(self, node: str, output: str, batch: Batch) -> None:
         """Send a batch of one node's output to everybody who reads it."""
@@ -203,9 +205,10 @@ class Chain:
         for name, operator in self.operators.items():
             if "rowwise" in operator.component.features:
                 operator.counts.settle()
-            state = operator.component.snapshot(self._env.store.put)
+            state = operator.component.snapshot(operator.sizes.writing(self._env.store.put))
             if state is not None:
                 states[name] = state
+                self._env.monitor.gauge(name, "state_bytes", operator.sizes.of(state))
         return states
 
     def forward(self, message: End | Pause) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dataflare_plugins.engine.running.budget import BUDGET, ErrorBudget
+from dataflare_plugins.engine.running.letter_input import LetterOrigin
 from dataflare_plugins.engine.running.monitor import Counts
 from dataflare_sdk import (
     CODES,
@@ -21,6 +23,8 @@ from dataflare_sdk import (
     RowRejection,
     code,
 )
+from dataflare_sdk.dead_letters import HIDDEN, change_of, column_types, values_at
+from dataflare_sdk.plans import output_schemas
 from dataflare_sdk.values import plain
 
 STEP_FAILED = code("data.step-failed", 1, "A step failed on a row.", "Mend the row or the step, or set `errors.on_record`.")
@@ -38,6 +42,7 @@ class ErrorHandler(Component[NoConfig]):
     def begin(self, plan: Plan, run_id: str) -> ErrorHandler:
         """Take the policies of a plan and return itself."""
         self._run_id = run_id
+        self._plan = plan
         self._nodes = {n.id: n for n in plan.nodes}
         self._masked = masked_columns(plan)
         budget = (plan.settings.get("errors") or {}).get("budget") or {}
@@ -121,6 +126,8 @@ class ErrorHandler(Component[NoConfig]):
         """Apply the policy of a node to rows it refused."""
         for rejection in rejections:
             policy = str(rejection.detail.get("policy") or self._nodes[node].settings.get("on_record") or "fail")
+            if policy == "fail" and batch is not None and isinstance(batch.origin, LetterOrigin):
+                policy = "dead_letter"  # it is one already, and stays one
             if policy == "fail":
                 raise self._failure(node, rejection, batch)
             if policy == "skip":
@@ -158,28 +165,53 @@ class ErrorHandler(Component[NoConfig]):
         )
 
     def _letter(self, node: str, rejection: RowRejection, batch: Batch | None) -> DeadLetter:
-        position, row, source = rejection.position, rejection.row, None
-        if batch is not None and rejection.index is not None:
-            if batch.origin is not None:
-                source = batch.origin.source
-                position = position or batch.origin.position(rejection.index)
-                row = row or batch.origin.values(rejection.index)
-            else:
-                row = row or batch.data.slice(rejection.index, 1).to_pylist()[0]
-        elif self._nodes[node].kind == "source":
-            source = node
-        masked = self._masked.get(source or node, frozenset())
-        return DeadLetter(
+        """Return the letter of a refused row: what its source read, and what the step was handed where that is something else."""
+        spec = self._nodes[node]
+        letter = DeadLetter(
             run_id=self._run_id,
             step=node,
             code=rejection.code,
             # It is kept: what a step says of a row may hold what the step was handed.
             cause=rejection.cause if self.ctx.host is None else self.ctx.host.redacted(rejection.cause),
-            position=position,
-            row=None if row is None else {k: "***" if k in masked else plain(v) for k, v in row.items()},
-            raw=None if masked else rejection.raw,
-            source=source,
+            position=rejection.position,
+            plan_hash=self._plan.hash,
+            file_hash=str(self._plan.settings.get("file_hash") or ""),
+            plugin=spec.plugin,
+            plugin_version=spec.version,
+            plugin_hash=spec.hash,
         )
+        if batch is None or rejection.index is None:
+            if spec.kind == "source":
+                types = column_types(next(iter(output_schemas(spec).values()))) if spec.schemas else ()
+                letter = replace(letter, source=node, types=types)
+            return replace(letter, **self._held(node, rejection.row), raw=None if self._masked.get(node) else rejection.raw)
+        index, origin = rejection.index, batch.origin
+        seen = values_at(batch.data, index)
+        letter = replace(letter, change=change_of(batch, index))
+        if origin is None:
+            return replace(letter, **self._held(node, rejection.row or seen), types=column_types(batch.data.schema))
+        read = values_at(origin.data, origin.index(index))
+        made = replace(
+            letter,
+            source=origin.source,
+            stream=batch.stream,
+            position=rejection.position or origin.position(index),
+            types=column_types(origin.data.schema),
+            **self._held(origin.source, rejection.row or read),
+        )
+        if isinstance(origin, LetterOrigin):
+            made = origin.again(made, index)
+        if batch.data.schema.equals(origin.data.schema) and seen == read:
+            return made
+        held = self._held(node, seen)
+        return replace(made, input=held["row"], input_masked=held["masked"], input_types=column_types(batch.data.schema))
+
+    def _held(self, node: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a row as it is kept where it leaves a node: columns masked downstream are hidden, and named."""
+        if row is None:
+            return {"row": None, "masked": ()}
+        hidden = [name for name in row if name in self._masked.get(node, ())]
+        return {"row": {k: HIDDEN if k in hidden else plain(v) for k, v in row.items()}, "masked": tuple(hidden)}
 
 
 def is_row_error(error: Exception) -> bool:

@@ -85,7 +85,7 @@ class LocalRun:
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return live counters."""
-        return {**self._monitor.snapshot(self.plan), "run_id": self._run_id or None}
+        return {**self._monitor.snapshot(self.plan), "run_id": self._run_id or None, "resumed": self._resumed}
 
     def result(self) -> Mapping[str, Any]:
         """Return status, counters and error once the run has ended; the engine's part of the document."""
@@ -171,6 +171,7 @@ class LocalRun:
                 failures += 1
                 if failures > policy.attempts or self._drain.wait(policy.delay(failures)):
                     raise
+                self._monitor.restarts += 1
                 self._emit(start, "run.retried", {"attempt": failures, "code": error.code})
 
     def _turned(self, store: Any, start: Start, turn: StreamsReshaped | PluginsRenewed) -> Start:
@@ -186,7 +187,13 @@ class LocalRun:
     def _newer(self) -> bool:
         """Whether a newer version of a plugin of this plan waits to be used, where it can be swapped: between two batches of a real run."""
         bulk = any(t.lane == "bulk" for t in self.plan.tasks)
-        if bulk or self._options.inputs or self._options.rehearse is not None or self._options.limit is not None:
+        if (
+            bulk
+            or self._options.inputs
+            or self.plan.settings.get("replay")
+            or self._options.rehearse is not None
+            or self._options.limit is not None
+        ):
             return False
         try:
             return not self._host.newer_plugins().keys().isdisjoint(n.plugin for n in self.plan.nodes)
@@ -258,7 +265,6 @@ class LocalRun:
             clock=self._options.clock,
             timed=any("event_time" in n.settings.get("features", ()) for n in self.plan.nodes),
         )
-        self._monitor.committed = {}
         handler: Callable[[], ErrorHandler] = lambda: self._host.build("error_handler", "default", {}).begin(  # noqa: E731
             self.plan, start.run_id
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dataflare_plugins.engine.planning.replays import USE
 from dataflare_plugins.engine.running.bulk import BulkTask
 from dataflare_plugins.engine.running.chain import Closed, Stopped
 from dataflare_plugins.engine.running.environment import Environment, edge_key
@@ -35,7 +36,7 @@ from dataflare_plugins.engine.running.signals import (
     Trigger,
 )
 from dataflare_plugins.engine.running.sink_task import SinkTask
-from dataflare_plugins.engine.running.source_task import SourceTask
+from dataflare_plugins.engine.running.source_task import SourceTask, own_key
 from dataflare_plugins.engine.running.step_task import StepTask
 from dataflare_sdk import ActorRef, ActorSystem, Checkpoint, DataflareError, DeadLetter, Opened, Plan, SchemaChange, TaskSpec
 from dataflare_sdk.failpoints import declare, failpoint
@@ -44,7 +45,9 @@ declare("job.epoch.passed", "job.epoch.logged", "job.epoch.committed", "job.epoc
 
 
 PUBLISH_EVERY = 2.0
-"""Seconds between two notes of the sources' gauges in the state store."""
+"""Seconds between two notes of what is under way in the state store."""
+LIVE = ("rows_in", "rows_out", "bytes")
+"""Counters that are noted there."""
 LOOK_EVERY = 1.0
 """Seconds between two looks for newer plugins."""
 
@@ -125,11 +128,12 @@ class Job:
         self._complete_run = False
         self._reshaped: dict[str, dict[str, SchemaChange]] = {}
         self._replaying: Checkpoint | None = None
+        self._handed_on: dict[str, Any] = {}  # by a replay: what steps kept that it does not go through
         self._pending: tuple[dict[str, Any], dict[str, Mapping[str, float]]] = ({}, {})
         checkpoint = (self._plan.settings.get("state") or {}).get("checkpoint") or {}
         self._every = float(checkpoint.get("every") or 10.0)
         self._rows = checkpoint.get("rows")
-        self._published_at = 0.0
+        self._began = self._published_at = time.monotonic()
         self._cut_at = time.monotonic()
         self._cut_rows = 0
 
@@ -156,6 +160,7 @@ class Job:
             if task.inputs:
                 room = {edge_key(e): self._env.shares.inbox for e in task.inputs}
                 self._env.inboxes[task.id] = self._actors.inbox(task.id, room)
+        self._env.monitor.inboxes = self._env.inboxes
         for task in self._plan.tasks:
             body = self._body(task)
             self._refs[task.id] = self._actors.spawn(task.id, body.run, on_exit=lambda name, error: self._events.put(Exited(name, error)))
@@ -193,18 +198,22 @@ class Job:
             self._stop = dict(logged.start)  # also of a run's first epoch, which may go on from where another run ended
         else:
             self._stop = dict(base.stop) if base is not None else dict(self._start.offsets)
+        self._env.monitor.committed = dict(base.counts) if base is not None else {}
         if base is not None:
-            self._env.monitor.committed = dict(base.counts)
+            self._env.monitor.committed_at = base.saved_at
         if logged is not None and logged.final and not decision.replay:
             self._already_finished()
             return
+        states = base.states if base is not None else self._start.states
+        if self._plan.settings.get("replay"):
+            self._handed_on = dict(states)
         message = Begin(
             epoch=decision.epoch,
             offsets=self._stop,
             until=dict(logged.stop) if decision.replay and logged is not None else None,
             ended=frozenset((logged if decision.replay else base).extra.get("ended", ())) if logged and base else frozenset(),
             closed=frozenset(logged.extra.get("closed", ())) if logged and decision.replay else frozenset(),
-            states=base.states if base is not None else self._start.states,
+            states=states,
             counts=base.counts if base is not None else {},
             watermarks=logged.extra.get("watermarks", {}) if logged and decision.replay else {},
         )
@@ -256,12 +265,17 @@ class Job:
         return "done" if self._complete_run or not self._drained else "interrupted"
 
     def _publish(self) -> None:
-        """Tell whoever looks from another process how far the sources are behind; counts are in the checkpoints."""
-        now = time.monotonic()
-        if not self._env.monitor.gauges or now - self._published_at < PUBLISH_EVERY:
+        """Tell whoever looks from another process what is under way, and how far the sources are behind; the rest is in the checkpoints.
+
+        A run that is over at once tells nothing, unless a source has something to say.
+        """
+        now, monitor = time.monotonic(), self._env.monitor
+        early = self._published_at == self._began and monitor.gauges
+        if now - self._published_at < PUBLISH_EVERY and not early:
             return
         self._published_at = now
-        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": self._env.monitor.gauges}
+        nodes = {name: {key: int(counts.as_dict().get(key, 0)) for key in LIVE} for name, counts in tuple(monitor.live.items())}
+        live = {"run_id": self._start.run_id, "time": time.time(), "gauges": monitor.gauges, "nodes": nodes, "restarts": monitor.restarts}
         with contextlib.suppress(DataflareError):  # a look is not worth a run
             self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
@@ -342,7 +356,7 @@ class Job:
         assert epoch is not None
         failpoint("job.epoch.passed")
         stop, ended, closed, letters = dict(self._stop), set[str](), set[str](), list[DeadLetter]()
-        states: dict[str, Any] = {}
+        states = dict(self._handed_on)
         counts: dict[str, Mapping[str, float]] = {}
         marks: dict[str, list[list[Any]]] = {}
         for passed in epoch.passed.values():
@@ -371,6 +385,7 @@ class Job:
                         "closed": sorted(closed),
                         "time": epoch.time,
                         **({"watermarks": marks} if marks else {}),
+                        **self._replayed(stop),
                     },
                 ),
                 letters,
@@ -380,6 +395,14 @@ class Job:
         self._tell(self._sinks, Commit(epoch.number, stop, epoch.final))
         if not self._sinks:
             self._complete()
+
+    def _replayed(self, stop: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the state store has to mark, with the epoch, as replayed."""
+        for node in self._plan.nodes:
+            if node.use == USE:
+                offset = stop.get(own_key(node)) or {}
+                return {"replayed": {"replay": node.config["replay"], "upto": str(offset.get("letter", ""))}}
+        return {}
 
     def _complete(self) -> None:
         """Every destination holds the epoch."""
@@ -391,10 +414,11 @@ class Job:
             counts = dict(self._replaying.counts)  # logged before the crash; a destination that dropped rows knows none
         self._env.monitor.committed = counts
         self._env.monitor.epoch = epoch.number
+        self._env.monitor.committed_at = time.time()
         finished = {"status": "done", "rows": self._env.monitor.report(self._plan)["rows"]} if epoch.final else None
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
-        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final})
+        self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final, "counts": counts})
         self._epoch = None
         if epoch.final:
             self._acknowledge()

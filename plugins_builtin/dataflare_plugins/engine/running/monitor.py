@@ -31,7 +31,18 @@ class Counts:
 
 
 class WorkflowMonitor(Component[NoConfig]):
-    """Holds the live counters of a run, and writes the counts of committed epochs into its report."""
+    """Holds the live counters of a run, and writes the counts of committed epochs into its report.
+
+    Attributes:
+        live: node to its counters now; they fall back to what is committed when an attempt begins anew.
+        committed: node to its counts of committed epochs; replaced as a whole with every epoch, so one look is of one epoch.
+        epoch: the newest epoch that every destination holds.
+        committed_at: when it was, seconds since 1970 UTC; None before the first.
+        restarts: how often the run was tried again.
+        inboxes: task to its inbox, of the attempt under way.
+        metrics: node to the counters that its component keeps of its own.
+        gauges: node to how large something of it is now.
+    """
 
     Config = NoConfig
 
@@ -40,6 +51,9 @@ class WorkflowMonitor(Component[NoConfig]):
         self.live: dict[str, Counts] = {}
         self.committed: dict[str, Mapping[str, float]] = {}
         self.epoch = 0
+        self.committed_at: float | None = None
+        self.restarts = 0
+        self.inboxes: Mapping[str, Any] = {}
         self.metrics: dict[str, dict[str, float]] = {}
         self.gauges: dict[str, dict[str, float]] = {}
 
@@ -58,13 +72,34 @@ class WorkflowMonitor(Component[NoConfig]):
         self.gauges.setdefault(node, {})[name] = value
 
     def snapshot(self, plan: Plan) -> dict[str, Any]:
-        """Return live counters per node, for a progress display."""
-        return {"nodes": [self._shown(n) for n in plan.nodes], "epoch": self.epoch}
+        """Return what is known of the run now, for displays and monitors.
 
-    def _shown(self, node: NodeSpec) -> dict[str, Any]:
+        Each of `nodes` has the live counters; under `committed` those of committed epochs, all of one and the same; under `metrics`
+        and `gauges` what its component keeps of its own. `queues` says how many bytes wait at each input of a task, how many may,
+        and how many seconds its writers have waited for room.
+        """
+        epoch, committed = self.epoch, self.committed
+        return {
+            "nodes": [self._shown(n, committed.get(n.id, {})) for n in plan.nodes],
+            "epoch": epoch,
+            "committed_at": self.committed_at,
+            "restarts": self.restarts,
+            "queues": self._queues(),
+        }
+
+    def _shown(self, node: NodeSpec, committed: Mapping[str, float]) -> dict[str, Any]:
         counts = self.live[node.id].as_dict() if node.id in self.live else {}
-        own = {**self.metrics.get(node.id, {}), **self.gauges.get(node.id, {})}
-        return {"id": node.id, "kind": node.kind, "plugin": node.use, **counts, **({"metrics": own} if own else {})}
+        own = {"metrics": dict(self.metrics.get(node.id, {})), "gauges": dict(self.gauges.get(node.id, {}))}
+        shown = {"id": node.id, "kind": node.kind, "plugin": node.use, **counts, "committed": dict(committed)}
+        return {**shown, **{name: values for name, values in own.items() if values}}
+
+    def _queues(self) -> list[dict[str, Any]]:
+        """Return how full the inputs of every task are, of actor systems that can say so."""
+        found = []
+        for task, inbox in tuple(self.inboxes.items()):
+            for name, (held, room, waited) in getattr(inbox, "levels", dict)().items():
+                found.append({"task": task, "input": name, "bytes": held, "room": room, "waited": waited})
+        return found
 
     def report(self, plan: Plan) -> dict[str, Any]:
         """Return `rows` and `nodes` of the run's document, of committed epochs."""

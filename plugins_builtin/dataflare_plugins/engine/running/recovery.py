@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_sdk import Checkpoint, Component, NoConfig, Opened, Plan, StateStore, code
+from dataflare_sdk import Checkpoint, Component, NoConfig, NodeSpec, Opened, Plan, StateStore, code
 from dataflare_sdk.offsets import kept
 from dataflare_sdk.plans import extract_of_spec
 from dataflare_sdk.records import field, record
@@ -157,8 +157,12 @@ class RecoveryManager(Component[NoConfig]):
         return Decision(epoch=logged.epoch, replay=True, behind=behind)
 
     def _anew(self, store: StateStore, plan: Plan, now: int, run_id: str, last: Checkpoint | None) -> Start:
-        offsets = kept(store, plan.workflow, plan.nodes, last)
-        return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets, states=goes_on(plan, last))
+        replay = plan.settings.get("replay")
+        # Letters stand in for a source here, and others are left out: what their runs go on from is handed on all the same.
+        nodes = plan.nodes if replay is None else [NodeSpec(**n) for n in replay["sources"]]
+        offsets = kept(store, plan.workflow, nodes, last)
+        states = goes_on(plan, last) if replay is None else dict(last.states) if last is not None else {}
+        return Start(run_id=run_id or secrets.token_hex(6), plan=plan, started=now, offsets=offsets, states=states)
 
     def _overwrites(self, plan: Plan) -> bool:
         modes = [(n.settings.get("write") or {}).get("mode") for n in plan.nodes if n.kind == "destination"]
@@ -176,6 +180,9 @@ class RecoveryManager(Component[NoConfig]):
         saved = self._saved_plan(store, checkpoint)
         if saved is None:
             return "the workflow changed since"
+        replay = saved.settings.get("replay")
+        if replay is not None:
+            return "it is a replay of dead letters: finish that with `dataflare dlq replay` first"
         old = {n.id: (n.use, n.config, n.settings, n.partitions) for n in saved.nodes}
         new = {n.id: (n.use, n.config, n.settings, n.partitions) for n in plan.nodes}
         window = next((s for n in saved.nodes if (s := n.settings.get("extract") or {}).get("stop") is not None), None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from dataflare_plugins.engine.planning.replays import USE
 from dataflare_plugins.engine.running.arrow_input import ArrowInput
 from dataflare_plugins.engine.running.chain import IDLE, Chain, Stopped
 from dataflare_plugins.engine.running.environment import Environment
 from dataflare_plugins.engine.running.error_handler import ErrorHandler
 from dataflare_plugins.engine.running.fusing import Fused, fused
 from dataflare_plugins.engine.running.lag import Lag
+from dataflare_plugins.engine.running.letter_input import LetterInput
 from dataflare_plugins.engine.running.quiet import Quiet
 from dataflare_plugins.engine.running.recovery import ENDED_WITHIN, OTHER_SHAPE
 from dataflare_plugins.engine.running.signals import (
@@ -101,6 +103,8 @@ class SourceTask:
     def _build(self) -> Any:
         if self._node.use == "arrow-input":
             return ArrowInput(self._env.arrow_inputs[self._node.id], self._node)
+        if self._node.use == USE:
+            return LetterInput(self._env, self._node)
         return self._env.build(self._node)
 
     def _plan_reading(self, begin: Begin) -> None:
@@ -390,9 +394,11 @@ def offset_key(node: NodeSpec, partition: Partition, count: int) -> str:
 
 
 def own_key(node: NodeSpec) -> str:
-    """Return the key of a source's offsets: its id. A window of a backfill has a key of its own.
+    """Return the key of a source's offsets: its id. A window of a backfill, and a replay, have a key of their own.
 
     The offset of the normal runs is handed on beside it from checkpoint to checkpoint, untouched.
     """
+    if node.use == USE:
+        return f"letters {node.id}"
     stop = (node.settings.get("extract") or {}).get("stop")
     return node.id if stop is None else f"window {node.id}"

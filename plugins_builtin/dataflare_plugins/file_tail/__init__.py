@@ -1,0 +1,1 @@
+"""`file-tail`: files that grow, followed line by line."""

@@ -1,0 +1,535 @@
+"""Which files there are now: new ones, rotated ones, copies of truncated ones; and where each stands.
+
+Files are told apart by inode and first bytes, never by name. A name is followed from file to file: what is left of the old
+one is read before the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dataflare_plugins.file_tail.marks import TAIL, Mark, pread
+from dataflare_plugins.file_tail.piece import Piece, last_line_end, new_mark
+from dataflare_sdk import CODES, code
+
+GONE = code(
+    "file-tail.gone",
+    4,
+    "A followed file was removed or cut before all of it was read.",
+    "Bring the file back (also under another name in its folder), or set `on_lost: skip` to go on without it.",
+)
+MOST_OPEN = 256
+"""Handles held at most; the file read longest ago is opened again when it grows."""
+AGAIN = 10
+"""Times a look is begun again at once because files moved under it."""
+LOOKS = 20
+"""A look for files takes at most this part of the time."""
+
+
+class Moved(Exception):  # noqa: N818 - an event to act upon, not an error for a person
+    """A file was rotated in the middle of a look: the look is begun again, so that generations are met in their order."""
+
+
+class Follower:
+    """Keeps the list of followed files up to date.
+
+    Args:
+        pattern: file or glob, absolute or relative to `base`.
+        base: folder that relative paths start from.
+        marks: files that an offset knows, by key.
+        following: number of the next key.
+        wait: seconds after which a file that lost its name and does not grow is let go.
+        latest: files that are there at the first look are read from their end.
+        lost: told (message, bytes) of what can never be read; raises where the policy is to fail.
+        note: told of events, for the log.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        base: Path,
+        marks: Mapping[str, Mark],
+        following: int,
+        *,
+        wait: float,
+        latest: bool,
+        lost: Callable[[str, int], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._pattern = pattern
+        self._base = base
+        self._single = None if glob.has_magic(pattern) else base / pattern
+        self._wait = wait
+        self._latest = latest
+        self._lost = lost
+        self._note = note
+        self._next = following
+        self._cost = 0.0
+        self._waiting: dict[tuple[int, int], float] = {}
+        self._missing: dict[str, Mark] = dict(marks)
+        self._newest: dict[str, tuple[int, int]] = {}
+        """Name to number and time of the newest file that was followed under it."""
+        for key, mark in marks.items():
+            self._aged(key, mark.name, mark.time)
+        self._files: dict[str, Any] | None = None
+        self.pieces: dict[str, Piece] = {}
+        self.finished: dict[str, Mark] = {}
+
+    # -- offsets -----------------------------------------------------------------------------------------
+
+    def offset(self, moved: Piece | None = None) -> dict[str, Any]:
+        """Return where all files stand; `moved` is the only one that was read on since the last call, where no look came between."""
+        if self._files is None or moved is None:
+            self._files = {k: m.to_json() for k, m in self.finished.items()}
+            self._files.update((k, p.mark.to_json()) for k, p in self.pieces.items())
+        elif moved.key in self.pieces:
+            self._files[moved.key] = moved.mark.to_json()
+        return {"v": 1, "next": self._next, "files": dict(self._files)}
+
+    def forget(self, offset: Mapping[str, Any]) -> None:
+        """Drop files that were done with at an offset which is durable everywhere, and that are not there any more."""
+        acked = offset.get("files") or {}
+        for key in [k for k in self.finished if (acked.get(k) or {}).get("done")]:
+            if self._path_of(self.finished[key]) is None:
+                del self.finished[key]
+                self._files = None
+
+    def _aged(self, key: str, name: str, time: int) -> None:
+        self._newest[name] = max(self._newest.get(name, (-1, 0)), (int(key), time))
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def names(self) -> list[tuple[str, Path, os.stat_result]]:
+        """Return the files that the pattern means now, with the names that people know them by."""
+        if self._single is not None:
+            paths = [self._single]
+        else:
+            found = glob.iglob(str(self._base / self._pattern), recursive=True)  # noqa: PTH207 - absolute patterns
+            paths = sorted(Path(p) for p in found)
+        made = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    made.append((name_of(path, self._base), path, status))
+        return made
+
+    @property
+    def rest(self) -> float:
+        """Seconds to rest between two looks, by what the last one cost."""
+        return self._cost * LOOKS
+
+    def look(self) -> bool:
+        """Look for what is new, gone or longer; True when there is something to read or to do.
+
+        Raises:
+            DataflareError: `world.permission`, `file-tail.gone`.
+        """
+        began = time.monotonic()
+        changed, self._files = True, None
+        for _ in range(AGAIN):
+            there = self.names()
+            try:
+                changed = self._recall(there) if self._missing else False
+                changed |= self._watch(there)
+                changed |= self._meet(there)
+            except Moved:
+                continue
+            break
+        self._latest = False
+        self._cost = time.monotonic() - began
+        return changed
+
+    def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Find the files of an offset again, under whatever name, and what came and went meanwhile."""
+        moved: dict[str, int] = {}
+        for key, mark in sorted(self._missing.items(), key=lambda item: int(item[0])):
+            if mark.done:
+                self.finished[key] = mark
+                continue
+            if mark.at == 0 and mark.size == 0:
+                moved[mark.name] = mark.time  # nothing tells it from the generations that came since
+                continue
+            fd, path = self.find(mark, there)
+            if fd is None or path is None:
+                self._note(f"'{mark.name}' is not there any more; what was appended to it after byte {mark.at} was not read")
+                self.finished[key] = replace(mark, done=True)
+                moved[mark.name] = mark.time
+                continue
+            piece = self._add(key, mark, path, fd)
+            piece.home = self._base / mark.name
+            piece.late = piece.late or (piece.dev, piece.ino) != (mark.dev, mark.ino)
+            if piece.late or not self._is_named(piece, there):
+                piece.left = True
+                moved[mark.name] = mark.time
+        self._missing = {}
+        for name, since in moved.items():
+            self._between(name, since, there)
+        return True
+
+    def find(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> tuple[int | None, Path | None]:
+        """Open the file that a mark means, or a copy that holds what was read of it; (None, None) when there is none."""
+        home = self._base / mark.name
+        for sure in (True, False):
+            for path, status in self._candidates(home, there):
+                if (_inode(status) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
+                    continue
+                if not sure and mark.size == 0:
+                    continue  # nothing is known of it that others have not
+                fd = self._open(path)
+                if fd is None:
+                    continue
+                if mark.fits(fd):
+                    return fd, path
+                os.close(fd)
+        return None, None
+
+    def _candidates(self, home: Path, there: Sequence[tuple[str, Path, os.stat_result]] | None) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the files a mark may mean: its name, its folder, whatever the pattern finds; plain files of the system's only."""
+        seen = set[Path]()
+        folders = dict.fromkeys((home.parent, home.resolve().parent))
+        beside = (Path(e.path) for folder in folders for e in _entries(folder))
+        for path in itertools.chain((home,), beside, (p for _, p, _ in there or ())):
+            if path in seen:
+                continue
+            seen.add(path)
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+    def _between(self, name: str, since: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Take up the generations that came and went under a name while nobody looked; True when there were some.
+
+        They bear a rotated name, were written to at `since` or later, and nobody has read them.
+
+        Raises:
+            Moved: the name means another file by now than when the look began.
+        """
+        known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
+        known |= {_inode(s) for _, _, s in there}
+        home = self._base / name
+        newer = []
+        entries = _entries(home.parent)
+        named = _named(there, home)
+        if named != _inode_of(home) and (named is not None or any(p == home for _, p, _ in self.names())):
+            raise Moved
+        for entry in entries:
+            if home.name not in origins_of(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                inode = _inode(status)
+                if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= since:
+                    newer.append((status.st_mtime_ns, Path(entry.path), inode))
+        found = False
+        for _, path, inode in sorted(newer):
+            fd = self._open(path)
+            if fd is None:
+                continue
+            if self._is_copy(path, inode, fd):
+                os.close(fd)
+                continue
+            self._note(f"'{path.name}' is a generation of '{name}' that nobody has read yet")
+            piece = self._begin(name, path, fd)
+            piece.home, piece.left, found = home, True, True
+        return found
+
+    def _watch(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Look at the files that are followed: longer, shorter, renamed, gone."""
+        by_path = {path: status for _, path, status in there}
+        changed = False
+        now = time.monotonic()
+        for piece in list(self.pieces.values()):
+            status = self._status(piece, by_path)
+            if status is None:
+                self._finish(piece)
+                changed = True
+                continue
+            if status.st_size < piece.size and (piece.fd is None or not piece.mark.fits(piece.fd)):
+                self.cut(piece, there)
+                changed = True
+                continue
+            if status.st_size < piece.size and piece.unread:
+                self._lost(f"'{piece.name}' was cut back to {status.st_size} bytes before all of it was read", piece.size - status.st_size)
+            if piece.at == 0 and piece.size == 0 and status.st_size > 0 and self._between(piece.name, piece.time, there):
+                self._renumber(piece)  # what it holds now may be newer than they are
+            changed |= piece.looked(status)
+            self._aged(piece.key, piece.name, piece.time)
+            if not piece.left and not piece.late:
+                named = by_path.get(piece.home)
+                if named is None or _inode(named) != (piece.dev, piece.ino):
+                    self._between(piece.name, piece.time, there)
+                    piece.left, piece.changed, changed = True, now, True
+        return changed
+
+    def _status(self, piece: Piece, by_path: Mapping[Path, os.stat_result]) -> os.stat_result | None:
+        """Return what the system says of a piece's file, wherever it is; None: it is gone and nobody holds it."""
+        if piece.fd is not None:
+            return os.fstat(piece.fd)
+        status = by_path.get(piece.path)
+        if status is not None and _inode(status) == (piece.dev, piece.ino):
+            return status
+        path = self._path_of(piece.mark)
+        if path is None:
+            return None
+        piece.path = path
+        return path.stat()
+
+    def _path_of(self, mark: Mark) -> Path | None:
+        """Return where the inode of a mark is: its name, else another one in that folder."""
+        home = self._base / mark.name
+        for path in (home, *(Path(e.path) for e in _entries(home.parent) if e.inode() == mark.ino)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if _inode(status) == (mark.dev, mark.ino):
+                    return path
+        return None
+
+    def _meet(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        """Begin to follow files that are new; a copy that somebody is about to cut the original of is none."""
+        known = {(p.dev, p.ino) for p in self.pieces.values() if not p.truncated}
+        done = {(m.dev, m.ino): k for k, m in self.finished.items()}
+        changed = False
+        for name, path, status in sorted(there, key=lambda one: (one[2].st_mtime_ns, one[0])):
+            inode = _inode(status)
+            if inode in known:
+                continue
+            if inode in done and status.st_size == self.finished[done[inode]].at:
+                continue
+            fd = self._open(path)
+            if fd is None:
+                continue
+            if _inode(os.fstat(fd)) != inode:
+                os.close(fd)
+                raise Moved
+            if inode in done and self._revived(done[inode], path, fd):
+                changed = True
+                continue
+            if self._is_copy(path, inode, fd):
+                os.close(fd)
+                continue
+            self._meet_one(name, path, fd, there)
+            known.add(inode)
+            changed = True
+        if self._waiting:
+            here = {_inode(s) for _, _, s in there}
+            self._waiting = {k: v for k, v in self._waiting.items() if k in here}
+        return changed
+
+    def _meet_one(self, name: str, path: Path, fd: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
+        """Begin to follow a file, after the generations between it and the last one of its name.
+
+        Raises:
+            Moved: it was rotated, or cut, meanwhile.
+        """
+        before = os.fstat(fd)
+        mark = new_mark(name, fd)
+        try:
+            if name in self._newest:
+                self._between(name, self._newest[name][1], there)
+            now = os.fstat(fd)
+            emptied = now.st_size == 0 and now.st_mtime_ns != before.st_mtime_ns
+            if now.st_size < before.st_size or emptied or not mark.fits(fd):
+                raise Moved
+        except Moved:
+            os.close(fd)
+            raise
+        self._begin(name, path, fd)
+
+    def _renumber(self, piece: Piece) -> None:
+        """Put a file of which nothing was read behind all others of its name."""
+        del self.pieces[piece.key]
+        piece.key, self._next = str(self._next), self._next + 1
+        self.pieces[piece.key] = piece
+
+    def _revived(self, key: str, path: Path, fd: int) -> bool:
+        """Follow a file again that was let go and has grown since."""
+        mark = self.finished[key]
+        if not mark.fits(fd):
+            return False  # the number of an inode that was given away again
+        del self.finished[key]
+        piece = self._add(key, mark, path, fd)
+        piece.done, piece.left, piece.home = False, path != self._base / mark.name, self._base / mark.name
+        return True
+
+    def _is_copy(self, path: Path, inode: tuple[int, int], fd: int) -> bool:
+        """Whether a file with a rotated name so far holds just what the followed one does: it may be cut in a moment."""
+        size = os.fstat(fd).st_size
+        homes = {path.with_name(name) for name in origins_of(path.name)}
+        for piece in self.pieces.values() if homes and size else ():
+            if piece.home not in homes or piece.fd is None or piece.truncated:
+                continue
+            mark = piece.mark
+            end = min(size, os.fstat(piece.fd).st_size)
+            part = min(mark.size, end)
+            at = max(0, end - TAIL)
+            if part and pread(fd, part, 0) == pread(piece.fd, part, 0) and pread(fd, end - at, at) == pread(piece.fd, end - at, at):
+                since = self._waiting.setdefault(inode, time.monotonic())
+                return time.monotonic() - since < self._wait
+        return False
+
+    # -- ends --------------------------------------------------------------------------------------------
+
+    def cut(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> None:
+        """A file does not hold any more what was read of it: go on in the copy that was made of it, then begin it anew.
+
+        Raises:
+            DataflareError: `file-tail.gone`: there is no copy, and bytes are known to be lost.
+        """
+        mark, seen, self._files = piece.mark, piece.size, None
+        piece.truncated = True
+        piece.close()
+        self.finished[piece.key] = replace(mark, done=True)
+        del self.pieces[piece.key]
+        fd, path = self._copy_of(mark)
+        if fd is not None and path is not None:
+            self._note(f"'{piece.name}' was cut; the rest of it is read from its copy '{path.name}'")
+            status = os.fstat(fd)
+            late = replace(mark, dev=status.st_dev, ino=status.st_ino, late=True)
+            self._add(piece.key, late, path, fd).home = piece.home
+            del self.finished[piece.key]
+        else:
+            self._note(f"'{piece.name}' was cut at byte {mark.at} and begins anew")
+            if seen > mark.at:
+                self._lost(f"'{piece.name}' was cut when {seen - mark.at} bytes of it were not read yet", seen - mark.at)
+        with contextlib.suppress(Moved):  # then they are found when the new file is met
+            self._between(mark.name, mark.time, self.names() if there is None else there)
+
+    def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
+        """Open the copy of a file that was cut."""
+        if mark.size == 0:
+            return None, None
+        for path, status in self._candidates(self._base / mark.name, None):
+            if _inode(status) == (mark.dev, mark.ino) or status.st_size < mark.at:
+                continue
+            fd = self._open(path)
+            if fd is not None and mark.fits(fd):
+                return fd, path
+            if fd is not None:
+                os.close(fd)
+        return None, None
+
+    def settle(self, piece: Piece) -> None:
+        """Let go a file that was read to its end, has lost its name, and does not grow any more."""
+        if piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait):
+            self._finish(piece)
+
+    def ended(self, piece: Piece) -> bool:
+        """Whether what stands behind the last line feed of a file is a line: nobody writes to it any more."""
+        return piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait)
+
+    def _finish(self, piece: Piece) -> None:
+        self._files = None
+        piece.close()
+        del self.pieces[piece.key]
+        self.finished[piece.key] = replace(piece.mark, done=True)
+
+    # -- handles -----------------------------------------------------------------------------------------
+
+    def hold(self, piece: Piece) -> bool:
+        """Have a piece's file open; False when it is gone."""
+        piece.used = time.monotonic()
+        if piece.fd is not None:
+            return True
+        fd, path = self.find(piece.mark)
+        if fd is None or path is None:
+            return False
+        piece.fd, piece.path = fd, path
+        self._close_some()
+        return True
+
+    def _close_some(self) -> None:
+        held = [p for p in self.pieces.values() if p.fd is not None]
+        if len(held) > MOST_OPEN:
+            for piece in sorted((p for p in held if not p.left and not p.unread), key=lambda p: p.used)[: len(held) - MOST_OPEN]:
+                piece.close()
+
+    def _begin(self, name: str, path: Path, fd: int) -> Piece:
+        at = last_line_end(fd) if self._latest else 0
+        key, self._next = str(self._next), self._next + 1
+        return self._add(key, new_mark(name, fd, at=at), path, fd)
+
+    def _add(self, key: str, mark: Mark, path: Path, fd: int) -> Piece:
+        piece = Piece(key, mark, path, fd)
+        status = os.fstat(fd)
+        piece.dev, piece.ino, piece.size = status.st_dev, status.st_ino, status.st_size
+        self.pieces[key] = piece
+        self._aged(key, piece.name, piece.time)
+        if len(self.pieces) > MOST_OPEN and not piece.late:
+            piece.close()  # it is opened again when its turn comes
+        return piece
+
+    def _open(self, path: Path) -> int | None:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            if glob.has_magic(self._pattern) or path == self._single:
+                raise CODES["world.permission"].error(f"the file '{path}' may not be read", file=str(path)) from error
+            return None
+
+    def _is_named(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+        return any(p == piece.home and _inode(s) == (piece.dev, piece.ino) for _, p, s in there)
+
+    def close(self) -> None:
+        """Let every handle go."""
+        for piece in self.pieces.values():
+            piece.close()
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return _inode(path.stat())
+    except OSError:
+        return None
+
+
+def _named(there: Sequence[tuple[str, Path, os.stat_result]], path: Path) -> tuple[int, int] | None:
+    """Return the inode that a path had when the look began."""
+    return next((_inode(s) for _, p, s in there if p == path), None)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        return []
+
+
+def name_of(path: Path, base: Path) -> str:
+    """Return a file's name as people know it: relative to the workflow where it lies below."""
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+
+_ROTATED = re.compile(r"(?P<stem>.+?)[._-](?:[0-9][0-9T.:_-]*|old)")
+_DATED = re.compile(r"(?P<stem>.+?)[._-][0-9][0-9T.:_-]*(?P<ending>\.[^.0-9][^.]*)")
+
+
+def origins_of(name: str) -> list[str]:
+    """Return the names that rotation may have made a name of.
+
+    >>> origins_of("app.log.1"), origins_of("app.log-20260101"), origins_of("app.2026-01-01.log")
+    (['app.log'], ['app.log'], ['app.log'])
+    >>> origins_of("app.log"), origins_of("app-errors.log")
+    ([], [])
+    """
+    rotated, dated = _ROTATED.fullmatch(name), _DATED.fullmatch(name)
+    return [*([rotated["stem"]] if rotated else ()), *([dated["stem"] + dated["ending"]] if dated else ())]

@@ -1,0 +1,1 @@
+"""`http`: rows are sent to a server, batch by batch."""

@@ -1,0 +1,1 @@
+"""Rows of a web service, asked by key."""

@@ -1,0 +1,1 @@
+"""Events of a run, posted to an address as JSON."""

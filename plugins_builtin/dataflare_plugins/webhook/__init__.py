@@ -1,0 +1,1 @@
+"""`webhook`: an HTTP server that takes rows and says so when they are on the disk."""

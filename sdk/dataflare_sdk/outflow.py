@@ -1,0 +1,123 @@
+"""Outflow: rows become messages, many at a time; texts made of a row's columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.contracts import RowRejection
+from dataflare.errors import code
+from dataflare_sdk import duck
+from dataflare_sdk.compute import pc
+from dataflare_sdk.formats import finite
+from dataflare_sdk.schema import literal, quote
+
+NULL_PART = code(
+    "data.null-part", 1, "A column that names where a row goes is NULL.", "Fill it in before, or leave the column out of the template."
+)
+
+
+class Payloads:
+    """Makes the payload of each row: one JSON object as the `jsonl` destination writes it, or one column as it stands.
+
+    >>> import pyarrow as pa
+    >>> from dataflare_sdk.outflow import Payloads
+    >>> rows = pa.record_batch({"n": [1, None], "f": [0.5, float("nan")]})
+    >>> made = Payloads(rows.schema)
+    >>> made.encode(rows)
+    [b'{"n":1,"f":0.5}', b'{"n":null,"f":null}']
+    >>> made.close()
+
+    Args:
+        schema: of the rows.
+        column: the column whose bytes or text are the payload; None: the whole row.
+        leave_out: columns that are not part of the object.
+    """
+
+    def __init__(self, schema: pa.Schema, column: str | None = None, *, leave_out: Sequence[str] = ()) -> None:
+        if column is None:
+            fields = ", ".join(f"{literal(f.name)}, {finite(quote(f.name), f.type)}" for f in schema if f.name not in leave_out)
+            item = f"json_object({fields})::VARCHAR"
+        elif pa.types.is_binary(schema.field(column).type):
+            item = quote(column)
+        else:
+            item = f"CAST({quote(column)} AS VARCHAR)"
+        self._sql = f"SELECT {item} AS payload FROM rows"
+        self._connection: Any = None
+
+    def encode(self, rows: pa.RecordBatch) -> list[bytes | None]:
+        """Return the payloads in order; a column that is NULL has none."""
+        if self._connection is None:
+            self._connection = duck.session()
+        self._connection.register("rows", pa.Table.from_batches([rows]))
+        try:
+            made = self._connection.sql(self._sql).to_arrow_table().column(0)
+        finally:
+            self._connection.unregister("rows")
+        found: list[bytes | None] = made.cast(pa.binary()).to_pylist()
+        return found
+
+    def close(self) -> None:
+        """Release the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+class Template:
+    """A text with columns in it: `plant/{site}/state`. `{{` and `}}` are braces.
+
+    >>> import pyarrow as pa
+    >>> from dataflare_sdk.outflow import Template
+    >>> template = Template("plant/{site}/{n}")
+    >>> template.columns
+    ('site', 'n')
+    >>> template.texts(pa.record_batch({"site": ["a", "b", None], "n": [1, 2, 3]}))
+    ['plant/a/1', 'plant/b/2', None]
+
+    Raises:
+        ValueError: a brace that belongs to nothing.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._parts: list[tuple[str, bool]] = []
+        at = 0
+        for found in _PART.finditer(text):
+            self._parts.append((text[at : found.start()], False))
+            at = found.end()
+            if found[0] in ("{{", "}}"):
+                self._parts.append((found[0][0], False))
+            elif found[1]:
+                self._parts.append((found[1], True))
+            else:
+                raise ValueError(f"'{text}' has a brace that belongs to no column")
+        self._parts.append((text[at:], False))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns in it, in order, each once."""
+        return tuple(dict.fromkeys(text for text, column in self._parts if column))
+
+    def texts(self, rows: pa.RecordBatch) -> list[str | None]:
+        """Return the text of each row; None where a column in it is NULL."""
+        if not self.columns:
+            return ["".join(text for text, _ in self._parts)] * rows.num_rows
+        columns = [rows.column(text).cast(pa.string()) if column else pa.scalar(text) for text, column in self._parts]
+        found: list[str | None] = pc.binary_join_element_wise(*columns, "").to_pylist()
+        return found
+
+    def refused(self, rows: pa.RecordBatch) -> list[RowRejection]:
+        """Return the rows whose text cannot be made."""
+        bad: dict[int, str] = {}
+        for name in self.columns:
+            column = rows.column(name)
+            if column.null_count:
+                for i in pc.indices_nonzero(pc.is_null(column)).to_pylist():
+                    bad.setdefault(i, name)
+        return [RowRejection(NULL_PART.name, f"'{name}' is NULL", index=i, detail={"column": name}) for i, name in sorted(bad.items())]

@@ -1,0 +1,119 @@
+"""A step of time driven by hand: batches, ends of epochs, and crashes after which an epoch is done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare.contracts import Progress, Watermark
+from dataflare.lifecycle import Runtime
+from dataflare_sdk import Batch
+from dataflare_sdk.event_time import FOREVER
+from dataflare_sdk.testing.context import FakeContext
+
+
+class Bench:
+    """One processor.
+
+    Args:
+        runtime: builds it.
+        folder: its scratch folder.
+        use: its name.
+        config: its `with:` block.
+        inputs: input to the rows of each of its partitions.
+        shares: how many threads it is given in each of its lives, in turn.
+
+    Attributes:
+        given: output to the batches of the epochs that ended.
+        step: the processor.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        folder: Path,
+        use: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, list[pa.Table]],
+        shares: Sequence[int] = (1,),
+    ) -> None:
+        self._factory = runtime.host.factory("processor", use)
+        self._runtime, self._folder, self._config = runtime, folder, config
+        self._inputs = inputs
+        self._at = {(name, part): 0 for name, tables in inputs.items() for part in range(len(tables))}
+        self._shares = list(shares)
+        self._chunks: dict[str, bytes] = {}
+        self._epoch: list[tuple[str, pa.RecordBatch]] = []
+        self._done: list[tuple[str, int, int, int]] = []
+        self._state: Any = None
+        self.given: dict[str, list[pa.RecordBatch]] = {}
+        self.now = 1_767_225_600_000_000
+        self.step = self._made()
+
+    def _made(self) -> Any:
+        host = self._runtime.host
+        ctx = FakeContext(self._folder, "step")
+        ctx.threads = self._shares[0]
+        self._shares.append(self._shares.pop(0))  # the next life has another number
+        ctx._components = lambda k, n, c: host.factory(k, n)(host.factory(k, n).configure(dict(c)), ctx)
+        step = self._factory(self._factory.configure(self._config), ctx)
+        self.schemas = dict(step.output_schemas({name: tables[0].schema for name, tables in self._inputs.items()}))
+        self.given = self.given or {name: [] for name in self.schemas}
+        return step
+
+    def read(self, name: str, part: int, rows: int) -> None:
+        """Hand on rows of a partition."""
+        start = self._at[name, part]
+        table = self._inputs[name][part]
+        self._at[name, part] = min(start + rows, table.num_rows)
+        self._done.append((name, part, start, rows))
+        for data in table.slice(start, rows).combine_chunks().to_batches():
+            self._keep(self.step.process(Batch(name, data, partition=f"{name}/{part}"), name))
+
+    def _keep(self, outputs: Iterable[tuple[str, Batch]]) -> None:
+        self._epoch += [(name, batch.data) for name, batch in outputs]
+
+    def end_epoch(self) -> None:
+        """End an epoch, as the engine does: what is complete comes out, then the state is kept."""
+        marks = {
+            name: [Watermark(FOREVER if self._at[name, p] == t.num_rows else None, f"{name}/{p}") for p, t in enumerate(tables)]
+            for name, tables in self._inputs.items()
+        }
+        self._keep(self.step.advance(Progress(self.now, marks)))
+        self._state = self.step.snapshot(self._put)
+        for name, data in self._epoch:
+            self.given[name].append(data)
+        self._epoch, self._done = [], []
+
+    def _put(self, data: bytes) -> str:
+        ref = f"c{len(self._chunks)}"
+        self._chunks[ref] = data
+        return ref
+
+    def crash(self) -> None:
+        """Lose everything since the last epoch, and do it again, in other batches and another order of the partitions."""
+        self.step.close()
+        self.step = self._made()
+        if self._state is not None:
+            self.step.restore(self._state, self._chunks.__getitem__)
+        again, self._done, self._epoch = self._done, [], []
+        for name, part in reversed(self._at):
+            mine = [(start, rows) for n, p, start, rows in again if (n, p) == (name, part)]
+            if mine:
+                self._at[name, part] = mine[0][0]
+                self.read(name, part, sum(rows for _, rows in mine))
+
+    def end(self) -> None:
+        """Hand on what is left, and end."""
+        for name, part in self._at:
+            self.read(name, part, 10_000)
+        self._keep(self.step.flush())
+        self.end_epoch()
+        self.step.close()
+
+    def table(self, name: str = "") -> pa.Table:
+        """Return the rows of an output."""
+        return pa.Table.from_batches(self.given[name], self.schemas[name])
