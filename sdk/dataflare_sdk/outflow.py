@@ -50,6 +50,11 @@ class Payloads:
 
     def encode(self, rows: pa.RecordBatch) -> list[bytes | None]:
         """Return the payloads in order; a column that is NULL has none."""
+        found: list[bytes | None] = self.array(rows).cast(pa.binary()).to_pylist()
+        return found
+
+    def array(self, rows: pa.RecordBatch) -> pa.Array:
+        """Return the payloads as Arrow has them, text or bytes."""
         if self._connection is None:
             self._connection = duck.session()
         self._connection.register("rows", pa.Table.from_batches([rows]))
@@ -57,8 +62,7 @@ class Payloads:
             made = self._connection.sql(self._sql).to_arrow_table().column(0)
         finally:
             self._connection.unregister("rows")
-        found: list[bytes | None] = made.cast(pa.binary()).to_pylist()
-        return found
+        return made.chunk(0) if made.num_chunks == 1 else made.combine_chunks()
 
     def close(self) -> None:
         """Release the connection."""
@@ -104,13 +108,21 @@ class Template:
         """The columns in it, in order, each once."""
         return tuple(dict.fromkeys(text for text, column in self._parts if column))
 
+    def missing(self, schema: pa.Schema) -> str | None:
+        """Return the first column it names that is not there."""
+        return next((c for c in self.columns if c not in schema.names), None)
+
     def texts(self, rows: pa.RecordBatch) -> list[str | None]:
         """Return the text of each row; None where a column in it is NULL."""
+        made = self.array(rows)
+        return [made] * rows.num_rows if isinstance(made, str) else made.to_pylist()
+
+    def array(self, rows: pa.RecordBatch) -> pa.Array | str:
+        """Return the text of every row, NULL where a column is NULL; the one text when it names no column."""
         if not self.columns:
-            return ["".join(text for text, _ in self._parts)] * rows.num_rows
-        columns = [rows.column(text).cast(pa.string()) if column else pa.scalar(text) for text, column in self._parts]
-        found: list[str | None] = pc.binary_join_element_wise(*columns, "").to_pylist()
-        return found
+            return "".join(text for text, _ in self._parts)
+        columns = [rows.column(text).cast(pa.string()) if column else pa.scalar(text, pa.string()) for text, column in self._parts]
+        return pc.binary_join_element_wise(*columns, pa.scalar("", pa.string()))
 
     def refused(self, rows: pa.RecordBatch) -> list[RowRejection]:
         """Return the rows whose text cannot be made."""

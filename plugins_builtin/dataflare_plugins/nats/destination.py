@@ -13,10 +13,10 @@ from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.connection import Link, parse_url
 from dataflare_plugins.nats.errors import NO_STREAM
 from dataflare_plugins.nats.publishing import SCHEMA, Publisher, stored
-from dataflare_sdk import Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
+from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
 from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
-from dataflare_sdk.json_rows import JsonRows, Template
+from dataflare_sdk.outflow import Payloads, Template
 
 BAD_SUBJECT = code("data.bad-subject", 1, "A row names no subject that can be published to.", "Fill the columns of `subject` in a map.")
 TOO_LARGE = code("data.message-too-large-to-send", 1, "A row is larger than a message may be.", "Raise `max_payload` of the server.")
@@ -41,7 +41,10 @@ class NatsDestination(Destination[NatsTarget]):
     def __init__(self, config: NatsTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
         self._link = Link(parse_url(config.url))
-        self._template = Template(config.subject)
+        try:
+            self._template = Template(config.subject)
+        except ValueError as error:
+            raise CODES["config.invalid"].error(str(error), path="subject") from None
         self._writer: Any = None
         self._resumed = False
 
@@ -92,7 +95,7 @@ class NatsDestination(Destination[NatsTarget]):
         atomic.make_folder(folder)
         self._target = target
         self._note, self._ready, self._staged = folder / "sent.json", folder / "ready.json", folder / "epoch.arrow"
-        self._json = JsonRows(target.schema)
+        self._json = Payloads(target.schema)
         self._streams()
         self._largest = int(self._link.info["max_payload"]) - 512  # headers count
         held = atomic.read_record(self._note) or {}
@@ -102,7 +105,7 @@ class NatsDestination(Destination[NatsTarget]):
 
     def write(self, batch: Batch) -> Sequence[RowRejection]:
         """Keep a batch until its epoch commits; rows without a subject, or too large, are refused."""
-        subjects, payloads = self._template.of(batch.data), self._json.encode(batch.data)
+        subjects, payloads = self._template.array(batch.data), self._json.array(batch.data)
         fits = pc.less_equal(pc.binary_length(payloads), self._largest)
         if isinstance(subjects, str):
             subjects, good = pa.repeat(pa.scalar(subjects, pa.string()), batch.data.num_rows), fits

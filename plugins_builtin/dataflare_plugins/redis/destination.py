@@ -12,11 +12,11 @@ from dataflare_plugins.redis import checkpoint
 from dataflare_plugins.redis.connection import Session, parse_url
 from dataflare_plugins.redis.encode import commands, pieces
 from dataflare_plugins.redis.errors import NOT_STREAM
-from dataflare_sdk import Batch, Destination, Opened, RowRejection, Target, WriteSpec, code, config, duck, option
+from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, code, config, duck, option
 from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fold import Staging
-from dataflare_sdk.json_rows import JsonRows, Template
+from dataflare_sdk.outflow import Payloads, Template
 from dataflare_sdk.schema import quote
 
 NOTHING = code(
@@ -47,7 +47,10 @@ class RedisDestination(Destination[RedisTarget]):
     def __init__(self, config: RedisTarget, ctx: Any) -> None:
         super().__init__(config, ctx)
         self._session = Session(parse_url(config.url))
-        self._template = Template(config.stream)
+        try:
+            self._template = Template(config.stream)
+        except ValueError as error:
+            raise CODES["config.invalid"].error(str(error), path="stream") from None
         self._target: Target | None = None
 
     def check(self) -> None:
@@ -79,13 +82,13 @@ class RedisDestination(Destination[RedisTarget]):
         self._target = target
         self._staged = Staging(Path(self.ctx.staging_dir), target.schema, memory=min(STAGED, self.ctx.memory // 4))
         self._staged.sweep()
-        self._json = None if self.config.fields else JsonRows(target.schema)
+        self._json = None if self.config.fields else Payloads(target.schema)
         return checkpoint.claim(self._session, target)
 
     def write(self, batch: Batch) -> Sequence[RowRejection]:
         """Stage a batch; rows that name no stream, or have no field at all, are refused."""
         good = None
-        streams = self._template.of(batch.data)
+        streams = self._template.array(batch.data)
         if not isinstance(streams, str):
             good = pc.is_valid(streams)
         if self.config.fields and batch.data.num_columns:
@@ -125,11 +128,11 @@ class RedisDestination(Destination[RedisTarget]):
     def _packed(self) -> Iterator[tuple[memoryview, int]]:
         for batch in self._staged.batches():
             for piece in pieces(batch):
-                yield commands(self._template.of(piece), self._fields(piece), self.config.max_length), piece.num_rows
+                yield commands(self._template.array(piece), self._fields(piece), self.config.max_length), piece.num_rows
 
     def _fields(self, data: pa.RecordBatch) -> dict[str, pa.Array]:
         if self._json is not None:
-            return {self.config.field: self._json.encode(data)}
+            return {self.config.field: self._json.array(data)}
         plain = {f.name: data.column(i) for i, f in enumerate(data.schema) if pa.types.is_binary(f.type)}
         items = ", ".join(f"{quote(n)}::VARCHAR AS {quote(n)}" for n in data.schema.names if n not in plain)
         if items:
@@ -147,7 +150,7 @@ class RedisDestination(Destination[RedisTarget]):
             return
         named: set[str] = set()
         for batch in self._staged.batches():
-            named.update(pc.unique(self._template.of(batch)).to_pylist())
+            named.update(pc.unique(self._template.array(batch)).to_pylist())
         self._check_type(sorted(named), session)
 
     def _check_type(self, streams: Sequence[str], session: Session | None = None) -> None:
