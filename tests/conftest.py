@@ -9,6 +9,8 @@ from tests.servers.fixtures import every_postgres, own_postgres, postgres, postg
 from tests.servers.kafka_fixtures import kafka, kafka_broker, kafka_brokers, kafka_mock, own_kafka
 from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_servers, own_mariadb
 from tests.servers.mosquitto_fixtures import mosquitto, own_mosquitto
+from tests.servers.nats_fixtures import nats_server, own_nats, shared_nats
+from tests.servers.redis_fixtures import own_redis, redis_server, shared_redis
 from tests.template.clean import clean, new_plugin
 
 __all__ = [
@@ -23,15 +25,21 @@ __all__ = [
     "mariadb_minimal",
     "mariadb_servers",
     "mosquitto",
+    "nats_server",
     "new_plugin",
     "own_kafka",
     "own_mariadb",
     "own_mosquitto",
+    "own_nats",
     "own_postgres",
+    "own_redis",
     "place",
     "postgres",
     "postgres_server",
     "postgres_servers",
+    "redis_server",
+    "shared_nats",
+    "shared_redis",
     "wheels",
 ]
 

@@ -19,7 +19,7 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -41,6 +41,9 @@ class Invocation:
         json: one JSON object on stdout, on every exit.
         verbosity: -1 quiet, 0 normal, 1 and more verbose.
         color: colours are allowed; they are used on a terminal only.
+
+    Attributes:
+        sink: where the log of its runtimes goes.
     """
 
     def __init__(self, command: str, *, json: bool = False, verbosity: int = 0, color: bool = True) -> None:
@@ -49,6 +52,7 @@ class Invocation:
         self.verbosity = verbosity
         self.color = color
         self.emitted = False
+        self.sink: TextIO = sys.stderr
         self._redactor = Redactor()
 
     def runtime(self, base_dir: str | Path = ".", flags: Mapping[str, Any] | None = None, profile: str | None = None) -> Runtime:
@@ -62,7 +66,7 @@ class Invocation:
             base_dir,
             {**({"log.level": level} if level else {}), **(flags or {})},
             profile,
-            log_sink=sys.stderr,
+            log_sink=self.sink,
         )
         self._redactor = made.redactor
         made.plugins.interactive = not self.json and sys.stdin.isatty() and sys.stderr.isatty()

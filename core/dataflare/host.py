@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dataflare.capabilities import Capabilities, effective
-from dataflare.contracts import Provided, RunEvent, RunInfo, Surroundings
+from dataflare.contracts import Observers, Provided, RunEvent, RunInfo, Surroundings
 from dataflare.contracts.host import PLAIN
 from dataflare.errors import DataflareError
 from dataflare.logs import Logger, Logs
 from dataflare.manifest import BUILT_IN
-from dataflare.observing import Observers
 from dataflare.plugins import PluginManager
 from dataflare.registry import Entry
 from dataflare.renewal import Renewal

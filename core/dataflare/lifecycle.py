@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dataflare import process
 from dataflare.capabilities import Policy
 from dataflare.config import Configuration, config_dir
-from dataflare.contracts import Plan, RunEvent, RunOptions, RunReport, Surroundings
+from dataflare.contracts import Observers, Plan, RunEvent, RunOptions, RunReport, Surroundings
 from dataflare.discovery import Found, discover
 from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, code, exit_code
 from dataflare.host import RuntimeHost
 from dataflare.logs import LEVELS, Logs, Redactor
-from dataflare.observing import Observers
 from dataflare.plugins import PluginManager
 from dataflare.records import record
 from dataflare.registry import Registry
@@ -235,7 +234,8 @@ class _Run:
         self.workflow: Workflow | None = None
         self.plan: Plan | None = None
         self.problems: list[Problem] = []
-        self.observers = Observers(lambda *said: runtime.logs.bind(run=self.run_id).warning(*said), runtime.redactor.value)
+        made = runtime.host.build("observers", "threads", {})
+        self.observers: Observers = made.begin(lambda *said: runtime.logs.bind(run=self.run_id).warning(*said), runtime.redactor.value)
         self.executor: Executor | None = None
         self.handle: RunHandle | None = None
         self.ended = False

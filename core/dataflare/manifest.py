@@ -24,7 +24,7 @@ BUILT_IN = "dataflare"
 # fmt: off
 KINDS = (
     "source", "destination", "processor", "executor", "parser", "validator", "monitor", "error_handler", "recovery",
-    "resources", "actor_system", "state_store", "expression_engine", "lookup", "format", "filesystem", "command",
+    "resources", "observers", "actor_system", "state_store", "expression_engine", "lookup", "format", "filesystem", "command",
 )
 # fmt: on
 """Kinds of component a manifest may provide."""

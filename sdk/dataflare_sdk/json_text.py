@@ -27,11 +27,16 @@ def judged(relation: str, text: str, kinds: Mapping[str, str], *, keep: str = ""
     """
     if not kinds:
         return f"SELECT {keep}{text}, {_valid(text)} AS valid, NULL AS r, {_valid(text)} AS good FROM {relation}"
-    spec = literal("{" + ", ".join(f"{_json(n)}: {_json(t)}" for n, t in kinds.items()) + "}")
     fits = " AND ".join(f"CASE WHEN struct_extract(r, {literal(n)}) IS NULL THEN NOT {_there(text, n)} ELSE true END" for n in kinds)
     marked = f"SELECT {keep}{text}, {_valid(text)} AS valid FROM {relation}"
-    read = f"SELECT {keep}{text}, valid, CASE WHEN valid THEN from_json({text}, {spec}) END AS r FROM ({marked})"
+    read = f"SELECT {keep}{text}, valid, CASE WHEN valid THEN {values_of(text, kinds)} END AS r FROM ({marked})"
     return f"SELECT {keep}{text}, valid, r, CASE WHEN valid THEN {fits} ELSE false END AS good FROM ({read})"
+
+
+def values_of(text: str, kinds: Mapping[str, str]) -> str:
+    """Return an expression for the values of a JSON object as a struct; it fails on what is no JSON."""
+    spec = literal("{" + ", ".join(f"{_json(n)}: {_json(t)}" for n, t in kinds.items()) + "}")
+    return f"from_json({text}, {spec})"
 
 
 def wrong_column(text: str, kinds: Mapping[str, str]) -> str:

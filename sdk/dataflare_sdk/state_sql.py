@@ -194,6 +194,19 @@ class SqlStateStore(SqlLetters, Component[C]):
             for run, name, body, started, ended in rows
         ]
 
+    def forget_runs(self, workflow: str, keep: int) -> int:
+        """Forget the oldest run records until `keep` are left; those of a backfill's windows and of unfinished runs stay."""
+        old = "SELECT run_id, body FROM runs WHERE workflow=? ORDER BY started_at DESC LIMIT ? OFFSET ?"
+
+        def forget(execute: Execute) -> int:
+            needed = {run_id for (run_id,) in execute("SELECT run_id FROM checkpoints WHERE workflow=? AND done=0", workflow)}
+            gone = [r for r, body in execute(old, workflow, ALL, keep) if r not in needed and "window" not in json.loads(body)]
+            for run_id in gone:
+                execute("DELETE FROM runs WHERE run_id=?", run_id)
+            return len(gone)
+
+        return self._write(forget)
+
     # -- offsets -----------------------------------------------------------------------------------------
 
     def reset(self, workflow: str, stream: str | None = None) -> int:

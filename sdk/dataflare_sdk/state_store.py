@@ -10,7 +10,7 @@ from typing import Any
 from dataflare.contracts import Host, StateStore, Surroundings
 from dataflare.workflow import Workflow
 
-_OURS = ("store", "checkpoint")
+_OURS = ("store", "checkpoint", "runs")
 """Keys of the `state:` block that are the engine's; the others are the store's own."""
 
 

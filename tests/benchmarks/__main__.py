@@ -19,6 +19,7 @@ from tests.benchmarks.data import ROWS, make
 from tests.benchmarks.databases import LOADING, bench, capturing, copying, loading, to_parquet
 from tests.benchmarks.lookups import lookups
 from tests.benchmarks.measure import Case, instructions, python, table
+from tests.benchmarks.messages import NATS, REDIS, brokers
 from tests.benchmarks.microbatch import microbatch
 from tests.benchmarks.monitors import monitored
 from tests.benchmarks.wasm import wasm
@@ -73,6 +74,12 @@ def main() -> int:
                         if chosen.only in case.name:
                             _timed(case, chosen.rounds)
                             cases.append(case)
+        if any(chosen.only in name for name in (REDIS, NATS)):
+            with brokers(folder) as found:
+                for case in found:
+                    if chosen.only in case.name:
+                        _timed(case, chosen.rounds)
+                        cases.append(case)
         over: list[object] = [c for c in cases if c.ratio() > c.limit]
         guests = ""
         if not chosen.only:

@@ -142,7 +142,13 @@ processors:
       by: [window_start, window_end, k]
       select: {{n: count(*), total: sum(v)}}
       window: {{session: 300ms, on: t, lateness: 6s}}
+  - {{id: other, use: map, from: slow, with: {{select: [id, k, t], rename: {{id: id2, k: k2, t: t2}}}}}}
+  - id: met
+    use: join
+    from: [fast, other]
+    with: {{type: left, on: {{k: k2}}, within: 40ms, time: {{t: t2}}, lateness: 6s}}
 destinations:
+  joined: {{use: sqlite, from: met, with: {{path: out/rows.db, table: joined}}, write: {{mode: append}}}}
   tumbled: {{use: sqlite, from: tumbling, with: {{path: out/rows.db, table: tumbled}}, write: {{mode: append}}}}
   slid: {{use: parquet, from: sliding, with: {{path: out/slid/}}, write: {{mode: append}}}}
   sat: {{use: duckdb, from: session, with: {{path: out/rows.duckdb, table: sat}}, write: {{mode: append}}}}
@@ -307,6 +313,7 @@ def compare_windows(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally
     with sqlite3.connect(out / "rows.db") as db:
         tumbled = db.execute("SELECT window_start, k, n, total, round(mean, 6) FROM tumbled").fetchall()
         late = db.execute("SELECT id, k, v FROM late").fetchall()
+        joined = db.execute("SELECT id, k, id2 FROM joined").fetchall()
     bucket = "time_bucket(INTERVAL 5 SECOND, t)"
     wanted = f"SELECT strftime({bucket}, '%Y-%m-%d %H:%M:%S'), k, count(*), sum(v)::BIGINT, round(avg(v), 6) FROM r GROUP BY ALL"
     judge(
@@ -317,6 +324,11 @@ def compare_windows(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally
         tally,
     )
     judge(con, f"{where} late", late, "SELECT id, k, v FROM judged WHERE late", tally)
+    con.execute(f"CREATE TABLE whole AS {' UNION ALL '.join(p.replace(' WHERE i % 1000 <> 13', '') for p in parts)}")
+    con.execute(f"CREATE TABLE intime AS SELECT * FROM (SELECT *, t < {newest} - INTERVAL 6 SECOND AS late FROM whole) WHERE NOT late")
+    near = "l.k = r.k AND abs(epoch_us(l.t) - epoch_us(r.t)) <= 40000"
+    sides = "(FROM intime WHERE s = 'fast') l LEFT JOIN (FROM intime WHERE s = 'slow') r"
+    judge(con, f"{where} joined", joined, f"SELECT l.id, l.k, r.id FROM {sides} ON {near}", tally)
     slid = con.sql(f"SELECT window_start, k, n, kinds, most FROM read_parquet('{out}/slid/**/*.parquet')").fetchall()
     starts = "time_bucket(INTERVAL 2 SECOND, t) - to_seconds(2 * n.i)"
     wanted = f"SELECT {starts} AS w, k, count(*), count(DISTINCT v % 10), max(v) FROM r, range(3) n(i) GROUP BY ALL"

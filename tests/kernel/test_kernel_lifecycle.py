@@ -238,7 +238,7 @@ def dataflare_run_event(event):
 
 def test_a_hook_that_hangs_holds_nothing_up(engine: Any, install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the host's own process, where nobody can end it: the run goes through its phases and leaves it behind."""
-    monkeypatch.setattr("dataflare.observing.PATIENCE", 0.01)
+    monkeypatch.setattr("dataflare_plugins.engine.running.observing.PATIENCE", 0.01)
     install("a-hangs", HANGS, "hooks: [run_event]\n")
     with Runtime() as runtime:
         report = runtime.run({})

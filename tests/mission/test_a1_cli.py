@@ -12,7 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import cli, flow, generate, json_rows, saved, step, told
 
-EXAMPLES = sorted(p for p in (Path(__file__).parents[2] / "examples").rglob("*.yaml") if "plugins" not in p.parts)
+EXAMPLES = sorted(
+    p for p in (Path(__file__).parents[2] / "examples").rglob("*.yaml") if "plugins" not in p.parts and not p.name.endswith(".test.yaml")
+)
 
 
 def test_init_and_run(tmp_path: Path) -> None:

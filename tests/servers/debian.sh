@@ -11,6 +11,8 @@ command -v my_print_defaults >/dev/null || missing="$missing mariadb-client-core
 command -v mosquitto >/dev/null || missing="$missing mosquitto"
 command -v mosquitto_pub >/dev/null || missing="$missing mosquitto-clients"
 command -v strace >/dev/null || missing="$missing strace"
+command -v nats-server >/dev/null || missing="$missing nats-server"
+command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -n "$missing" ] || exit 0
 export DEBIAN_FRONTEND=noninteractive
 get() { apt-get install --yes --quiet --no-install-recommends $missing >/dev/null; }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetches the parts of an Apache Kafka broker with Maven, where Maven and Java are here: `make test` calls it. Where they are not, tests
+# Fetches the parts of an Apache Kafka broker with Maven, where Maven and Java are here: `make kafka`. Without it tests
 # of what only a broker can show are skipped; those that the mock of librdkafka can carry run everywhere.
 set -eu
 command -v mvn >/dev/null && command -v java >/dev/null || exit 0

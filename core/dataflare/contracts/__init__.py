@@ -34,7 +34,7 @@ from dataflare.contracts.executor import (
 from dataflare.contracts.host import Host, Provided, Surroundings
 from dataflare.contracts.isolation import Loader
 from dataflare.contracts.lookup import Lookup, LookupSpec
-from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, RunEvent
+from dataflare.contracts.monitor import PHASES, SIGNALS, Monitor, Observers, RunEvent
 from dataflare.contracts.processor import Processor, Progress
 from dataflare.contracts.security import Decision, SecretProvider
 from dataflare.contracts.source import ExtractSpec, Partition, Reader, Source, StreamInfo
@@ -72,6 +72,7 @@ __all__ = [
     "Message",
     "Monitor",
     "NodeSpec",
+    "Observers",
     "Offset",
     "Opened",
     "Partition",

@@ -190,6 +190,7 @@ class RunOptions:
         clock: gives the time, seconds since 1970 UTC; a virtual one makes a run of a test independent of the machine's.
         rehearse: write nothing: what each destination would be given goes to `<node>.arrow` in this folder. State is
             read and not changed, sources are told nothing.
+        scratch: folder for all that the engine itself leaves beside a workflow but its state; None: `.dataflare` beside it.
     """
 
     once: bool = False
@@ -205,6 +206,7 @@ class RunOptions:
     rehearse: Path | None = None
     clock: Callable[[], float] = time.time
     on_event: Callable[[RunEvent], None] | None = None
+    scratch: Path | None = None
 
 
 @dataclass(slots=True)
@@ -231,6 +233,10 @@ class RunHandle(Protocol):
 
     def cancel(self) -> None:
         """Drain and stop: the current batches are finished, a last epoch is committed."""
+        ...
+
+    def checkpoint(self) -> bool:
+        """Have an epoch end now and wait until all of it is committed; False when the run ended first."""
         ...
 
     def snapshot(self) -> Mapping[str, Any]:

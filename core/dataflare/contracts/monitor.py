@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dataflare.records import field, record
 
 if TYPE_CHECKING:
     from dataflare.contracts.executor import Plan
+    from dataflare.errors import Problem
     from dataflare.workflow import Workflow
+
+
+class Observers(Protocol):
+    """Everybody who listens to one run; none of them can hold it up, or end it.
+
+    Attributes:
+        patience: seconds that the end of the run waits for them.
+    """
+
+    patience: float
+
+    def begin(self, log: Callable[..., None], redacted: Callable[[Any], Any]) -> Observers:
+        """Begin with nobody, and return itself.
+
+        Args:
+            log: takes `(message, *values)` for what goes wrong with a listener.
+            redacted: hides secrets in plain values.
+        """
+        ...
+
+    def hear(self, name: str, hear: Callable[[RunEvent], None]) -> None:
+        """Have a function told every event."""
+        ...
+
+    def add(self, name: str, monitor: Monitor, begin: Callable[[], None]) -> None:
+        """Have a monitor told everything, beginning with `begin`."""
+        ...
+
+    def planned(self, plan: Plan) -> None:
+        """Tell every monitor the plan."""
+        ...
+
+    def emit(self, event: RunEvent) -> None:
+        """Tell everybody of an event; returns at once."""
+        ...
+
+    def end(self, document: Mapping[str, Any]) -> Sequence[Problem]:
+        """Tell every monitor how it ended, wait for all as long as the patience lasts, and return what went wrong with them."""
+        ...
+
 
 PHASES = ("initialise", "prepare", "execute", "monitor", "complete", "clean_up")
 """The six phases of a run in order; a run that fails or resumes says `recover` for `complete`."""

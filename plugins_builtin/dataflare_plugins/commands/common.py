@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dataflare_sdk.commands import one_line
+
+if TYPE_CHECKING:
+    from dataflare_sdk import Workflow
 
 FILE = "dataflare.yaml"
 
@@ -69,6 +72,18 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def next_times(workflow: Workflow) -> list[str]:
+    """Return the next three times of a workflow's schedule; none when it has no schedule."""
+    block = workflow.settings.get("schedule")
+    if block is None:
+        return []
+    from datetime import UTC, datetime
+
+    from dataflare_sdk.schedules import Schedule
+
+    return [t.isoformat() for t in Schedule(block).upcoming(datetime.now(UTC))]
 
 
 def guarantees(given: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dataflare_plugins.commands.common import file_argument, guarantees, params_of, table, workflow_options
+from dataflare_plugins.commands.common import file_argument, guarantees, next_times, params_of, table, workflow_options
 from dataflare_sdk.commands import Invocation, verb
 
 
@@ -30,10 +30,12 @@ def plan(
 
         return show_diff(call, file, params_of(params), profile)
     with call.runtime(file.parent, {"runtime.lane": lane} if lane else {}, profile) as runtime:
-        found = runtime.validate(runtime.parse(file, params_of(params), profile), offline=False)
+        workflow = runtime.parse(file, params_of(params), profile)
+        found = runtime.validate(workflow, offline=False)
     if found.plan is None:
         raise DataflareError(*(p for p in found.problems if p.severity == "error"))
-    document = document_of(found.plan.to_json())
+    times = next_times(workflow)
+    document = {**document_of(found.plan.to_json()), **({"schedule": {"next": times}} if times else {})}
     text = _text(document) if form == "text" else _picture(document, form)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
@@ -74,7 +76,11 @@ def _text(document: dict[str, Any]) -> str:
     tasks = [(t["id"], t["lane"], t["why"]) for t in document["tasks"]]
     nodes = [(n["id"], n["kind"], n["plugin"], ", ".join(f"{c['name']} {c['type']}" for c in n["columns"])) for n in document["nodes"]]
     parts = [table(nodes, ("node", "kind", "plugin", "columns")), "", table(tasks, ("task", "lane", "why")), ""]
-    return "\n".join([*parts, *guarantees(document["guarantee"]), *(f"  note: {n}" for n in document["notes"])])
+    return "\n".join([*parts, *guarantees(document["guarantee"]), *(f"  note: {n}" for n in document["notes"]), *_next(document)])
+
+
+def _next(document: dict[str, Any]) -> list[str]:
+    return ["  next: " + ", ".join(document["schedule"]["next"])] if "schedule" in document else []
 
 
 def _picture(document: dict[str, Any], form: str) -> str:

@@ -35,18 +35,21 @@ def run(
     once: bool, watch: bool, strict: bool, take_over: bool, backfill: str | None, window: str | None, **flags: Any,
 ) -> int:  # fmt: skip
     """Run a workflow: everything in FILE, from sources to destinations."""
-    from dataflare_plugins.commands.codes import NOT_YET
+    from dataflare_plugins.commands.recording import listening, recorded
     from dataflare_sdk import DataflareError
 
     names = {"lane": "runtime.lane", "memory": "runtime.memory", "threads": "runtime.threads", "batch_rows": "runtime.batch.rows"}
     settings = {names[k]: v for k, v in flags.items() if v is not None}
     if (window is not None and backfill is None) or (backfill is not None and plan is not None):
         raise click.UsageError("--window needs --backfill, and --backfill takes no --plan")
+    listening(call)
     given = params_of(params)
+    if watch:
+        if plan is not None or backfill is not None:
+            raise click.UsageError("--watch takes neither --plan nor --backfill")
+        return _by_schedule(call, file, settings, profile, given, RunOptions(once=True, take_over=take_over, strict=strict, events=events))
     with call.runtime(file.parent, settings, profile) as runtime:
         try:
-            if watch:
-                raise NOT_YET.error("`run --watch` is not built yet")
             made = None if plan is None else read_plan(plan)
             options = RunOptions(once=once, take_over=take_over, strict=strict, events=events, plan=made)
             workflow = runtime.parse(file, given, profile)
@@ -58,11 +61,32 @@ def run(
             document = _windows(call, runtime, workflow, options, backfill, window)
             call.emit(document, err=to_stdout)
             return exit_of(document, strict)
-        report = watched(call, runtime, workflow, options)
+        with recorded(call, runtime, workflow):
+            report = watched(call, runtime, workflow, options)
         call.emit(report.document, err=to_stdout)
         if not call.json:
             _tell(call, report.document)
     return exit_of(report.document, strict)
+
+
+def _by_schedule(
+    call: Invocation, file: Path, settings: dict[str, Any], profile: str | None, given: dict[str, str], options: RunOptions
+) -> int:
+    """Run at the times of the file's schedule until interrupted. Each run stops where its sources stood when it began."""
+    from dataflare_plugins.commands.scheduled import run_by_schedule
+
+    def read(runtime: Runtime) -> Any:
+        workflow = runtime.parse(file, given, profile)
+        runtime.authorize("run", workflow.name)
+        return workflow
+
+    def shown(document: Any) -> None:
+        if not call.json:
+            _tell(call, {**document, "nodes": []})
+
+    return run_by_schedule(
+        call, lambda: call.runtime(file.parent, settings, profile), read, options, lambda d: exit_of(dict(d), options.strict), shown, file
+    )
 
 
 def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOptions, text: str, window: str | None) -> dict[str, Any]:
@@ -70,6 +94,7 @@ def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOpti
     from dataclasses import replace
 
     from dataflare_plugins.commands.backfill import Backfill, Range
+    from dataflare_plugins.commands.recording import recorded
 
     wanted = Range.parse(text, window)
     work = Backfill(runtime, workflow, wanted)
@@ -78,7 +103,8 @@ def _windows(call: Invocation, runtime: Runtime, workflow: Any, options: RunOpti
     for one in windows:
         if one["status"] == "done":
             continue
-        document = watched(call, runtime, work.workflow_of(one), replace(options, window=work.window_of(one))).document
+        with recorded(call, runtime, workflow):
+            document = watched(call, runtime, work.workflow_of(one), replace(options, window=work.window_of(one))).document
         one["status"], one["rows"] = document["status"], document["rows"]["read"]
         if not call.json:
             call.say(f"{one['from']}..{one['to']}: {one['status']}, {one['rows']:,} read", err=True)

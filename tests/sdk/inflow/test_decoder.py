@@ -69,6 +69,28 @@ def test_it_reads_what_the_jsonl_source_reads_and_rejects_what_it_rejects(texts)
     assert sorted([*kept, *(r.index for r in found.rejected)]) == list(range(len(texts)))
 
 
+FULL = st.fixed_dictionaries({"i": st.integers(-9, 2**63), "s": st.text(max_size=5)}, optional={"other": LEAVES}).map(json.dumps)
+RARE = st.sampled_from(
+    ['{"i": 1}', '{"i": null, "s": "x"}', '{"i": "x", "s": ""}', '{"s": "1", "i": 2,}', "[1]", "no json", '{"i": 1, "s": 2}']
+)
+
+
+@given(st.lists(FULL, min_size=4, max_size=20), st.lists(RARE, max_size=2), st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_pages_of_objects_that_have_all_columns_but_for_a_few(full, rare, chance):
+    texts = [*full, *rare]
+    chance.shuffle(texts)
+    decoder, kinds = Decoder(schemas.from_names({"i": "BIGINT", "s": "VARCHAR"})), {"i": "BIGINT", "s": "VARCHAR"}
+    try:
+        for _ in range(2):
+            found = decoder.decode(Messages([t.encode() for t in texts], range(len(texts))))
+            rows, rejected = by_file(texts, kinds)
+            assert found.data.to_pylist() == rows
+            assert [(r.code, r.position["position"], r.raw, dict(r.detail)) for r in found.rejected] == rejected
+    finally:
+        decoder.close()
+
+
 def test_a_page_of_good_messages_equals_duckdb_on_the_same_text(tmp_path):
     rows = [{"i": n, "s": f"é{n}", "f": n / 3, "t": f"2026-01-01T00:00:{n % 60:02}Z", "b": n % 2 == 0} for n in range(5000)]
     path = tmp_path / "x.jsonl"

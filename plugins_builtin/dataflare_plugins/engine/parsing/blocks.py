@@ -59,6 +59,25 @@ class Checkpoint:
 
 
 @config
+class Runs:
+    """What is kept of runs that are over."""
+
+    keep: int = option("How many runs are remembered, with their events and log.", default=100, minimum=1)
+
+
+@config
+class Schedule:
+    """When `run --watch` runs the workflow."""
+
+    cron: str | None = option("Five fields: minute, hour, day, month, weekday.", default=None, example="*/15 * * * *")
+    every: Duration | None = option("Or a distance, counted from 1970-01-01 UTC.", default=None, example="10m")
+    timezone: str = option("Time zone of `cron`.", default="UTC", example="Europe/Berlin")
+    overlap: Literal["skip", "queue", "cancel"] = option("What happens when the run before is not over.", default="skip")
+    catch_up: Literal["none", "last", "all"] = option("Which times at which nobody watched are made up for.", default="none")
+    jitter: Duration | None = option("Longest time that a run begins later, so that not all begin at once.", default=None, example="30s")
+
+
+@config
 class State:
     """Where checkpoints, dead letters and run records are kept."""
 
@@ -66,6 +85,7 @@ class State:
     path: str | None = option("Its file, relative to the workflow.", default=None, example=".dataflare/state.db")
     url: str | None = option("Its database, of a store that is a server.", default=None, example="${env:STATE_URL}")
     checkpoint: Checkpoint | None = option("When to commit.", default=None)
+    runs: Runs | None = option("What is kept of runs.", default=None)
 
 
 @config
@@ -206,6 +226,7 @@ class WorkflowBlock:
     name: str | None = option("Identity of the workflow; by default the file's stem.", default=None)
     description: str | None = option("What it is for.", default=None)
     params: dict[str, Param] = option("Parameters.", default_factory=dict)
+    schedule: Schedule | None = option("When `run --watch` runs it.", default=None)
     sources: dict[str, Any] = option("Where rows come from, by id.", default_factory=dict)
     processors: list[Any] = option("What happens on the way, in order.", default_factory=list)
     destinations: dict[str, Any] = option("Where rows arrive, by id.", default_factory=dict)
@@ -222,10 +243,8 @@ class WorkflowBlock:
 
 
 NOT_YET: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("schedule",), "schedule"),
     (("runtime", "offline"), "runtime.offline"),
     (("runtime", "workers"), "runtime.workers"),
-    (("tests",), "tests"),
 )
 """Keys of the format whose feature is not built yet: refused by name, never silently ignored."""
 

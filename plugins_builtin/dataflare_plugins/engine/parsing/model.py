@@ -40,7 +40,7 @@ ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 FILE_SOURCES = frozenset(("csv", "jsonl", "parquet", "arrow"))
 """Sources whose incremental extraction goes by file name and time, without a cursor."""
 _CODES = {"config.unknown-key": UNKNOWN_KEY, "config.invalid": INVALID, "config.missing-key": MISSING_KEY}
-_SETTINGS = ("errors", "state", "runtime", "observe", "delivery", "plugins", "timezone")
+_SETTINGS = ("errors", "state", "runtime", "observe", "delivery", "plugins", "timezone", "schedule")
 
 
 class ModelMaker:
@@ -121,7 +121,17 @@ class ModelMaker:
             self._monitors = monitors(found.observe, lambda message, path: self._add(INVALID, message, path))
         if found is not None and found.timezone != "UTC":
             self._check_timezone(found.timezone)
+        if found is not None and found.schedule is not None:
+            self._check_schedule(found.schedule)
         return found
+
+    def _check_schedule(self, block: Any) -> None:
+        from dataflare_sdk.schedules import Schedule
+
+        try:
+            Schedule(_plain(block))
+        except DataflareError as error:
+            self._problems += error.problems
 
     def _check_timezone(self, name: str) -> None:
         import zoneinfo

@@ -7,6 +7,7 @@ import errno
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,8 @@ from dataflare_sdk.plans import input_schemas, output_schemas
 from dataflare_sdk.state_sql import ALL
 from dataflare_sdk.state_store import open_state
 
+KEPT_RUNS = 100
+"""Runs that are remembered, when the workflow does not say."""
 NOT_THE_SAME = code(
     "plugin.not-the-same",
     3,
@@ -67,6 +70,8 @@ class LocalRun:
         self.plan = as_streaming(plan, "rows of its nodes are collected") if collecting else plan
         self._monitor: WorkflowMonitor = host.build("monitor", "workflow", {})
         self._drain = threading.Event()
+        self._asked: deque[threading.Event] = deque()
+        self._wake: Callable[[], None] = lambda: None
         self._ended = threading.Event()
         self._result: dict[str, Any] = {}
         self.collected: dict[str, pa.Table] = {}
@@ -82,6 +87,16 @@ class LocalRun:
     def cancel(self) -> None:
         """Stop reading, finish what is under way, commit a last epoch."""
         self._drain.set()
+
+    def checkpoint(self) -> bool:
+        """Have an epoch end now and wait until it is committed everywhere; False when the run ended first."""
+        committed = threading.Event()
+        self._asked.append(committed)
+        self._wake()
+        while not committed.wait(0.05):
+            if self._ended.is_set():
+                return committed.is_set()
+        return True
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return live counters."""
@@ -115,16 +130,20 @@ class LocalRun:
                 return "done"
             if not start.resumed:
                 self._record(store, start)
+                self._forget(store)
             try:
                 status = self._attempts(store, lease, recovery, start)
             except BaseException as error:
                 # A state store that is gone is no news beside what ended the run; often it is the same.
                 with contextlib.suppress(DataflareError):
-                    store.end_run(start.run_id, {"status": "failed", "error": _code_of(error)})
+                    problem = as_error(error).problems[0]
+                    message = self._host.redacted(problem.message)
+                    told = {"status": "failed", "error": problem.code, "message": message, "where": problem.where()}
+                    store.end_run(start.run_id, {**told, "rows": self._monitor.report(self.plan)["rows"]})
                 raise
             if status != "done":
-                store.end_run(start.run_id, {"status": status})
-            elif not transient:
+                store.end_run(start.run_id, {"status": status, "rows": self._monitor.report(self.plan)["rows"]})
+            elif not transient and self._options.scratch is None:
                 keep_streams(self.plan)
             return status
         finally:
@@ -133,7 +152,8 @@ class LocalRun:
     @contextlib.contextmanager
     def _staging(self, lease: Lease) -> Iterator[Path]:
         """Give the folder of all nodes' staging; of a real run one that only the newest run holds."""
-        place = Path(self.plan.base_dir) / ".dataflare" / "staging" / lease.workflow_id
+        home = self._options.scratch or Path(self.plan.base_dir) / ".dataflare"
+        place = home / "staging" / lease.workflow_id
         if self._options.rehearse is not None:
             yield self._options.rehearse / "staging"
         elif self._options.limit is not None:
@@ -222,6 +242,13 @@ class LocalRun:
         window = {"window": dict(self._options.window)} if self._options.window else {}
         store.begin_run(start.run_id, {"run_id": start.run_id, "plan": self.plan.to_json(), **window})
 
+    def _forget(self, store: Any) -> None:
+        """Forget runs that are too old to be remembered; a store of somebody else may remember all."""
+        forget = getattr(store, "forget_runs", None)
+        if forget is not None:
+            runs = (self.plan.settings.get("state") or {}).get("runs") or {}
+            forget(self.plan.workflow, int(runs.get("keep") or KEPT_RUNS))
+
     def _planned_anew(self, changes: Mapping[str, Mapping[str, Any]]) -> Plan:
         """Bind everything anew, to the new columns of streams.
 
@@ -278,7 +305,9 @@ class LocalRun:
             events=events,
             draining=self._drain.is_set,
             newer=self._newer,
+            asked=self._asked,
         )
+        self._wake = job.wake
         try:
             status = job.run()
         finally:
@@ -329,10 +358,6 @@ def _table(plan: Plan, name: str, batches: list[pa.RecordBatch]) -> pa.Table:
 def window_done(store: Any, workflow: str, window: Mapping[str, Any]) -> bool:
     """Whether a window of a backfill was run to its end; asked with the lock held."""
     return bool(window) and any(r.get("window") == window and r["status"] == "done" for r in store.runs(workflow, ALL))
-
-
-def _code_of(error: BaseException) -> str:
-    return as_error(error).code
 
 
 def as_error(error: BaseException) -> DataflareError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,6 +62,7 @@ class Epoch:
         turns: it ends where streams have other columns from; one that was under way by then does not.
         last: the run was asked to stop, and all sources have; nothing comes after it.
         time: the clock when it was ended, microseconds since 1970 UTC.
+        asked: whoever asked for an epoch to end, to be told once it is committed.
     """
 
     number: int
@@ -70,6 +73,7 @@ class Epoch:
     time: int = 0
     passed: dict[str, Passed] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
+    asked: list[threading.Event] = field(default_factory=list)
 
 
 class StreamsReshaped(Exception):  # noqa: N818 - a turn for the executor to take, not an error for a person
@@ -103,6 +107,7 @@ class Job:
         events: queue.SimpleQueue[Any],
         draining: Callable[[], bool],
         newer: Callable[[], bool] = bool,
+        asked: deque[threading.Event] | None = None,
     ) -> None:
         self._env = env
         self._actors = actors
@@ -113,6 +118,7 @@ class Job:
         self._events = events
         self._draining = draining
         self._newer = newer
+        self._asked = deque[threading.Event]() if asked is None else asked
         self._renewing = False
         self._looked_at = time.monotonic()
         self._plan: Plan = env.plan
@@ -149,9 +155,15 @@ class Job:
             self._begin(self._recovery.decide(self._start, opened))
             return self._supervise()
         finally:
+            if self._epoch is not None:
+                self._asked.extend(self._epoch.asked)  # the next attempt may commit it
             for ref in self._refs.values():
                 ref.tell(Leave())
             self._actors.stop(timeout=30.0)
+
+    def wake(self) -> None:
+        """Have it look whether an epoch is asked for; from any thread."""
+        self._events.put(None)
 
     # -- starting ----------------------------------------------------------------------------------------
 
@@ -330,7 +342,7 @@ class Job:
             raise PluginsRenewed
 
     def _due(self) -> bool:
-        if time.monotonic() - self._cut_at >= self._every:
+        if self._asked or time.monotonic() - self._cut_at >= self._every:
             return True
         if self._rows is None:
             return False
@@ -343,6 +355,8 @@ class Job:
     def _trigger(self, *, final: bool, replay: bool = False, last: bool = False) -> None:
         self._epoch = Epoch(self._next, final, replay, turns=bool(self._reshaped) and not replay, last=last)
         self._next += 1
+        while self._asked and not replay:
+            self._epoch.asked.append(self._asked.popleft())
         self._cut_at, self._cut_rows = time.monotonic(), self._read_rows()
         now = int(self._env.clock() * 1e6)
         if replay and self._replaying is not None:
@@ -419,6 +433,8 @@ class Job:
         self._env.store.done(epoch.number, finished=finished)
         failpoint("job.epoch.done")
         self._emit("epoch.committed", {"epoch": epoch.number, "final": epoch.final, "counts": counts})
+        for told in epoch.asked:
+            told.set()
         self._epoch = None
         if epoch.final:
             self._acknowledge()

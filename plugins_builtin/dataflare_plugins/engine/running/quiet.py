@@ -27,12 +27,12 @@ class Quiet:
         self._heard: dict[str, int] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._reader: tuple[str, Any] | None = None
-        self._left = time.monotonic()
+        self._left, self._left_at = time.monotonic(), self._now()
 
     def opened(self, key: str, reader: Any) -> None:
         """Note that a partition is being read."""
         self._reader = key, reader
-        self._left = time.monotonic()
+        self.read()
         self._looked_at(key, reader)
 
     def _looked_at(self, key: str, reader: Any) -> None:
@@ -46,11 +46,12 @@ class Quiet:
         """Note that a read begins."""
         gone = time.monotonic() - self._left
         if gone > HELD_BACK:
-            self._heard = {name: heard + int(gone * 1e6) for name, heard in self._heard.items()}
+            missed = min(int(gone * 1e6), max(0, self._now() - self._left_at))  # a virtual clock may have stood meanwhile
+            self._heard = {name: heard + missed for name, heard in self._heard.items()}
 
     def read(self) -> None:
         """Note that a read has returned."""
-        self._left = time.monotonic()
+        self._left, self._left_at = time.monotonic(), self._now()
 
     def heard(self, name: str) -> None:
         """Note rows of a partition."""

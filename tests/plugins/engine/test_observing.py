@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from dataflare.contracts import RunEvent
-from dataflare.observing import Listener, Observers
+from dataflare_plugins.engine.running.observing import Listener, Observers
+from dataflare_sdk import NoConfig
 
 PATIENCE = 60.0
 
@@ -111,7 +112,7 @@ class Told:
 
 def observed(monitor: Any, **more: Any) -> tuple[list[str], list[str]]:
     logged: list[str] = []
-    made = Observers(lambda message, *values: logged.append(message.format(*values)), lambda v: _starred(v))
+    made = Observers(NoConfig(), None).begin(lambda message, *values: logged.append(message.format(*values)), lambda v: _starred(v))
     made.patience = more.get("patience", PATIENCE)
     made.add("told", monitor, lambda: monitor.begin("r", None))
     made.planned("plan")

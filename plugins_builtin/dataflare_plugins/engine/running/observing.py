@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from dataflare.contracts import Monitor, RunEvent
-from dataflare.errors import Problem, code
+from dataflare_sdk import Component, NoConfig, Problem, RunEvent, code
 
 __all__ = ["Listener", "Observers"]
 
@@ -99,28 +98,36 @@ class Listener:
                 return
 
 
-class Observers:
+class Observers(Component[NoConfig]):
     """Everybody who listens to one run.
 
-    Args:
-        log: takes `(message, *values)` for what goes wrong with a listener.
-        redacted: hides secrets in plain values.
+    Attributes:
+        patience: seconds that the end of the run waits for them.
     """
 
-    def __init__(self, log: Callable[..., None], redacted: Callable[[Any], Any]) -> None:
+    Config = NoConfig
+
+    def begin(self, log: Callable[..., None], redacted: Callable[[Any], Any]) -> Observers:
+        """Begin with nobody, and return itself.
+
+        Args:
+            log: takes `(message, *values)` for what goes wrong with a listener.
+            redacted: hides secrets in plain values.
+        """
         self.patience = PATIENCE
         self._log = log
         self._redacted = redacted
         self._listeners: list[Listener] = []
-        self._monitors: list[tuple[Listener, Monitor]] = []
+        self._monitors: list[tuple[Listener, Any]] = []
         self._hears: list[tuple[Listener, Callable[[RunEvent], None]]] = []
         self._problems: dict[str, Problem] = {}
+        return self
 
     def hear(self, name: str, hear: Callable[[RunEvent], None]) -> None:
         """Have a function told every event."""
         self._hears.append((self._listener(name), hear))
 
-    def add(self, name: str, monitor: Monitor, begin: Callable[[], None]) -> None:
+    def add(self, name: str, monitor: Any, begin: Callable[[], None]) -> None:
         """Have a monitor told everything, beginning with `begin`."""
         listener = self._listener(name)
         self._monitors.append((listener, monitor))

@@ -1,0 +1,1 @@
+"""NATS JetStream as source and destination."""

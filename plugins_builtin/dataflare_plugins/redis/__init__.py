@@ -1,0 +1,1 @@
+"""Redis Streams as source and destination."""
