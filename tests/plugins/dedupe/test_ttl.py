@@ -140,6 +140,33 @@ def test_by_the_clock_of_epochs(epochs: Any, keys: Any, runtime: Runtime, tmp_pa
     bench.step.close()
 
 
+@pytest.mark.parametrize("at_once", [1, 9])
+def test_a_row_exactly_a_ttl_later_is_no_duplicate(runtime: Runtime, tmp_path: Path, at_once: int) -> None:
+    made: list[Row] = [(i, 1, 0.0, START + i * 30 * SECOND) for i in range(9)]
+    config = {"key": "k", "ttl": "60s", "on": "at", "lateness": "1h"}
+    bench = Bench(runtime, tmp_path, "dedupe", config, {"r": [table(made)]})
+    for _ in range(0, 9, at_once):
+        bench.read("r", 0, at_once)
+        bench.end_epoch()
+    bench.end()
+    assert bench.table().column("id").to_pylist() == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(59, [0]), (60, [0, 1])])
+def test_the_last_rows_of_an_input_bear_the_clock_of_the_epoch_before_them(
+    runtime: Runtime, tmp_path: Path, seconds: int, kept: list[int]
+) -> None:
+    made: list[Row] = [(i, 1, 0.0, START) for i in range(3)]
+    bench = Bench(runtime, tmp_path, "dedupe", {"key": "k", "ttl": "60s"}, {"r": [table(made)]})
+    bench.read("r", 0, 1)
+    bench.end_epoch()
+    bench.now += seconds * 1_000_000
+    bench.end_epoch()
+    bench.crash()
+    bench.end()
+    assert bench.table().column("id").to_pylist() == kept
+
+
 def test_state_holds_only_keys_that_can_still_meet_a_row(runtime: Runtime, tmp_path: Path) -> None:
     made: list[Row] = [(i, i, 0.0, START + i * SECOND) for i in range(5000)]
     bench = Bench(runtime, tmp_path, "dedupe", {"key": "k", "ttl": "60s", "on": "at"}, {"r": [table(made)]})
