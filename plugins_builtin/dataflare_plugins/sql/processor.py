@@ -23,7 +23,7 @@ class SqlProcessor(WholeInputProcessor[SqlConfig]):
     """Runs batch by batch when the query is proven to be row-wise; else it sees its whole inputs."""
 
     Config = SqlConfig
-    features = frozenset({"sql"})
+    features = frozenset({"sql", "whole_input"})
     inputs = (1, None)
 
     def __init__(self, config: SqlConfig, ctx: Any) -> None:

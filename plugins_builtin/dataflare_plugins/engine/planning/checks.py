@@ -22,6 +22,13 @@ OVERLAP_REPEATS = code(
     "Write by upsert with the row's key, or leave `overlap` out.",
 )
 
+NEVER_ENDS = code(
+    "workflow.never-ends",
+    3,
+    "A step that answers at the end of its input gets input that never ends.",
+    "Give an aggregate a `window`, a join `within`, a dedupe `keep: first`; or read the source whole, with `extract: {mode: full}`.",
+)
+
 
 def given(graph: BoundGraph) -> Iterator[Problem]:
     """Refuse Arrow data for what is no source."""
@@ -57,6 +64,21 @@ def overlaps(graph: BoundGraph) -> Iterator[Problem]:
                 what = "would be appended twice" if appends else "would be counted twice"
                 message = f"'{source.id}' reads back for late commits (`overlap`): a row that changed {what} at '{node.id}'"
                 yield OVERLAP_REPEATS.problem(message, **graph.workflow.place(*node.path))
+
+
+def endless(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse a step that waits for the end of input that only pauses: what is read by cursor goes on with the next run."""
+    for node in graph.order:
+        component = graph.built.get(node.id)
+        if node.kind != "processor" or component is None or "whole_input" not in component.features:
+            continue
+        before = ancestors(node.id, graph.edges)
+        for source in (n for n in graph.order if n.kind == "source" and n.id in before):
+            mode = extract_of(source).mode
+            refused = mode == "cdc" and source.id not in graph.given  # changes may not come to such a step anyway
+            if mode != "full" and not refused:
+                told = f"'{node.id}' ({node.use}) answers at the end of its input, and '{source.id}' never ends: `extract.mode` is {mode}"
+                yield NEVER_ENDS.problem(told, **graph.workflow.place(*node.path))
 
 
 def targets(graph: BoundGraph) -> Iterator[Problem]:

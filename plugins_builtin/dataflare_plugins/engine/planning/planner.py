@@ -94,7 +94,7 @@ class Planner:
         try:
             self.problems += checks.given(self.graph)
             self._bind()
-            for check in (checks.wanted, checks.targets, checks.overlaps, replayable):
+            for check in (checks.wanted, checks.targets, checks.overlaps, checks.endless, replayable):
                 self.problems += check(self.graph)
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None

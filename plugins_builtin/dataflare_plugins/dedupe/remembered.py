@@ -1,0 +1,252 @@
+"""`dedupe` with a `ttl`: keys are remembered for a while, by event time or by the clock.
+
+The rows of an epoch wait, in tables that spill, until it ends, and are judged then in the order of their time (then partition,
+then their order there): an epoch that is read again gives the same rows, whatever came first this time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import Batch, Progress, RowRejection, code, duck
+from dataflare_sdk.event_time import BEGINNING, micros
+from dataflare_sdk.schema import quote, select_as
+from dataflare_sdk.timely import Door, Judged, take_each
+
+OTHER_STEP = code(
+    "dedupe.other-state", 3, "What a dedupe kept of an earlier run belongs to another key or `ttl`.",
+    "Give the step another id, take the change back, or forget the state with `dataflare state reset`.",
+)  # fmt: skip
+KEY, TIME, PART, NUMBER = (quote(f"\x1f{n}") for n in ("key", "time", "partition", "number"))
+ORDER = f"{TIME}, {PART}, {NUMBER}"
+SEEN = pa.schema([pa.field("k", pa.string()), pa.field("t", pa.int64())])
+CHUNK_ROWS = 262_144
+ANSWER_ROWS = 65_536
+DEAD_ROWS = 200_000
+"""Forgotten keys before a table is made anew: what is deleted of a table of DuckDB in memory is not given back."""
+
+
+class Remembered:
+    """One row per key and `ttl`.
+
+    Args:
+        key: SQL for the text of a row's key.
+        ttl: seconds a key is remembered.
+        door: judges rows by their event time; None: they bear the clock at the end of their epoch.
+        schema: of the rows.
+        identity: tells this configuration from another in the state.
+        ctx: the step's context.
+    """
+
+    def __init__(self, key: str, ttl: float, door: Door | None, schema: pa.Schema, identity: str, ctx: Any) -> None:
+        self._key, self._ttl, self._door, self._schema, self._identity, self._ctx = key, micros(ttl), door, schema, identity, ctx
+        self._now = BEGINNING if ctx.run is None else int(ctx.run.started)
+        self._given = 0  # rows of this epoch so far
+        self._dead = 0
+        self._chunks: list[dict[str, Any]] = []
+        self._unsaved = False
+        self._open: Any = None
+        self._current = duck.CurrentBatch(pa.schema([*schema, pa.field("\x1ftime", pa.int64())]))
+
+    @property
+    def late(self) -> int:
+        """Rows that came too late so far."""
+        return 0 if self._door is None else self._door.late
+
+    @property
+    def _connection(self) -> Any:
+        if self._open is None:
+            temp = Path(self._ctx.staging_dir) / "spill"
+            self._open = duck.connect(memory=self._ctx.memory, threads=1, temp=temp)
+            self._open.register("batch", self._current)
+            self._open.execute("CREATE TABLE seen (k VARCHAR, t BIGINT)")
+            self._open.execute("CREATE TABLE fresh (k VARCHAR, t BIGINT)")
+            self._open.execute(f"CREATE TABLE held AS {self._taken()} LIMIT 0", ["", 0])
+        return self._open
+
+    def _taken(self) -> str:
+        return f"SELECT *, {self._key} AS {KEY}, ?::VARCHAR AS {PART}, row_number() OVER () + ?::BIGINT AS {NUMBER} FROM batch"
+
+    # -- rows in -----------------------------------------------------------------------------------------
+
+    def process(self, batch: Batch) -> Iterable[tuple[str, Batch]]:
+        """Take the rows of a batch; those that are late leave at once.
+
+        Raises:
+            DataflareError: some row is bad; nothing of the batch was taken, and `attempt` tells which.
+        """
+        if not batch.data.num_rows:
+            return ()
+        if self._door is None:
+            self._take(batch.partition, batch.data, pa.nulls(batch.data.num_rows, pa.int64()))
+            return ()
+        judged = self._door.judge(batch)
+        data = batch.data if judged.places is None else batch.data.take(judged.places)
+        self._take(batch.partition, data, judged.times)
+        return self._late(batch, judged)
+
+    def attempt(self, batch: Batch) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
+        """Take the good rows of a batch that `process` refused, and say which the bad ones are."""
+        if self._door is None:
+            return None
+        judged, rejected = self._door.sort(batch)
+        rejected += take_each(lambda data, times: self._take(batch.partition, data, times), batch.data, judged)
+        return self._late(batch, judged), sorted(rejected, key=lambda r: r.index or 0)
+
+    def _late(self, batch: Batch, judged: Judged) -> list[tuple[str, Batch]]:
+        assert self._door is not None
+        gone = self._door.took(batch, judged)
+        return [] if gone is None else [("late", gone)]
+
+    def _take(self, partition: str, data: pa.RecordBatch, times: pa.Array) -> None:
+        if data.num_rows:
+            self._current.batch = pa.RecordBatch.from_arrays([*data.columns, times], names=[*data.schema.names, "\x1ftime"])
+            self._connection.execute(f"INSERT INTO held {self._taken()}", [partition, self._given])
+            self._given += data.num_rows
+
+    # -- rows out ----------------------------------------------------------------------------------------
+
+    def advance(self, progress: Progress) -> Iterator[tuple[str, Batch]]:
+        """Give the rows of the epoch that are no duplicates, and forget the keys that no row can meet any more."""
+        if self._door is None:
+            self._now = max(self._now, progress.time)
+        yield from self.flush()
+        if self._door is not None:
+            self._now = self._door.clock.advance(mark for marks in progress.watermarks.values() for mark in marks)
+        if self._open is not None and self._now > BEGINNING:
+            self._forget()
+
+    def flush(self) -> Iterator[tuple[str, Batch]]:
+        """Give the rows that wait and are no duplicates; without event time they bear the clock of the last epoch that ended."""
+        if not self._given:
+            return
+        self._judge()
+        columns = ", ".join(quote(n) for n in self._schema.names)
+        chosen = f"SELECT {columns}, {ORDER} FROM held WHERE {NUMBER} IN (SELECT n FROM chosen)"
+        cursor = self._connection.cursor()
+        try:
+            for data in cursor.sql(f"{select_as(self._schema, f'({chosen})')} ORDER BY {ORDER}").to_arrow_reader(ANSWER_ROWS):
+                if data.num_rows:
+                    yield "", Batch("", data)
+        finally:
+            cursor.close()
+        self._connection.execute(f"CREATE OR REPLACE TABLE held AS {self._taken()} LIMIT 0", ["", 0])
+        self._given = 0
+
+    def _judge(self) -> None:
+        """Choose the rows that are no duplicates, and remember them."""
+        execute = self._connection.execute
+        if self._door is None:
+            execute(f"UPDATE held SET {TIME} = {self._now}")
+        before = f"SELECT k, max(t) AS t FROM seen WHERE k IN (SELECT {KEY} FROM held) GROUP BY k"
+        execute(
+            f"CREATE OR REPLACE TABLE candidates AS SELECT {KEY}, {ORDER}, min({TIME}) OVER (PARTITION BY {KEY}) AS first "
+            f"FROM held LEFT JOIN ({before}) AS s ON s.k = {KEY} WHERE s.t IS NULL OR {TIME} >= s.t + {self._ttl}"
+        )
+        execute(
+            f"CREATE OR REPLACE TABLE chosen AS SELECT {KEY} AS k, {TIME} AS t, {NUMBER} AS n FROM candidates "
+            f"QUALIFY row_number() OVER (PARTITION BY {KEY} ORDER BY {ORDER}) = 1"
+        )
+        self._choose_more()
+        execute("INSERT INTO seen SELECT k, t FROM chosen")
+        execute("INSERT INTO fresh SELECT k, t FROM chosen")
+        self._unsaved = True
+
+    def _choose_more(self) -> None:
+        """Choose further rows of keys whose rows of one epoch span more than the `ttl`.
+
+        Which one is next depends on the one before, row after row: no query says that in one pass, so these few are walked through.
+        """
+        rest = f"SELECT {KEY}, {TIME}, {NUMBER} FROM candidates WHERE {TIME} >= first + {self._ttl} ORDER BY {KEY}, {ORDER}"
+        cursor = self._connection.cursor()
+        try:
+            key, until = None, BEGINNING
+            for batch in cursor.sql(rest).to_arrow_reader(ANSWER_ROWS):
+                more = []
+                for k, t, n in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                    if k != key or t >= until:
+                        key, until = k, t + self._ttl
+                        more.append((k, t, n))
+                if more:
+                    columns = [
+                        pa.array(list(c), kind) for c, kind in zip(zip(*more, strict=True), ("string", "int64", "int64"), strict=True)
+                    ]
+                    self._connection.register("more", pa.table(columns, names=["k", "t", "n"]))
+                    self._connection.execute("INSERT INTO chosen SELECT * FROM more")
+                    self._connection.unregister("more")
+        finally:
+            cursor.close()
+
+    def watermark(self) -> int | None:
+        """Return the event time before which no row is to come."""
+        return None if self._door is None or self._now == BEGINNING else self._now
+
+    def _forget(self) -> None:
+        self._dead += self._connection.execute(f"DELETE FROM seen WHERE t + {self._ttl} <= {self._now}").fetchall()[0][0]
+        if self._dead > max(DEAD_ROWS, self._live()):
+            self._connection.execute("CREATE OR REPLACE TABLE anew AS SELECT * FROM seen")
+            self._connection.execute("DROP TABLE seen")
+            self._connection.execute("ALTER TABLE anew RENAME TO seen")
+            self._dead = 0
+
+    def _live(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM seen").fetchall()[0][0])
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any]:
+        """Return the clocks and the chunks of keys that are remembered; only the keys of this epoch are written."""
+        self._chunks = [c for c in self._chunks if c["until"] > self._now]
+        if self._unsaved:
+            anew = sum(c["rows"] for c in self._chunks) > 2 * self._live() + DEAD_ROWS
+            self._chunks = [] if anew else self._chunks
+            self._write("seen" if anew else "fresh", put)
+            self._connection.execute("CREATE OR REPLACE TABLE fresh (k VARCHAR, t BIGINT)")
+            self._unsaved = False
+        clock = None if self._door is None else self._door.clock.snapshot()
+        chunks = [dict(c) for c in self._chunks]
+        return {"v": 1, "dedupe": self._identity, "clock": clock, "now": self._now, "late": self.late, "chunks": chunks}
+
+    def _write(self, table: str, put: Callable[[bytes], str]) -> None:
+        from dataflare_sdk.compute import pc
+
+        cursor = self._connection.cursor()
+        try:
+            for batch in cursor.sql(f"SELECT k, t FROM {table} WHERE t + {self._ttl} > {self._now}").to_arrow_reader(CHUNK_ROWS):
+                if batch.num_rows:
+                    sink = pa.BufferOutputStream()
+                    with pa.ipc.new_stream(sink, SEEN, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
+                        out.write_batch(batch.cast(SEEN))
+                    until = int(pc.max(batch.column(1)).as_py()) + self._ttl
+                    self._chunks.append({"ref": put(sink.getvalue().to_pybytes()), "until": until, "rows": batch.num_rows})
+        finally:
+            cursor.close()
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Take back what `snapshot` gave.
+
+        Raises:
+            DataflareError: `dedupe.other-state`.
+        """
+        if state.get("dedupe") != self._identity:
+            raise OTHER_STEP.error(f"'{self._ctx.node}' kept keys of an earlier run, and its key or ttl is another now")
+        self._now = state["now"]
+        if self._door is not None:
+            self._door.clock.restore(state["clock"])
+            self._door.late = state["late"]
+        self._chunks = [dict(c) for c in state["chunks"]]
+        for chunk in self._chunks:
+            keys: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
+            self._connection.register("chunk", keys)
+            self._connection.execute(f"INSERT INTO seen SELECT k, t FROM chunk WHERE t + {self._ttl} > {self._now}")
+            self._connection.unregister("chunk")
+
+    def close(self) -> None:
+        """Release the tables."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
