@@ -1,4 +1,4 @@
-"""The destination passes the suite of its kind, against a real server; the oracle is redis-cli."""
+"""Source and destination pass the suites of their kinds, against a real server; the oracle is redis-cli."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plugins.messaging import COLUMNS, message
 from tests.servers.redis import RedisServer
 
 from dataflare_plugins.redis.destination import RedisDestination
-from dataflare_sdk.testing import DestinationSuite
+from dataflare_plugins.redis.source import RedisSource
+from dataflare_sdk import ExtractSpec
+from dataflare_sdk.testing import DestinationSuite, SourceSuite
+
+
+def test_source(redis_server: RedisServer, tmp_path: Path) -> None:
+    for i in range(25):
+        redis_server.cli("XADD", "s", "*", "data", message(i).decode())
+    parsed = RedisSource.configure({"url": redis_server.url, "streams": ["s"], "columns": COLUMNS})
+
+    class Once(RedisSource):
+        """Stops where the stream ends: the suite waits for an end."""
+
+        def open(self, partition: Any, extract: Any, offset: Any, until: Any = None) -> Any:
+            return super().open(partition, extract, offset, until or self.position(partition, extract))
+
+    SourceSuite(lambda ctx: Once(parsed, ctx), folder=tmp_path, extract=ExtractSpec(mode="incremental")).assert_conforms()
 
 
 @pytest.mark.parametrize("fields", [False, True])
