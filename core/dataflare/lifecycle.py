@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dataflare import process
 from dataflare.capabilities import Policy
 from dataflare.config import Configuration, config_dir
-from dataflare.contracts import Observers, Plan, RunEvent, RunOptions, RunReport, Surroundings
+from dataflare.contracts import Monitor, Observers, Plan, RunEvent, RunOptions, RunReport, Surroundings
 from dataflare.discovery import Found, discover
 from dataflare.errors import INTERNAL, IO_FAILED, DataflareError, Problem, code, exit_code
 from dataflare.host import RuntimeHost
@@ -223,6 +223,30 @@ class Runtime:
                 close()
 
 
+class _Nobody:
+    """Listeners of a run that has no engine."""
+
+    patience = 0.0
+
+    def begin(self, log: Callable[..., None], redacted: Callable[[Any], Any]) -> Observers:  # noqa: ARG002
+        return self
+
+    def hear(self, name: str, hear: Callable[[RunEvent], None]) -> None:
+        pass
+
+    def add(self, name: str, monitor: Monitor, begin: Callable[[], None]) -> None:
+        pass
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def emit(self, event: RunEvent) -> None:
+        pass
+
+    def end(self, document: Mapping[str, Any]) -> Sequence[Problem]:  # noqa: ARG002
+        return ()
+
+
 class _Run:
     """One run: its phases, events and report."""
 
@@ -234,8 +258,7 @@ class _Run:
         self.workflow: Workflow | None = None
         self.plan: Plan | None = None
         self.problems: list[Problem] = []
-        made = runtime.host.build("observers", "threads", {})
-        self.observers: Observers = made.begin(lambda *said: runtime.logs.bind(run=self.run_id).warning(*said), runtime.redactor.value)
+        self.observers: Observers = _Nobody()
         self.executor: Executor | None = None
         self.handle: RunHandle | None = None
         self.ended = False
@@ -267,7 +290,10 @@ class _Run:
 
     def listen(self) -> None:
         """Begin with those who need no workflow: plugins with the hook, and who asked for the run."""
-        host = self.runtime.host
+        host, logs = self.runtime.host, self.runtime.logs
+        with suppress(DataflareError):  # without an engine there is no run to listen to, which the run itself says
+            made: Observers = host.build("observers", "threads", {})
+            self.observers = made.begin(lambda *said: logs.bind(run=self.run_id).warning(*said), self.runtime.redactor.value)
         if any("run_event" in m.hooks for m in self.runtime.plugins.registry.manifests):
             self.observers.hear("run_event", host.tell_hooks)
         if self.options.on_event is not None:

@@ -192,8 +192,9 @@ def test_epochs_and_crashes_change_nothing(
     bench = Bench(
         runtime,
         tmp_path_factory.mktemp("b"),
+        "aggregate",
         {"by": ["window_start", "window_end", "k"], "select": select, "window": window},
-        tables,
+        {"rows": tables},
         shares,
     )
     for deed in deeds:

@@ -96,7 +96,7 @@ def test_rows_go_to_their_addresses(receiver: Callable[..., Receiver], tmp_path:
 
 
 POINTS = [
-    "http.request.sent:2", "http.request.sent:9", "http.epoch.sent:1", "job.epoch.logged:2", "job.epoch.committed:1", "task.sink.prepared:2",
+    "http.request.sent:2", "http.request.sent:9", "http.epoch.sent:1", "job.epoch.logged:1", "job.epoch.committed:1", "state.log.after:1",
 ]  # fmt: skip
 
 

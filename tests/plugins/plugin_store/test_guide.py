@@ -41,5 +41,5 @@ def test_the_policy_is_one(tmp_path: Path) -> None:
     assert text is not None
     (tmp_path / "policy.yaml").write_text(text[1], encoding="utf-8")
     made = Policy.load(tmp_path, tmp_path / "none")
-    assert set(yaml.safe_load(text[1])) == {"trust", "deny", "min_level", "isolation", "keys"}
+    assert set(yaml.safe_load(text[1])) == {"trust", "deny", "min_level", "isolation", "without", "keys"}
     assert (made.min_level, made.deny[1]) == ("process", "acme:secrets")
