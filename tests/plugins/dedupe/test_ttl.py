@@ -214,3 +214,31 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, config: dict[str, 
     problem = caught.value.problems[0]
     assert problem.code == ("event-time.not-a-time" if config.get("on") == "k" else "dedupe.ttl")
     assert str(problem.path).endswith(f"with.{place}")
+
+
+def test_rows_without_a_time_or_too_late_are_dead_letters(tmp_path: Path) -> None:
+    """A run over rows of which one has no time and one comes too late: the others are judged as if those were not there."""
+    at = [0, 100, None, 20, 130, 161]  # seconds; a lateness of 30
+    made = pa.table(
+        {
+            "id": pa.array(range(6), pa.int64()),
+            "k": pa.array([1, 1, 1, 1, 1, 1], pa.int64()),
+            "at": pa.array([None if s is None else START + s * SECOND for s in at], pa.timestamp("us")),
+        }
+    )
+    settings = {"key": ["k"], "ttl": "60s", "on": "at", "lateness": "30s", "late": "dead_letter"}
+    run = dataflare.run(
+        {
+            "name": "w",
+            "sources": {"s": {"use": "csv", "with": {"path": "none.csv"}}},
+            "processors": [{"id": "d", "use": "dedupe", "with": settings}],
+            "destinations": {"o": {"use": "blackhole"}},
+            "errors": {"on_record": "dead_letter"},
+            "state": {"path": str(tmp_path / "state.db")},
+        },
+        inputs={"s": made},
+        collect=["d"],
+        check=True,
+    )
+    assert run.table("d").column("id").to_pylist() == [0, 1, 5]
+    assert (run.rows["late"], run.rows["dead_lettered"]) == (1, 2)
