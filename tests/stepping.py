@@ -51,6 +51,7 @@ class Bench:
         self._state: Any = None
         self.given: dict[str, list[pa.RecordBatch]] = {}
         self.now = 1_767_225_600_000_000
+        self._late = self._late_before = 0
         self.step = self._made()
 
     def _made(self) -> Any:
@@ -84,6 +85,7 @@ class Bench:
         }
         self._keep(self.step.advance(Progress(self.now, marks)))
         self._state = self.step.snapshot(self._put)
+        self._late = self.late
         for name, data in self._epoch:
             self.given[name].append(data)
         self._epoch, self._done = [], []
@@ -96,7 +98,7 @@ class Bench:
     def crash(self) -> None:
         """Lose everything since the last epoch, and do it again, in other batches and another order of the partitions."""
         self.step.close()
-        self.step = self._made()
+        self.step, self._late_before = self._made(), self._late
         if self._state is not None:
             self.step.restore(self._state, self._chunks.__getitem__)
         again, self._done, self._epoch = self._done, [], []
@@ -107,12 +109,19 @@ class Bench:
                 self.read(name, part, sum(rows for _, rows in mine))
 
     def end(self) -> None:
-        """Hand on what is left, and end."""
+        """Hand on what is left, and end: other parts of a workflow go on, so there are epochs behind the end, and crashes in them."""
         for name, part in self._at:
             self.read(name, part, 10_000)
-        self._keep(self.step.flush())
-        self.end_epoch()
+        for _ in range(2):
+            self._keep(self.step.flush())
+            self.end_epoch()
+            self.crash()
         self.step.close()
+
+    @property
+    def late(self) -> int:
+        """Rows that came too late, of the epochs that ended and of the one under way."""
+        return int(self._late_before + self.step.late)
 
     def table(self, name: str = "") -> pa.Table:
         """Return the rows of an output."""

@@ -23,7 +23,7 @@ class Processor(Component[C], ABC):
     Attributes:
         changes: `rowwise` when it takes changes as they are: each row by itself, deletions pass it unseen (the engine
             sees to that). `refuse`: what it makes of a row depends on other rows.
-        late: rows that came too late so far, of a step with the feature `event_time`.
+        late: rows that came too late since it was built, of a step with the feature `event_time`.
     """
 
     inputs: ClassVar[tuple[int, int | None]] = (1, 1)

@@ -35,7 +35,7 @@ class Processor(Protocol):
             `ordered` (what it gives depends on the order in which a source gives its rows).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
-        late: rows that came too late so far, of a step with the feature `event_time`.
+        late: rows that came too late since it was built, of a step with the feature `event_time`.
     """
 
     features: frozenset[str]

@@ -14,7 +14,7 @@ from dataflare_plugins.expressions_duckdb.calling import Calling
 from dataflare_plugins.expressions_duckdb.functions import CallingStage
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, KEPT, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.splitting import split
-from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
+from dataflare_plugins.expressions_duckdb.stage import DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.expressions import Split
@@ -178,7 +178,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         try:
             reader = cursor.sql(text).to_arrow_reader(BATCH_ROWS)
         except Exception as error:
-            raise duck.judged(error, FAILED, cause_of(error)) from error
+            raise duck.judged(error, duck.FAILED, cause_of(error)) from error
         target = schema if schema is not None else schemas.normalise(reader.schema)
         return pa.RecordBatchReader.from_batches(target, _cast_all(cursor, reader, target))
 
@@ -331,7 +331,7 @@ def _cast_all(cursor: Any, reader: pa.RecordBatchReader, schema: pa.Schema) -> I
     except pa.ArrowException:
         raise
     except Exception as error:
-        raise duck.judged(error, FAILED, cause_of(error)) from error
+        raise duck.judged(error, duck.FAILED, cause_of(error)) from error
     finally:
         cursor.close()
 
