@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -25,9 +26,11 @@ class Bench:
         config: its `with:` block.
         inputs: input to the rows of each of its partitions.
         shares: how many threads it is given in each of its lives, in turn.
+        changes: input to what makes changes of its rows, with the key of them.
 
     Attributes:
         given: output to the batches of the epochs that ended.
+        caught: inputs whose source had nothing more to give when the epoch ended.
         step: the processor.
     """
 
@@ -39,7 +42,10 @@ class Bench:
         config: Mapping[str, Any],
         inputs: Mapping[str, list[pa.Table]],
         shares: Sequence[int] = (1,),
+        changes: Mapping[str, tuple[Sequence[str], Callable[[pa.RecordBatch], Batch]]] = MappingProxyType({}),
     ) -> None:
+        self._changes = dict(changes)
+        self.caught: set[str] = set()
         self._factory = runtime.host.factory("processor", use)
         self._runtime, self._folder, self._config = runtime, folder, config
         self._inputs = inputs
@@ -61,7 +67,10 @@ class Bench:
         self._shares.append(self._shares.pop(0))  # the next life has another number
         ctx._components = lambda k, n, c: host.factory(k, n)(host.factory(k, n).configure(dict(c)), ctx)
         step = self._factory(self._factory.configure(self._config), ctx)
-        self.schemas = dict(step.output_schemas({name: tables[0].schema for name, tables in self._inputs.items()}))
+        step.take_keys({name: list(key) for name, (key, _) in self._changes.items()})
+        self.schemas = dict(
+            step.output_schemas({name: self._read_as(name, tables[0]).data.schema for name, tables in self._inputs.items()})
+        )
         self.given = self.given or {name: [] for name in self.schemas}
         return step
 
@@ -71,8 +80,16 @@ class Bench:
         table = self._inputs[name][part]
         self._at[name, part] = min(start + rows, table.num_rows)
         self._done.append((name, part, start, rows))
-        for data in table.slice(start, rows).combine_chunks().to_batches():
-            self._keep(self.step.process(Batch(name, data, partition=f"{name}/{part}"), name))
+        batch = self._read_as(name, table.slice(start, rows), f"{name}/{part}")
+        if batch.data.num_rows:
+            self._keep(self.step.process(batch, name))
+
+    def _read_as(self, name: str, table: pa.Table, partition: str = "") -> Batch:
+        """Return rows of an input as its source gives them."""
+        data = table.combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)
+        batch = self._changes[name][1](data) if name in self._changes else Batch(name, data)
+        batch.partition = partition
+        return batch
 
     def _keep(self, outputs: Iterable[tuple[str, Batch]]) -> None:
         self._epoch += [(name, batch.data) for name, batch in outputs]
@@ -80,7 +97,10 @@ class Bench:
     def end_epoch(self) -> None:
         """End an epoch, as the engine does: what is complete comes out, then the state is kept."""
         marks = {
-            name: [Watermark(FOREVER if self._at[name, p] == t.num_rows else None, f"{name}/{p}") for p, t in enumerate(tables)]
+            name: [
+                Watermark(FOREVER if self._at[name, p] == t.num_rows else None, f"{name}/{p}", caught=name in self.caught)
+                for p, t in enumerate(tables)
+            ]
             for name, tables in self._inputs.items()
         }
         self._keep(self.step.advance(Progress(self.now, marks)))

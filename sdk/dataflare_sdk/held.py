@@ -117,7 +117,7 @@ def loaded(connection: Any, chunk: Mapping[str, Any], get: Callable[[str], bytes
 def columns_of(connection: Any, table: str) -> str:
     """Return the columns of a table for a SELECT from a chunk, each cast to its type there: state of an older version fits too."""
     types = connection.execute(f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{table}'").fetchall()
-    return ", ".join(f"CAST({quote(name)} AS {kind})" for name, kind in types)
+    return ", ".join(f"CAST({quote(name)} AS {kind}) AS {quote(name)}" for name, kind in types)
 
 
 def made_anew(connection: Any, table: str, rows: str) -> None:

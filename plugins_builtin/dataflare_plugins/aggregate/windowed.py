@@ -158,7 +158,7 @@ def _lines(by: Mapping[str, str], select: Mapping[str, str], schema: pa.Schema, 
     """Work out what a line holds: parts of aggregates where all of them have parts, else the columns they read."""
     keys = {n: e for n, e in by.items() if n not in moments(by)}
     texts = tuple(engine.expression_text(e) for e in keys.values())
-    splits = {n: engine.split(e) for n, e in select.items()}
+    splits = {n: engine.split(e, schema) for n, e in select.items()}
     parts: list[str] = []
     answers: dict[str, str] = {}
     whole = all(s is not None for s in splits.values())

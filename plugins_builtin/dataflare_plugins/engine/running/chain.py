@@ -153,7 +153,7 @@ class Chain:
         for operator in self.operators.values():
             began = perf_counter()
             for output, made in operator.component.flush():
-                made.partition = operator.node.id
+                made.partition = made.partition or operator.node.id
                 self._hand_on(operator, [(output, made)])
             operator.counts.seconds += perf_counter() - began
 
@@ -189,18 +189,25 @@ class Chain:
             if operator.timed:
                 began = perf_counter()
                 for output, made in operator.component.advance(Progress(time, inputs)):
-                    made.partition = name
+                    made.partition = made.partition or name
                     self._hand_on(operator, [(output, made)])
                 operator.counts.seconds += perf_counter() - began
                 operator.counts.late = operator.late_before + operator.component.late
-                done = FOREVER if self._flushed else operator.component.watermark()
-                marks[name, ""] = [Watermark(done, name)]
+                marks[name, ""] = self._marks(operator, inputs)
                 marks.update({(name, output): every for output in operator.outputs if output})
             elif operator.mixes:
                 marks[name, ""] = [Watermark(FOREVER if self._flushed else None, name)]
             else:
                 marks[name, ""] = every
         return marks
+
+    def _marks(self, operator: Operator, inputs: Mapping[str, Sequence[Watermark]]) -> list[Watermark]:
+        """Return how far the partitions of what a step of time gives have come."""
+        component, name = operator.component, operator.node.id
+        if "follows" not in component.features:
+            return [Watermark(FOREVER if self._flushed else component.watermark(), name)]
+        first = inputs.get(self._incoming[name][0].input, ())
+        return [Watermark(None, m.partition) for m in first] if component.holds else list(first)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the operators' states for a checkpoint."""
