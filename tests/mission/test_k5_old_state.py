@@ -1,6 +1,6 @@
 """K5: a run goes on with the state that the first version of every step of time kept.
 
-`golden/state-1.zip` is the folder of a workflow after its first run, in the form of 27 November 2026: windows, sessions, keys, waiting rows
+`golden/state-2026-11-27.zip` is the folder of a workflow after its first run, in the form that its name dates: windows, sessions, keys, waiting rows
 of two streams and a table, each as chunks of a checkpoint. It is never made anew; a new form gets a file of its own beside it.
 """
 
@@ -21,10 +21,10 @@ MORE = [
 
 
 def test_state_of_the_first_form_is_read(tmp_path: Path) -> None:
-    with zipfile.ZipFile(Path(__file__).parent / "golden" / "state-1.zip") as kept:
+    with zipfile.ZipFile(Path(__file__).parent / "golden" / "state-2026-11-27.zip") as kept:
         kept.extractall(tmp_path)
     (tmp_path / "in" / "1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MORE))
-    assert told(tmp_path, "run", "w.yaml")["rows"]["late"] == 0
+    assert told(tmp_path, "run", "w.yaml")["rows"]["late"] == 1  # row 4, for the step without lateness
 
     def rows(columns: str, table: str) -> list[tuple[object, ...]]:
         return sqlite_rows(tmp_path / "o.db", f"SELECT {columns} FROM {table} ORDER BY 1, 2")
