@@ -177,6 +177,24 @@ def test_a_change_that_a_snapshot_has_seen_says_nothing_new(runtime: Runtime, tm
     assert bench.table().column("name").to_pylist() == ["newer"]
 
 
+def test_a_column_that_was_not_sent_stays_as_it_was(runtime: Runtime, tmp_path: Path) -> None:
+    """Sent in an epoch before, sent in the same epoch, sent as NULL."""
+    log = Log([("create", 1, 1), ("create", 2, 2), ("part", 1, 5), ("create", 3, 3), ("part", 3, 5), ("update", 2, 8), ("part", 2, 9)])
+    log._logged(UPDATE, 10, {"id": 4, "g": 4, "name": None})
+    log._logged(UPDATE, 11, {"id": 4, "g": 5, "name": "not sent"}, unsent=True)
+    tables = {"l": [pa.Table.from_pylist([{"i": i, "k": i} for i in (1, 2, 3, 4)], LEFT)], "r": [log.table()]}
+    bench = Bench(runtime, tmp_path, "join", {"on": {"k": "id"}, "table": True}, tables, changes={"r": (["id"], as_changes)})
+    bench.read("r", 0, 2)
+    bench.end_epoch()
+    bench.read("r", 0, 99)
+    bench.crash()
+    bench.read("l", 0, 99)
+    bench.end()
+    assert [tuple(row.values()) for row in bench.table().to_pylist()] == [
+        (1, 1, 2, "n1"), (2, 2, 0, "n8"), (3, 3, 2, "n3"), (4, 4, 5, None)
+    ]  # fmt: skip
+
+
 ORDERS = {"use": "jsonl", "with": {"path": "in/*.jsonl", "columns": {"n": "BIGINT", "k": "BIGINT"}}, "extract": {"mode": "incremental"}}
 OUT = {"o": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}, "write": {"mode": "append"}}}
 SHOP = {"use": "sqlite", "with": {"path": "shop.db", "table": "customers"}}
