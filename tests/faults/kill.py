@@ -360,15 +360,25 @@ def judge(con: duckdb.DuckDBPyConnection, where: str, rows: list[tuple], expecte
 
 
 def run(
-    kills: int, seed: int, root: Path, state: str = "sqlite", lanes: tuple[str, ...] = (STREAMING, STREAMING, BULK), *, every: bool = True
+    kills: int,
+    seed: int,
+    root: Path,
+    state: str = "sqlite",
+    lanes: tuple[str, ...] = (STREAMING, STREAMING, BULK),
+    *,
+    every: bool = True,
+    first: str | None = None,
 ) -> Tally:
     """Run trials until `kills` processes have been killed, and, with `every`, each failpoint was armed at least once in each lane.
 
+    Failpoints whose names begin with `first` are armed before all others.
     With `state="postgres"` the environment variable STATE_URL names the database that keeps the state.
     """
     rng = random.Random(seed)
     names = {lane: failpoints(lane) for lane in lanes}
     waiting = {lane: rng.sample(found, len(found)) for lane, found in names.items()}
+    for found in waiting.values():
+        found.sort(key=lambda name: first is not None and name.startswith(first))  # they are taken from the end
     tally = Tally()
     for number in range(kills * 2):
         if tally.kills >= kills and not (every and any(waiting.values())):

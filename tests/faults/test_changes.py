@@ -24,7 +24,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_killed_at_every_failpoint_and_at_seeded_moments(folder: Path) -> None:
     kills = int(os.environ.get("KILLS", "40"))
     report = changes.run(kills, 1, int(os.environ.get("SEED", "7")), 450.0, folder)

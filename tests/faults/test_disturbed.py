@@ -14,7 +14,7 @@ from tests.servers.postgres import installed
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("seed", "times", "more"), [(10, 8, []), (5, 4, ["--clock"])], ids=["world", "clock"])
 def test_whatever_goes_wrong_around_it(seed: int, times: int, more: list[str]) -> None:
     """In a process of its own: what runs are forked from is made once in a process, with the clock it has then."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 ALONE = ["unshare", "-m", "--map-user=65534", "--map-group=65534", "--keep-caps"]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("left", [20, 44])
 def test_a_full_disk(tmp_path: Path, left: int) -> None:
     """A server whose log has no room ends itself; where only the table has none it says so."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflare_plugins.file_tail.marks import TAIL, Mark, pread
+from dataflare_plugins.file_tail.marks import HEAD, TAIL, Mark, pread
 from dataflare_plugins.file_tail.piece import Piece, last_line_end, new_mark
 from dataflare_sdk import CODES, code
 
@@ -153,25 +153,35 @@ class Follower:
     def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
         """Find the files of an offset again, under whatever name, and what came and went meanwhile."""
         moved: dict[str, int] = {}
+
+        def came(mark: Mark) -> None:
+            """What came and went since a mark is looked for; since the oldest, where there are several of a name."""
+            moved[mark.name] = min(mark.time, moved.get(mark.name, mark.time))
+
         for key, mark in sorted(self._missing.items(), key=lambda item: int(item[0])):
             if mark.done:
                 self.finished[key] = mark
                 continue
-            if mark.at == 0 and mark.size == 0:
-                moved[mark.name] = mark.time  # nothing tells it from the generations that came since
+            if mark.size == 0:
+                came(mark)  # nothing tells it from the generations that came since
                 continue
             fd, path = self.find(mark, there)
+            if mark.vague and (fd is None or path == self._base / mark.name):
+                if fd is not None:
+                    os.close(fd)  # or a later file with the same first bytes
+                came(mark)  # it is met anew, in its turn among those that came since
+                continue
             if fd is None or path is None:
                 self._note(f"'{mark.name}' is not there any more; what was appended to it after byte {mark.at} was not read")
                 self.finished[key] = replace(mark, done=True)
-                moved[mark.name] = mark.time
+                came(mark)
                 continue
             piece = self._add(key, mark, path, fd)
             piece.home = self._base / mark.name
             piece.late = piece.late or (piece.dev, piece.ino) != (mark.dev, mark.ino)
             if piece.late or not self._is_named(piece, there):
                 piece.left = True
-                moved[mark.name] = mark.time
+                came(mark)
         self._missing = {}
         for name, since in moved.items():
             self._between(name, since, there)
@@ -184,8 +194,8 @@ class Follower:
             for path, status in self._candidates(home, there):
                 if (_inode(status) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
                     continue
-                if not sure and mark.size == 0:
-                    continue  # nothing is known of it that others have not
+                if not sure and mark.vague:
+                    continue  # nothing is known of it that others may not have
                 fd = self._open(path)
                 if fd is None:
                     continue
@@ -237,7 +247,7 @@ class Follower:
             fd = self._open(path)
             if fd is None:
                 continue
-            if self._is_copy(path, inode, fd):
+            if self._is_copy(path, inode, fd) or self._is_copy_of(home, fd):
                 os.close(fd)
                 continue
             self._note(f"'{path.name}' is a generation of '{name}' that nobody has read yet")
@@ -262,7 +272,8 @@ class Follower:
                 continue
             if status.st_size < piece.size and piece.unread:
                 self._lost(f"'{piece.name}' was cut back to {status.st_size} bytes before all of it was read", piece.size - status.st_size)
-            if piece.at == 0 and piece.size == 0 and status.st_size > 0 and self._between(piece.name, piece.time, there):
+            unsure, following = piece.mark.vague and status.st_size > 0 and status.st_mtime_ns != piece.time, self._next
+            if unsure and self._between(piece.name, piece.time, there) and self._is_newer(status, following):
                 self._renumber(piece)  # what it holds now may be newer than they are
             changed |= piece.looked(status)
             self._aged(piece.key, piece.name, piece.time)
@@ -345,7 +356,11 @@ class Follower:
         except Moved:
             os.close(fd)
             raise
-        self._begin(name, path, fd)
+        self._begin(name, path, fd, mark)
+
+    def _is_newer(self, status: os.stat_result, following: int) -> bool:
+        """Whether a file was written to after all that were begun since the key `following`."""
+        return all(p.time <= status.st_mtime_ns for p in self.pieces.values() if int(p.key) >= following)
 
     def _renumber(self, piece: Piece) -> None:
         """Put a file of which nothing was read behind all others of its name."""
@@ -372,12 +387,31 @@ class Follower:
                 continue
             mark = piece.mark
             end = min(size, os.fstat(piece.fd).st_size)
-            part = min(mark.size, end)
-            at = max(0, end - TAIL)
-            if part and pread(fd, part, 0) == pread(piece.fd, part, 0) and pread(fd, end - at, at) == pread(piece.fd, end - at, at):
+            if min(mark.size, end) and _alike(piece.fd, fd, end):
                 since = self._waiting.setdefault(inode, time.monotonic())
                 return time.monotonic() - since < self._wait
+            elif mark.size and mark.fits(fd) and not mark.fits(piece.fd):
+                return True  # the original is cut already, maybe a moment ago: it goes on here as soon as that is seen
         return False
+
+    def _is_copy_of(self, home: Path, fd: int) -> bool:
+        """Whether a generation holds just what its name means now, followed or not: it is a copy, and that is about to be cut.
+
+        One that is empty is a copy that was just begun. What bears the name is read either way, and after the cut the rest of it
+        is read from here.
+        """
+        status = os.fstat(fd)
+        if not status.st_size:
+            return True
+        named = self._open(home)
+        if named is None:
+            return False
+        try:
+            now = os.fstat(named)
+            written_since = now.st_mtime_ns - status.st_mtime_ns > self._wait * 1e9  # then it only begins alike
+            return status.st_size <= now.st_size and not written_since and _alike(named, fd, status.st_size)
+        finally:
+            os.close(named)
 
     # -- ends --------------------------------------------------------------------------------------------
 
@@ -410,7 +444,12 @@ class Follower:
         """Open the copy of a file that was cut."""
         if mark.size == 0:
             return None, None
-        for path, status in self._candidates(self._base / mark.name, None):
+        found = self._candidates(self._base / mark.name, None)
+        if mark.vague:  # the first file that came since and begins alike
+            known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
+            since = [one for one in found if one[1].st_mtime_ns >= mark.time and _inode(one[1]) not in known]
+            found = iter(sorted(since, key=lambda one: one[1].st_mtime_ns))
+        for path, status in found:
             if _inode(status) == (mark.dev, mark.ino) or status.st_size < mark.at:
                 continue
             fd = self._open(path)
@@ -455,10 +494,12 @@ class Follower:
             for piece in sorted((p for p in held if not p.left and not p.unread), key=lambda p: p.used)[: len(held) - MOST_OPEN]:
                 piece.close()
 
-    def _begin(self, name: str, path: Path, fd: int) -> Piece:
-        at = last_line_end(fd) if self._latest else 0
+    def _begin(self, name: str, path: Path, fd: int, mark: Mark | None = None) -> Piece:
+        """Follow a file from its beginning; as it was when `mark` was made of it, where others were judged by that."""
+        if mark is None or self._latest:
+            mark = new_mark(name, fd, at=last_line_end(fd) if self._latest else 0)
         key, self._next = str(self._next), self._next + 1
-        return self._add(key, new_mark(name, fd, at=at), path, fd)
+        return self._add(key, mark, path, fd)
 
     def _add(self, key: str, mark: Mark, path: Path, fd: int) -> Piece:
         piece = Piece(key, mark, path, fd)
@@ -498,6 +539,12 @@ def _inode_of(path: Path) -> tuple[int, int] | None:
         return _inode(path.stat())
     except OSError:
         return None
+
+
+def _alike(one: int, other: int, end: int) -> bool:
+    """Whether two open files are the same up to a byte, as far as their first and last bytes before it tell."""
+    at, head = max(0, end - TAIL), min(HEAD, end)
+    return pread(one, head, 0) == pread(other, head, 0) and pread(one, end - at, at) == pread(other, end - at, at)
 
 
 def _named(there: Sequence[tuple[str, Path, os.stat_result]], path: Path) -> tuple[int, int] | None:

@@ -85,6 +85,11 @@ class Mark:
             int(raw["first"]), int(raw["at"]), int(raw["lines"]), int(raw["time"]), bool(raw.get("done")), bool(raw.get("late")),
         )  # fmt: skip
 
+    @property
+    def vague(self) -> bool:
+        """Whether nothing was read of it and its first bytes are so few (half a line) that other files may have them too."""
+        return self.at == 0 and self.size < TAIL
+
     def fits(self, fd: int) -> bool:
         """Whether an open file is this one, or a copy of it, and holds every byte before `at`."""
         if os.fstat(fd).st_size < self.at:

@@ -191,6 +191,44 @@ def test_cut_after_it_was_copied_while_nobody_looked(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("copied", [0, 10, None], ids=["begun", "half", "whole"])
+def test_begun_between_a_copy_and_its_cut(copied: int | None, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    append(log, lines(range(5)))
+    tail = Tail(tmp_path)
+    tail.until(5)
+    tail.close()
+    log.rename(tmp_path / "app.log.1")
+    append(log, lines(range(5, 8)))
+    whole = log.read_bytes()
+    (tmp_path / "app.log.2").write_bytes(whole[:copied])
+    again = Tail(tmp_path, offset=tail.offset, rows=1)
+    again.until(1)
+    (tmp_path / "app.log.2").write_bytes(whole)
+    log.write_bytes(b"")
+    append(log, lines([8]))
+    assert again.until(4).quiet().values == [5, 6, 7, 8]
+    again.close()
+
+
+def test_half_a_line_is_no_way_to_tell_files_apart(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    append(log, lines([0]))
+    tail = Tail(tmp_path)
+    tail.until(1)
+    log.rename(tmp_path / "app.log.1")
+    append(log, b'{"n"')
+    tail.quiet()
+    tail.reader.look()
+    tail.close()
+    append(log, b": 1}\n")
+    shutil.copyfile(log, tmp_path / "app.log.2")
+    log.write_bytes(lines([2]))
+    again = Tail(tmp_path, offset=tail.reader._follower.offset())
+    assert again.until(2).quiet().values == [1, 2]
+    again.close()
+
+
 def test_an_inode_that_was_given_to_another_file(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, lines(range(5)))

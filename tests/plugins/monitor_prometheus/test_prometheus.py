@@ -216,7 +216,7 @@ def test_a_run_that_is_tried_again_takes_nothing_back(tmp_path: Path, monkeypatc
 
         run.advance(lambda: value(looked(), "restarts_total") == 1)
         assert failed == [3]
-        # The second attempt reads again what the gate lets pass, and then stands still: what is in the table is what was counted.
+        # The gate is shut: what has passed is committed, and then told; a look may come between the two.
         until(lambda: value(looked(), "rows_total", node="o", direction="out") == run.written() > 0)
         run.advance(lambda: value(looked(), "epoch") > 3)
     finally:
