@@ -171,6 +171,9 @@ class Link:
                 text = self._rest[self._rest.index(b"-ERR") + 5 :].split(b"\r\n")[0].decode().strip("'")
                 self.close()
                 raise told(str(self.url), text)
+        for line in self._rest.split(b"\r\n"):
+            if line.startswith(b"INFO "):  # what is so for this user
+                self.info |= json.loads(line[5:])
         self._rest, self.heard = b"", time.monotonic()
         self.opened += 1
         if not self.info.get("jetstream"):
@@ -329,7 +332,7 @@ class Link:
         if line == b"PING":
             self.send(b"PONG\r\n")
         elif line.startswith(b"INFO "):
-            self.info = json.loads(line[5:])
+            self.info |= json.loads(line[5:])
         elif line.startswith(b"-ERR"):
             raise told(str(self.url), line[4:].decode().strip(" '"))
         elif line not in (b"PONG", b"+OK"):

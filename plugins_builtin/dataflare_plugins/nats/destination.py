@@ -21,6 +21,10 @@ from dataflare_sdk.outflow import Payloads, Template
 BAD_SUBJECT = code("data.bad-subject", 1, "A row names no subject that can be published to.", "Fill the columns of `subject` in a map.")
 TOO_LARGE = code("data.message-too-large-to-send", 1, "A row is larger than a message may be.", "Raise `max_payload` of the server.")
 SUBJECT = r"^[^\s.*>]+(\.[^\s.*>]+)*$"
+OWN_SUBJECT = r"^[^\s.*>$_][^\s.*>]*(\.[^\s.*>]+)*$"
+"""As `SUBJECT`, and none of the server's own (`$JS.API…`, `_INBOX…`): what a row says must not be a request to the server."""
+LONGEST = 2_048
+"""Bytes of a subject at most: the server ends a connection at a line of 4 KB, and the next one too."""
 declare("nats.prepared", "nats.commit.begun", "nats.commit.sent", "nats.commit.done")
 
 
@@ -45,6 +49,8 @@ class NatsDestination(Destination[NatsTarget]):
             self._template = Template(config.subject)
         except ValueError as error:
             raise CODES["config.invalid"].error(str(error), path="subject") from None
+        # Where the workflow itself says how the subject begins, it may be `$KV.prices.{id}`.
+        self._subject = SUBJECT if "." in config.subject.partition("{")[0] else OWN_SUBJECT
         self._writer: Any = None
         self._resumed = False
 
@@ -111,7 +117,8 @@ class NatsDestination(Destination[NatsTarget]):
             subjects, good = pa.repeat(pa.scalar(subjects, pa.string()), batch.data.num_rows), fits
             named = None
         else:
-            named = pc.fill_null(pc.match_substring_regex(subjects, SUBJECT), False)
+            named = pc.fill_null(pc.match_substring_regex(subjects, self._subject), False)
+            named = pc.and_(named, pc.less_equal(pc.fill_null(pc.binary_length(subjects), 0), LONGEST))
             good = pc.and_(named, fits)
         page = pa.RecordBatch.from_arrays([subjects, payloads], schema=SCHEMA)
         rejected: list[RowRejection] = []

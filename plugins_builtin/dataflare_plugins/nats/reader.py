@@ -310,8 +310,16 @@ class DurableReader(StreamReader):
         super().__init__(source, partition, extract, offset, until)
         self._begun: int | None = self.positions.get("")
 
+    def read(self, max_rows: int, max_bytes: int, deadline: float) -> Message | None:
+        """Return the next batch; acks first what the last run left to ack, though nothing may be left to read."""
+        if self._looked == 0.0 and self._begun is not None:
+            self._look()
+        return super().read(max_rows, max_bytes, deadline)
+
     def _look(self) -> Messages | None:
         begun = super()._look()
+        if self.positions.get("") != self._begun:
+            self._begun = None  # of a stream that was there before
         if self._consumer is None:
             self._find()
         return begun
@@ -364,9 +372,14 @@ class DurableReader(StreamReader):
         self._link.pages.clear()
         if self._source.acker is None:
             self._source.acker = Acker(self._link, stream, name, each=self._each)
-        begun = self._begun
-        if begun is not None and begun == self._delivered and held["num_ack_pending"] and not self._each:
-            # What was left to ack when the last run ended: where this one begins is durable everywhere.
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        # What was left to ack when the last run ended: where this one begins is durable everywhere.
+        if self._each:
+            floor = int(held["ack_floor"]["stream_seq"])
+            self._source.acker.left(floor + 1, min(begun, self._delivered) if held["num_ack_pending"] else floor, begun)
+        elif begun == self._delivered and held["num_ack_pending"]:
             self._source.acker.came([(begun, self._source.acker.subject(begun, self._count))])
             self._source.acker.ack(begun)
 
@@ -405,8 +418,15 @@ class DurableReader(StreamReader):
             self._delivered = max(self._delivered, *(p[0] for p in places))
             return None
         self._count = places[-1][1]
-        fresh = [i for i, p in enumerate(places) if p[0] > self._at]
-        again = [(p[0], frame[1]) for p, frame in zip(places, frames, strict=True) if p[0] <= self._at and frame[1] is not None]
+        # What is delivered again may be of this very page: it stands behind messages that are newer than it.
+        fresh, again, at = [], [], self._at
+        for i, (number, _, _) in enumerate(places):
+            reply = frames[i][1]
+            if number > at:
+                fresh.append(i)
+                at = number
+            elif reply is not None:
+                again.append((number, reply))
         if again:
             self._source.acker.came_again(again)
         if not fresh:
