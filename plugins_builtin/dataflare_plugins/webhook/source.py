@@ -138,11 +138,15 @@ class WebhookSource(MessageSource[WebhookConfig]):
     # -- reading -----------------------------------------------------------------------------------------
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
-        """Listen, and read the log after `offset`, to `until` if given."""
+        """Listen, and read the log after `offset`, to `until` if given.
+
+        Raises:
+            DataflareError: `inflow.trimmed`, `webhook.cannot-listen`, `webhook.bad-tls`.
+        """
         log = self.log()
         held = ((offset or {}).get("parts") or {}).get("")
         if held is not None:
-            log.advance(int(held) + 1)
+            log.resume(int(held) + 1)
         self._listen()
         return LogReader(self, log, partition, extract, offset, until)
 
