@@ -174,7 +174,7 @@ class Session:
 
     def _ready(self) -> Any:
         """Return the connection with nothing left to read on it."""
-        connection = self._connection()
+        self._connection()
         if self._ahead:
             self.entries(self._ahead)
         return self._connection()
