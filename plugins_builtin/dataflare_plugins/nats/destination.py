@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.connection import Link, parse_url
 from dataflare_plugins.nats.errors import NO_STREAM
-from dataflare_plugins.nats.publishing import SCHEMA, Publisher, stored
+from dataflare_plugins.nats.publishing import MESSAGE_ID, SCHEMA, Publisher, stored
 from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
 from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
@@ -103,7 +103,9 @@ class NatsDestination(Destination[NatsTarget]):
         self._note, self._ready, self._staged = folder / "sent.json", folder / "ready.json", folder / "epoch.arrow"
         self._json = Payloads(target.schema)
         self._streams()
-        self._largest = int(self._link.info["max_payload"]) - 512  # headers count
+        # Headers count: the id, and epoch and row in it of up to 20 digits each.
+        beside = len(f"NATS/1.0\r\n{MESSAGE_ID}: {target.workflow_id}/{target.run_id}/{target.node}/".encode()) + 64
+        self._largest = int(self._link.info["max_payload"]) - max(beside, 512)
         held = atomic.read_record(self._note) or {}
         if held.get("run") != target.run_id:
             return Opened()

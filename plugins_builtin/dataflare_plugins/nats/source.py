@@ -133,10 +133,12 @@ class NatsSource(MessageSource[NatsStream]):
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read after `offset`, to `until` exactly if given."""
-        from dataflare_plugins.nats.reader import DurableReader, StreamReader
-
         if self.config.durable is None:
+            from dataflare_plugins.nats.reader import StreamReader
+
             return StreamReader(self, partition, extract, offset, until)
+        from dataflare_plugins.nats.durable import DurableReader
+
         return DurableReader(self, partition, extract, offset, until)
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002

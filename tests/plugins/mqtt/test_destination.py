@@ -158,9 +158,7 @@ def test_what_it_cannot_do_is_refused(own_mosquitto: Callable[..., MosquittoServ
 
 
 @pytest.mark.parametrize("protocol", ["v5", "v3.1.1"])
-def test_a_row_that_is_larger_than_the_broker_takes(
-    protocol: str, own_mosquitto: Callable[..., MosquittoServer], tmp_path: Path
-) -> None:
+def test_a_row_that_is_larger_than_the_broker_takes(protocol: str, own_mosquitto: Callable[..., MosquittoServer], tmp_path: Path) -> None:
     broker = own_mosquitto([*PLAIN, "max_packet_size 2000"])
     rows = pa.record_batch({"n": [0, 1, 2], "text": ["a", "x" * 5000, "b"]})
     made = destination(tmp_path, broker.url, "out", rows.schema, protocol=protocol)
@@ -169,8 +167,8 @@ def test_a_row_that_is_larger_than_the_broker_takes(
             assert [(r.index, r.code) for r in made.write(Batch("x", rows))] == [(1, "data.packet-too-large")]
             made.prepare(1, final=True)
         else:  # it ends the connection, each time
+            made.write(Batch("x", rows))
             with pytest.raises(RetriableError) as found:
-                made.write(Batch("x", rows))
                 made.prepare(1, final=True)
             assert found.value.code == "mqtt.refused"
             assert "too large" in str(found.value)

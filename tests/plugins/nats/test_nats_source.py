@@ -400,3 +400,18 @@ def test_what_was_durable_when_its_ack_was_lost_is_acked_by_the_next_run(nats_se
     flow.run()
     assert flow.rows() == list(range(50))
     assert nats_server.messages_by_number("S", 1, 50) == []
+
+
+@pytest.mark.parametrize("durable", [None, "d"])
+def test_a_message_larger_than_a_page_is_a_bad_row(durable: str | None, own_nats: Callable[..., NatsServer], tmp_path: Path) -> None:
+    server = own_nats({"max_payload": 12 << 20})
+    server.stream("S", ["s.>"])
+    published(server, 0, 5)
+    server.publish("s.a", [message(5, more="x" * (9 << 20))])
+    published(server, 6, 10)
+    with reading(NatsSource, tmp_path, url=server.url, stream="S", durable=durable) as read:
+        batches = read.batches(rows=lambda: 3)
+        assert values(batches) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+        assert [(r.code, r.position["sequence"]) for b in batches for r in b.rejected] == [("data.message-too-large", 6)]
+    with reading(NatsSource, tmp_path, url=server.url, stream="S", max_message="10MiB") as read:
+        assert values(read.batches()) == list(range(10))
