@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -25,9 +26,11 @@ class Bench:
         config: its `with:` block.
         inputs: input to the rows of each of its partitions.
         shares: how many threads it is given in each of its lives, in turn.
+        changes: input to what makes changes of its rows, with the key of them.
 
     Attributes:
         given: output to the batches of the epochs that ended.
+        caught: inputs whose source had nothing more to give when the epoch ended.
         step: the processor.
     """
 
@@ -39,7 +42,10 @@ class Bench:
         config: Mapping[str, Any],
         inputs: Mapping[str, list[pa.Table]],
         shares: Sequence[int] = (1,),
+        changes: Mapping[str, tuple[Sequence[str], Callable[[pa.RecordBatch], Batch]]] = MappingProxyType({}),
     ) -> None:
+        self._changes = dict(changes)
+        self.caught: set[str] = set()
         self._factory = runtime.host.factory("processor", use)
         self._runtime, self._folder, self._config = runtime, folder, config
         self._inputs = inputs
@@ -51,6 +57,7 @@ class Bench:
         self._state: Any = None
         self.given: dict[str, list[pa.RecordBatch]] = {}
         self.now = 1_767_225_600_000_000
+        self._late = self._late_before = 0
         self.step = self._made()
 
     def _made(self) -> Any:
@@ -60,7 +67,10 @@ class Bench:
         self._shares.append(self._shares.pop(0))  # the next life has another number
         ctx._components = lambda k, n, c: host.factory(k, n)(host.factory(k, n).configure(dict(c)), ctx)
         step = self._factory(self._factory.configure(self._config), ctx)
-        self.schemas = dict(step.output_schemas({name: tables[0].schema for name, tables in self._inputs.items()}))
+        step.take_keys({name: list(key) for name, (key, _) in self._changes.items()})
+        self.schemas = dict(
+            step.output_schemas({name: self._read_as(name, tables[0]).data.schema for name, tables in self._inputs.items()})
+        )
         self.given = self.given or {name: [] for name in self.schemas}
         return step
 
@@ -70,8 +80,16 @@ class Bench:
         table = self._inputs[name][part]
         self._at[name, part] = min(start + rows, table.num_rows)
         self._done.append((name, part, start, rows))
-        for data in table.slice(start, rows).combine_chunks().to_batches():
-            self._keep(self.step.process(Batch(name, data, partition=f"{name}/{part}"), name))
+        batch = self._read_as(name, table.slice(start, rows), f"{name}/{part}")
+        if batch.data.num_rows:
+            self._keep(self.step.process(batch, name))
+
+    def _read_as(self, name: str, table: pa.Table, partition: str = "") -> Batch:
+        """Return rows of an input as its source gives them."""
+        data = table.combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)
+        batch = self._changes[name][1](data) if name in self._changes else Batch(name, data)
+        batch.partition = partition
+        return batch
 
     def _keep(self, outputs: Iterable[tuple[str, Batch]]) -> None:
         self._epoch += [(name, batch.data) for name, batch in outputs]
@@ -79,11 +97,15 @@ class Bench:
     def end_epoch(self) -> None:
         """End an epoch, as the engine does: what is complete comes out, then the state is kept."""
         marks = {
-            name: [Watermark(FOREVER if self._at[name, p] == t.num_rows else None, f"{name}/{p}") for p, t in enumerate(tables)]
+            name: [
+                Watermark(FOREVER if self._at[name, p] == t.num_rows else None, f"{name}/{p}", caught=name in self.caught)
+                for p, t in enumerate(tables)
+            ]
             for name, tables in self._inputs.items()
         }
         self._keep(self.step.advance(Progress(self.now, marks)))
         self._state = self.step.snapshot(self._put)
+        self._late = self.late
         for name, data in self._epoch:
             self.given[name].append(data)
         self._epoch, self._done = [], []
@@ -96,7 +118,7 @@ class Bench:
     def crash(self) -> None:
         """Lose everything since the last epoch, and do it again, in other batches and another order of the partitions."""
         self.step.close()
-        self.step = self._made()
+        self.step, self._late_before = self._made(), self._late
         if self._state is not None:
             self.step.restore(self._state, self._chunks.__getitem__)
         again, self._done, self._epoch = self._done, [], []
@@ -107,12 +129,19 @@ class Bench:
                 self.read(name, part, sum(rows for _, rows in mine))
 
     def end(self) -> None:
-        """Hand on what is left, and end."""
+        """Hand on what is left, and end: other parts of a workflow go on, so there are epochs behind the end, and crashes in them."""
         for name, part in self._at:
             self.read(name, part, 10_000)
-        self._keep(self.step.flush())
-        self.end_epoch()
+        for _ in range(2):
+            self._keep(self.step.flush())
+            self.end_epoch()
+            self.crash()
         self.step.close()
+
+    @property
+    def late(self) -> int:
+        """Rows that came too late, of the epochs that ended and of the one under way."""
+        return int(self._late_before + self.step.late)
 
     def table(self, name: str = "") -> pa.Table:
         """Return the rows of an output."""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import duckdb
 
 OUT_OF_MEMORY = code("world.out-of-memory", 4, "A step needs more memory than it was given and cannot spill.", "Raise `runtime.memory`.")
+FAILED = code(
+    "data.expression", 1, "A value made an expression fail.",
+    "Mend the data, guard the expression (try_cast, nullif), or set `errors.on_record`.",
+)  # fmt: skip
 NO_PUSHDOWN = "SET disabled_optimizers='filter_pushdown,filter_pullup'"
 """For a statement where a step that drops rows follows an expression that can fail: DuckDB must not drop the
 failing rows first (with pushdown on, failures silently became filtered rows)."""

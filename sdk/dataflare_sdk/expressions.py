@@ -168,8 +168,12 @@ class ExpressionEngine(Protocol):
         """
         ...
 
-    def split(self, text: str) -> Split | None:
+    def split(self, text: str, schema: pa.Schema) -> Split | None:
         """Return an expression over aggregates in parts that can be computed apart; None: it needs all rows at once.
+
+        Args:
+            text: the expression.
+            schema: of the rows.
 
         Raises:
             DataflareError: `expression.no-sql`: it calls a function that a plugin adds.

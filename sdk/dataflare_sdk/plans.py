@@ -65,6 +65,7 @@ def output_schemas(node: NodeSpec) -> dict[str, pa.Schema]:
 
 def prepared(component: Any, node: NodeSpec) -> Any:
     """Bring a rebuilt processor to where the planner had it: bound, pruned, bound to what is left."""
+    component.take_keys(node.settings.get("keys", {}))
     component.output_schemas({i["name"]: schemas.from_json(i["schema"]) for i in node.settings["offered"]})
     component.prune({k: frozenset(v) for k, v in node.settings["needed"].items()})
     component.output_schemas(input_schemas(node))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -23,16 +24,26 @@ class Processor(Component[C], ABC):
     Attributes:
         changes: `rowwise` when it takes changes as they are: each row by itself, deletions pass it unseen (the engine
             sees to that). `refuse`: what it makes of a row depends on other rows.
-        late: rows that came too late so far, of a step with the feature `event_time`.
+        tables: number of an input that is a table to the key of its rows.
+        late: rows that came too late since it was built, of a step with the feature `event_time`.
     """
 
     inputs: ClassVar[tuple[int, int | None]] = (1, 1)
     changes: ClassVar[str] = "refuse"
+    tables: Mapping[int, Sequence[str]] = MappingProxyType({})
     late: int = 0
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the outputs: just the main one."""
         return ("",)
+
+    @property
+    def holds(self) -> bool:
+        """Whether rows wait in it, of a step with the feature `follows`."""
+        return False
+
+    def take_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
+        """Take down the keys of the changes that arrive at inputs that are tables; called before `output_schemas`."""
 
     @abstractmethod
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:

@@ -122,10 +122,16 @@ def duck_type(kind: pa.DataType) -> str:
     raise UNSUPPORTED_TYPE.error(f"the type {kind} has no equivalent in SQL")
 
 
-def select_as(schema: pa.Schema, relation: str) -> str:
-    """Return a SELECT that gives exactly `schema` from a SQL relation with the same column names."""
-    columns = ", ".join(f"CAST({quote(f.name)} AS {duck_type(f.type)}) AS {quote(f.name)}" for f in schema)
-    return f"SELECT {columns} FROM {relation}"
+def select_as(schema: pa.Schema, relation: str, *more: str) -> str:
+    """Return a SELECT that gives exactly `schema` from a SQL relation with the same column names.
+
+    Args:
+        schema: names and types.
+        relation: a table, or a SELECT in parentheses.
+        more: further columns of it, quoted, given behind the others as they are.
+    """
+    columns = [f"CAST({quote(f.name)} AS {duck_type(f.type)}) AS {quote(f.name)}" for f in schema]
+    return f"SELECT {', '.join([*columns, *more])} FROM {relation}"
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from dataflare.contracts import RowRejection
+from dataflare.contracts import Progress, RowRejection, Watermark
 from dataflare_sdk.event_time import LATE, NO_EVENT_TIME, TOO_FAR_AHEAD, EventClock, event_times, micros
 from dataflare_sdk.messages import Batch
 from dataflare_sdk.records import record
@@ -39,19 +39,19 @@ class Door:
         late: `drop` or `dead_letter`.
         ahead: seconds a row may lie in the future, None: any.
         quiet: see `EventClock`, seconds.
-        now: gives the clock that the future begins at, microseconds; the same one in a replay.
+        began: the clock when the run began, microseconds: the future begins there until an epoch has ended.
 
     Attributes:
         clock: event time of the input.
-        late: rows that came too late so far.
+        late: rows that came too late since the door was made; a replay counts its rows again.
     """
 
-    def __init__(self, on: str, *, lateness: float, late: str, ahead: float | None, quiet: float | None, now: Callable[[], int]) -> None:
+    def __init__(self, on: str, *, lateness: float, late: str, ahead: float | None, quiet: float | None, began: int) -> None:
         self._on = on
         self._lateness = lateness
         self._late = late
         self._ahead = ahead
-        self._now = now
+        self._now = began
         self.clock = EventClock(micros(lateness), micros(quiet))
         self.late = 0
 
@@ -110,11 +110,30 @@ class Door:
         self.late += len(judged.late)
         return batch.take(judged.late)
 
+    def advance(self, progress: Progress, marks: Iterable[Watermark]) -> int:
+        """End an epoch: follow the watermarks of the input, and take over the clock; returns the watermark."""
+        self._now = progress.time
+        return self.clock.advance(marks)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: how far event time has come, and the clock of the epoch."""
+        return {"clock": self.clock.snapshot(), "now": self._now}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `snapshot` gave: the future begins where it did then, so that a replay judges as before."""
+        self.clock.restore(state["clock"])
+        self._now = int(state["now"])
+
     def _latest(self) -> int:
-        return self._now() + micros(self._ahead)
+        return self._now + micros(self._ahead)
 
     def _told_late(self) -> str:
         return f"'{self._on}' lies more than {self._lateness:g} s before the newest of its partition"
+
+
+def began(ctx: Any) -> int:
+    """Return the clock when the run of a component began, microseconds; outside a run, now."""
+    return int(ctx.run.started) if ctx.run is not None else round(ctx.clock() * 1_000_000)
 
 
 def take_each(take: Callable[[pa.RecordBatch, pa.Array], Any], data: pa.RecordBatch, judged: Judged) -> list[RowRejection]:

@@ -4,7 +4,7 @@ Usage: python tests/faults/kill.py --kills 200 --seed 7 [--state postgres] [--la
 
 One trial is one workflow in a folder of its own: in the streaming lane with SQLite, DuckDB, Parquet and CSV
 destinations together, in the bulk lane with a Parquet file and a DuckDB table, or (`windows`) two unordered streams through tumbling,
-sliding and session windows. It is killed with SIGKILL a few
+sliding and session windows, joined with each other and with a table. It is killed with SIGKILL a few
 times, at armed failpoints and at random moments by turns, and run to its end after that. The oracle is DuckDB alone.
 Prints kills, resumed, lost, duplicated, orphans, and hits per failpoint.
 """
@@ -114,10 +114,13 @@ TIME = "TIMESTAMP '2026-01-01' + to_milliseconds({i} * {step} - (hash({i}) % 400
 """Event time goes on by `step` with up to 4 s of disorder; one row in fifty is some 9 s late."""
 STREAMS = {"fast": 20, "slow": 33}
 """Streams of the windows: how many milliseconds event time goes on with each row."""
+PLACES = 3_000
+"""Rows of a table that a stream is joined with, nine keys over and over; rows of the stream wait until it is there."""
 WINDOWS_WORKFLOW = f"""
 name: faults
 sources:
 {"".join(f"  {name}: {{use: generate, with: {{rows: {ROWS // 2}, seed: {step}, columns: {{id: 'i * 2 + seed % 2', k: i % 7, v: i % 1000, t: {json.dumps(TIME.format(i='i', step=step))}}}}}}}{chr(10)}" for name, step in STREAMS.items())}
+  places: {{use: generate, with: {{rows: {PLACES}, columns: {{k3: i % 9 - 2, place: i}}}}}}
 processors:
   - {{id: both, use: filter, from: [fast, slow], with: {{where: v <> 13}}}}
   - id: tumbling
@@ -147,7 +150,9 @@ processors:
     use: join
     from: [fast, other]
     with: {{type: left, on: {{k: k2}}, within: 40ms, time: {{t: t2}}, lateness: 6s}}
+  - {{id: at, use: join, from: [fast, places], with: {{type: left, on: {{k: k3}}, table: true, key: [k3]}}}}
 destinations:
+  placed: {{use: sqlite, from: at, with: {{path: out/rows.db, table: placed}}, write: {{mode: append}}}}
   joined: {{use: sqlite, from: met, with: {{path: out/rows.db, table: joined}}, write: {{mode: append}}}}
   tumbled: {{use: sqlite, from: tumbling, with: {{path: out/rows.db, table: tumbled}}, write: {{mode: append}}}}
   slid: {{use: parquet, from: sliding, with: {{path: out/slid/}}, write: {{mode: append}}}}
@@ -314,6 +319,7 @@ def compare_windows(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally
         tumbled = db.execute("SELECT window_start, k, n, total, round(mean, 6) FROM tumbled").fetchall()
         late = db.execute("SELECT id, k, v FROM late").fetchall()
         joined = db.execute("SELECT id, k, id2 FROM joined").fetchall()
+        placed = db.execute("SELECT id, k, place FROM placed").fetchall()
     bucket = "time_bucket(INTERVAL 5 SECOND, t)"
     wanted = f"SELECT strftime({bucket}, '%Y-%m-%d %H:%M:%S'), k, count(*), sum(v)::BIGINT, round(avg(v), 6) FROM r GROUP BY ALL"
     judge(
@@ -326,6 +332,8 @@ def compare_windows(con: duckdb.DuckDBPyConnection, out: Path, where: str, tally
     judge(con, f"{where} late", late, "SELECT id, k, v FROM judged WHERE late", tally)
     con.execute(f"CREATE TABLE whole AS {' UNION ALL '.join(p.replace(' WHERE i % 1000 <> 13', '') for p in parts)}")
     con.execute(f"CREATE TABLE intime AS SELECT * FROM (SELECT *, t < {newest} - INTERVAL 6 SECOND AS late FROM whole) WHERE NOT late")
+    place = f"(SELECT max(j) FROM range({PLACES}) p(j) WHERE j % 9 - 2 = k)"
+    judge(con, f"{where} placed", placed, f"SELECT id, k, {place} FROM whole WHERE s = 'fast'", tally)
     near = "l.k = r.k AND abs(epoch_us(l.t) - epoch_us(r.t)) <= 40000"
     sides = "(FROM intime WHERE s = 'fast') l LEFT JOIN (FROM intime WHERE s = 'slow') r"
     judge(con, f"{where} joined", joined, f"SELECT l.id, l.k, r.id FROM {sides} ON {near}", tally)

@@ -102,6 +102,51 @@ def test_other_windows_do_not_go_on_with_what_was_kept(tmp_path: Path) -> None:
     assert (error["code"], "'w'" in error["message"]) == ("state.other-step", True)
 
 
+def test_late_rows_are_counted_by_the_run_they_came_in(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    out = {"o": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}, "write": {"mode": "append"}}}
+    saved(tmp_path, counting("in/*.jsonl", out=out, extract={"mode": "incremental"}))
+    lines(tmp_path / "in" / "0.jsonl", ("01:00:00", 1), ("00:10:00", 2), ("01:01:00", 3), ("00:50:00", 4), ("00:20:00", 5))
+    assert told(tmp_path, "run", "w.json")["rows"]["late"] == 3
+    lines(tmp_path / "in" / "3.jsonl", ("01:02:00", 6))
+    assert told(tmp_path, "run", "w.json")["rows"]["late"] == 0
+    lines(tmp_path / "in" / "4.jsonl", ("00:02:00", 7))
+    assert told(tmp_path, "run", "w.json")["rows"]["late"] == 1
+
+
+def test_an_answer_that_fails_is_a_failure_of_data(tmp_path: Path) -> None:
+    lines(tmp_path / "in.jsonl", ("00:01:00", 1), ("00:20:00", 2))
+    document = counting("in.jsonl")
+    document["processors"][0]["with"]["select"] = {"n": "CAST('a' || sum(v) AS INTEGER)"}
+    saved(tmp_path, document)
+    error = told(tmp_path, "run", "w.json", code=1)["error"]
+    assert (error["code"], "'a1'" in error["message"]) == ("data.expression", True)
+
+
+def test_the_mean_of_intervals_is_an_interval(tmp_path: Path) -> None:
+    lines(tmp_path / "in.jsonl", ("00:01:00", 1), ("00:03:00", 2))
+    document = counting("in.jsonl")
+    document["processors"][0]["with"]["select"] = {"m": "epoch(avg(\"at\" - TIMESTAMP '2026-01-01')) + 0.0"}
+    saved(tmp_path, document)
+    told(tmp_path, "run", "w.json")
+    assert [r["m"] for r in json_rows(tmp_path / "o.jsonl")] == [120.0]
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_windows_behind_windows_see_no_late_rows_whatever_the_shares(tmp_path: Path, shares: int) -> None:
+    source = {"use": "generate", "with": {"rows": 4000, "columns": {"at": "TIMESTAMP '2026-01-01' + INTERVAL (i) SECOND", "k": "i % 7"}}}
+    first = step("w", "aggregate", by=["window_start", "k"], select={"n": "count(*)"}, window={"tumbling": "1m", "on": "at"})
+    second = step("x", "aggregate", "w", by=["window_start"], select={"n": "sum(n)"}, window={"tumbling": "10m", "on": "at"})
+    first["with"]["by"] = {"at": "window_start", "k": "k"}
+    first["partition"] = {"into": shares}
+    document = flow({"s": source}, first, second)
+    document["state"] = {"checkpoint": {"rows": 1000}}
+    document["runtime"] = {"batch": {"rows": 500}}
+    saved(tmp_path, document)
+    assert told(tmp_path, "run", "w.json")["rows"]["late"] == 0
+    assert [int(r["n"]) for r in json_rows(tmp_path / "o.jsonl")] == [600] * 6 + [400]
+
+
 @pytest.mark.parametrize(
     ("window", "code", "path"),
     [

@@ -29,7 +29,7 @@ def test_a_partition_rests_when_it_was_listened_to_in_vain() -> None:
     assert state(made, ["a", "b"]) == {"a": 0, "b": 0}
     clock.now += 1
     assert state(made, ["a", "b"]) == {"a": 30, "b": 0}, "one that is not read yet holds back"
-    made.heard("a")
+    made.heard("a", "a")
     assert state(made, ["a", "b"], {"b"}) == {"a": 0, "b": "ended"}
 
 
@@ -41,7 +41,7 @@ def test_parts_of_a_reader_rest_one_by_one_and_new_ones_are_found() -> None:
     made = Quiet(clock, 10.0)
     made.opened("t", reader)
     clock.now += 8
-    made.heard("t:0")
+    made.heard("t", "t:0")
     clock.now += 8
     assert state(made, ["t"]) == {"t:0": 0, "t:1": 16}
     reader.partitions = ("0", "1", "2")

@@ -26,12 +26,12 @@ ANSWERING = {
 }
 
 
-def files(tmp_path: Path, one: Document, mode: str) -> None:
+def files(tmp_path: Path, one: Document, mode: str, other: str = "full") -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jsonl").write_text('{"at": "2026-01-01 00:00:00", "k": 1}\n', encoding="utf-8")
     sources = {
         "s": {"use": "jsonl", "with": {"path": "in/*.jsonl", "columns": AT}, "extract": {"mode": mode}},
-        "t": {"use": "jsonl", "with": {"path": "in/*.jsonl", "columns": {"at2": "TIMESTAMP", "k2": "BIGINT"}}},
+        "t": {"use": "jsonl", "with": {"path": "in/*.jsonl", "columns": {"at2": "TIMESTAMP", "k2": "BIGINT"}}, "extract": {"mode": other}},
     }
     if one["use"] != "join":
         del sources["t"]
@@ -55,5 +55,19 @@ def test_it_is_taken_where_the_source_is_read_whole(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("name", ANSWERING)
 def test_what_answers_as_it_goes_is_taken(tmp_path: Path, name: str) -> None:
-    files(tmp_path, ANSWERING[name], "incremental")
+    files(tmp_path, ANSWERING[name], "incremental", "incremental")
+    told(tmp_path, "validate", "w.json")
+
+
+@pytest.mark.parametrize(("mode", "other"), [("incremental", "full"), ("full", "incremental")])
+def test_what_the_next_run_would_be_given_again_is_refused(tmp_path: Path, mode: str, other: str) -> None:
+    files(tmp_path, ANSWERING["within"], mode, other)
+    (problem,) = told(tmp_path, "validate", "w.json", code=3)["problems"]
+    assert (problem["code"], problem["path"]) == ("workflow.read-again", "processors[0]")
+    assert problem["line"]
+
+
+@pytest.mark.parametrize(("mode", "other"), [("incremental", "full"), ("full", "incremental"), ("full", "full")])
+def test_a_table_may_be_read_otherwise_than_the_stream(tmp_path: Path, mode: str, other: str) -> None:
+    files(tmp_path, step("x", "join", "s", "t", on={"k": "k2"}, table=True, key=["k2"]), mode, other)
     told(tmp_path, "validate", "w.json")

@@ -99,11 +99,13 @@ class Watermark:
             rows tell.
         partition: the partition (see `Batch.partition`); of a step that mixes rows the step's id.
         idle: microseconds since its last row, once they are so many that it holds nobody back; 0: it is not idle.
+        caught: whatever there was when its source was last asked has come.
     """
 
     time: int | None
     partition: str = ""
     idle: int = 0
+    caught: bool = False
 
 
 @record

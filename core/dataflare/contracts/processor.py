@@ -31,20 +31,30 @@ class Processor(Protocol):
     Attributes:
         features: of `rowwise` (each output row depends on one input row), `whole_input` (answers at End),
             `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns), `event_time`
-            (is asked to `advance` at every barrier), `shares` (works on its groups in as many shares as it is given threads),
+            (is asked to `advance` at every barrier), `follows` (gives in `advance` rows of its first input, each batch with the
+            partition it came of, so that watermarks pass it), `shares` (works on its groups in as many shares as it is given threads),
             `ordered` (what it gives depends on the order in which a source gives its rows).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
-        late: rows that came too late so far, of a step with the feature `event_time`.
+        tables: number of an input to the key of its rows (empty: all are kept), of inputs that are tables: rows and changes of
+            them come out with those of others only, and what a source gives of them again takes the place of what it gave.
+        holds: of a step that `follows`: rows wait in it, so that no watermark passes.
+        late: rows that came too late since it was built, of a step with the feature `event_time`.
     """
 
     features: frozenset[str]
     inputs: tuple[int, int | None]
     changes: str
+    tables: Mapping[int, Sequence[str]]
+    holds: bool
     late: int
 
     def outputs(self) -> tuple[str, ...]:
         """Return the names of its outputs; the first is the main one unless it has none."""
+        ...
+
+    def take_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
+        """Take down the keys of the changes that arrive at inputs that are tables; called before `output_schemas`."""
         ...
 
     def output_schemas(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.aggregate.window_state import WindowState
+from dataflare_plugins.aggregate.window_state import ENDS, OPENS, WindowState
+from dataflare_sdk import held
+from dataflare_sdk.schema import quote
 
 
 class Shards:
@@ -20,9 +22,11 @@ class Shards:
     Args:
         make: makes the state of share i of n.
         count: how many shares.
+        names: columns of the answer.
     """
 
-    def __init__(self, make: Callable[[tuple[int, int]], WindowState], count: int) -> None:
+    def __init__(self, make: Callable[[tuple[int, int]], WindowState], count: int, names: Sequence[str]) -> None:
+        self._names = names
         self._states = [make((i, count)) for i in range(count)]
         self._threads = [ThreadPoolExecutor(1, f"dataflare-share-{i}") for i in range(count)] if count > 1 else []
 
@@ -37,9 +41,14 @@ class Shards:
         return [f.result() for f in waiting]
 
     def take(self, batch: pa.RecordBatch) -> None:
-        """Take rows; raises as `WindowState.take`, and nothing of the batch was taken then."""
+        """Take rows; nothing of the batch was taken when it raises.
+
+        Raises:
+            DataflareError: `data.expression`: a value made an expression fail; `world.out-of-memory`, `world.io`.
+        """
         try:
-            self._each(lambda state: state.take(batch))
+            with held.guarded():
+                self._each(lambda state: state.take(batch))
         except Exception:
             self._each(lambda state: state.keep(False))
             raise
@@ -47,12 +56,43 @@ class Shards:
 
     def fold(self) -> None:
         """Move what came in this epoch to what came before."""
-        self._each(WindowState.fold)
+        with held.guarded():
+            self._each(WindowState.fold)
 
     def closed(self, before: int, now: int | None) -> Iterator[pa.RecordBatch]:
-        """Give the windows that are complete, share after share."""
-        for state in self._states:
-            yield from state.closed(before, now)
+        """Give the windows that are complete, in the order of their ends whatever the shares, and forget what no window needs.
+
+        Args:
+            before: the watermark up to which windows were given already.
+            now: the watermark; None: everything is complete.
+
+        Raises:
+            DataflareError: `data.expression`: an answer failed; `world.out-of-memory`, `world.io`.
+        """
+        with held.guarded():
+            found = self._each(lambda state: state.complete(before, now))
+        ready = [(state.connection, query) for state, query in zip(self._states, found, strict=True) if query is not None]
+        if ready:
+            yield from self._in_order(ready)
+        self._each(lambda state: state.forget(now))
+
+    def _in_order(self, ready: Sequence[tuple[Any, str]]) -> Iterator[pa.RecordBatch]:
+        """Yield what queries of several connections give, merged by the ends of windows.
+
+        A step of time behind this one judges its rows in their order: those of one share after those of another would be late.
+        """
+        columns = ", ".join(quote(n) for n in self._names)
+        connection, query = ready[0]
+        cursors = [other.cursor() for other, _ in ready[1:]]
+        try:
+            with held.guarded():
+                readers = [c.sql(theirs).to_arrow_reader(held.ANSWER_ROWS) for c, (_, theirs) in zip(cursors, ready[1:], strict=True)]
+            others = {f"share_{i}": reader for i, reader in enumerate(readers)}
+            union = " UNION ALL ".join([f"({query})", *(f"(FROM {name})" for name in others)])
+            yield from held.answers(connection, f"SELECT {columns} FROM ({union}) ORDER BY {ENDS}, {OPENS}", **others)
+        finally:
+            for cursor in cursors:
+                cursor.close()
 
     def snapshot(self, put: Callable[[bytes], str], watermark: int) -> list[dict[str, Any]]:
         """Return the chunks of all shares."""

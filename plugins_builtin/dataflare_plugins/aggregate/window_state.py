@@ -8,31 +8,22 @@ of what they hold is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dataflare_plugins.aggregate.windows import Shape
-from dataflare_sdk import duck
+from dataflare_sdk import duck, held
+from dataflare_sdk.held import DEAD_ROWS, own
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote, select_as
-
-
-def own(name: str) -> str:
-    """Return the quoted name of a column that is ours, beside columns of any name: it begins with a separator character."""
-    return quote(f"\x1f{name}")
-
 
 FROM, TO = own("from"), own("to")
 WINDOW, OPENS, ENDS = own("window"), own("opens"), own("ends")
 TIME = "\x1ftime"
 """The column of the batch that holds the event time in microseconds."""
-CHUNK_ROWS = 262_144
-DEAD_ROWS = 200_000
-"""Lines that are over before a table is made anew: what is deleted of a table of DuckDB in memory is not given back."""
-ANSWER_ROWS = 65_536
 
 
 @record
@@ -70,7 +61,10 @@ class Lines:
 
 
 class WindowState:
-    """The lines of one step.
+    """The lines of one share of a step.
+
+    Attributes:
+        connection: where its tables are.
 
     Args:
         shape: the windows.
@@ -88,18 +82,18 @@ class WindowState:
         self._shape = shape
         self._lines = lines
         self._shard = shard
-        self._connection: Any = duck.connect(memory=memory, threads=1, temp=temp, timezone=timezone)
-        self._connection.execute("SET preserve_insertion_order=false")
+        self.connection: Any = duck.connect(memory=memory, threads=1, temp=temp, timezone=timezone)
+        self.connection.execute("SET preserve_insertion_order=false")
         self._current = duck.CurrentBatch(pa.schema([*batch, pa.field(TIME, pa.int64())]))
-        self._connection.register("batch", self._current)
+        self.connection.register("batch", self._current)
         self._chunks: list[dict[str, Any]] = []
         self._dead = 0
-        self._fresh = self._unsaved = self._anew = False
+        self._fresh = self._unsaved = self._anew = self._told = False
         make = f"CREATE TABLE {{}} AS {self._taken()} LIMIT 0"
-        self._connection.execute(make.format("fresh"))
-        self._connection.execute(make.format("live"))
+        self.connection.execute(make.format("fresh"))
+        self.connection.execute(make.format("live"))
         self._columns = [FROM, TO, *lines.names]
-        self._connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
+        self.connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
 
     # -- rows in -----------------------------------------------------------------------------------------
 
@@ -126,13 +120,13 @@ class WindowState:
         """
         self._current.batch = batch
         if self._shard[1] > 1:
-            self._connection.execute("BEGIN")
-        self._connection.execute("EXECUTE take")
+            self.connection.execute("BEGIN")
+        self.connection.execute("EXECUTE take")
 
     def keep(self, kept: bool) -> None:
         """Keep what was taken, or give it up: some other shard could not take its rows."""
         if self._shard[1] > 1:
-            self._connection.execute("COMMIT" if kept else "ROLLBACK")
+            self.connection.execute("COMMIT" if kept else "ROLLBACK")
         self._fresh = self._fresh or kept
 
     # -- answers out -------------------------------------------------------------------------------------
@@ -142,12 +136,12 @@ class WindowState:
         if not self._fresh:
             return
         if self._lines.merges:
-            self._connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._merged('fresh')}")
+            self.connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._merged('fresh')}")
         else:
-            self._connection.execute("CREATE OR REPLACE TABLE delta AS SELECT * FROM fresh")
-        self._connection.execute("INSERT INTO live SELECT * FROM delta")
-        self._connection.execute(f"CREATE OR REPLACE TABLE fresh AS {self._taken()} LIMIT 0")
-        self._connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
+            self.connection.execute("CREATE OR REPLACE TABLE delta AS SELECT * FROM fresh")
+        self.connection.execute("INSERT INTO live SELECT * FROM delta")
+        self.connection.execute(f"CREATE OR REPLACE TABLE fresh AS {self._taken()} LIMIT 0")
+        self.connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
         self._fresh, self._unsaved = False, True
 
     def _merged(self, table: str) -> str:
@@ -156,40 +150,57 @@ class WindowState:
         items = ", ".join([f"min({FROM}) AS {FROM}", f"max({TO}) AS {TO}", *self._lines.key_names, *values])
         return f"SELECT {items} FROM {table} GROUP BY {', '.join([self._shape.bucket(FROM), *self._lines.key_names])}"
 
-    def closed(self, before: int, now: int | None) -> Iterator[pa.RecordBatch]:
-        """Give the windows that are complete, oldest first, and forget what no window needs any more.
+    def complete(self, before: int, now: int | None) -> str | None:
+        """Return a SELECT of the windows that are complete: the columns of the answer, then when a window ends and opens.
 
         Args:
             before: the watermark up to which windows were given already.
             now: the watermark; None: everything is complete.
         """
-        shape, answer = self._shape, self._lines.schema
+        shape = self._shape
         if shape.kind == "session":
-            yield from self._closed_sessions(now)
-            return
+            return self._complete_sessions(now)
         if shape.kind == "tumbling":
             lines = f"SELECT *, {shape.bucket(FROM)} AS {WINDOW} FROM live"
         else:
             starts = f"range({shape.first(FROM)}, {shape.last(FROM)} + 1, {shape.every})"
             lines = f"SELECT *, unnest({starts}) AS {WINDOW} FROM live"
         done = f"{WINDOW} + {shape.size} > {before}" + ("" if now is None else f" AND {WINDOW} + {shape.size} <= {now}")
-        ready = f"SELECT *, {WINDOW} AS {OPENS}, {WINDOW} + {shape.size} AS {ENDS} FROM ({lines}) WHERE {done}"
-        yield from self._answers(ready, answer)
-        over = "true" if now is None else f"{shape.last(FROM)} + {shape.size} <= {now}"
-        self._forget(over)
+        return self._answer(f"SELECT *, {WINDOW} AS {OPENS}, {WINDOW} + {shape.size} AS {ENDS} FROM ({lines}) WHERE {done}")
 
-    def _closed_sessions(self, now: int | None) -> Iterator[pa.RecordBatch]:
+    def _complete_sessions(self, now: int | None) -> str | None:
         if now is not None:
-            oldest = self._connection.execute(f"SELECT min({TO}) FROM live").fetchall()[0][0]
+            oldest = self.connection.execute(f"SELECT min({TO}) FROM live").fetchall()[0][0]
             if oldest is None or oldest + self._shape.size > now:
-                return
-        self._connection.execute(f"CREATE OR REPLACE TABLE sessions AS {self._sessions()}")
-        done = "true" if now is None else f"{ENDS} <= {now}"
-        yield from self._answers(f"SELECT * FROM sessions WHERE {done}", self._lines.schema)
-        self._dead += self._count("live")
-        # What is left is written down anew: lines of a session that goes on cannot be told from those of one that is over.
-        self._connection.execute(f"CREATE OR REPLACE TABLE live AS SELECT {', '.join(self._columns)} FROM sessions WHERE NOT ({done})")
-        self._connection.execute("DROP TABLE sessions")
+                return None
+        self.connection.execute(f"CREATE OR REPLACE TABLE sessions AS {self._sessions()}")
+        self._told = True
+        return self._answer(f"SELECT * FROM sessions WHERE {_ended(now)}")
+
+    def _answer(self, ready: str) -> str:
+        """Return what lines with their windows (`window`, `opens`, `ends`) say."""
+        groups = ", ".join([WINDOW, OPENS, ENDS, *self._lines.key_names])
+        items = ", ".join(f"({sql}\n) AS {quote(name)}" for name, sql in self._lines.schema.items())
+        grouped = f"SELECT {items}, {ENDS}, {OPENS} FROM ({ready}) GROUP BY {groups}"
+        return select_as(self._lines.result, f"({grouped})", ENDS, OPENS)
+
+    def forget(self, now: int | None) -> None:
+        """Forget what no window needs any more, after what is `complete` was given.
+
+        Args:
+            now: the watermark; None: everything was given, so that nothing is left for a checkpoint to keep.
+        """
+        if now is None:
+            self._chunks, self._anew, self._unsaved = [], False, False
+        if self._shape.kind != "session":
+            self._delete("true" if now is None else f"{self._shape.last(FROM)} + {self._shape.size} <= {now}")
+        elif self._told:
+            self._dead += held.count(self.connection, "live")
+            # What is left is written down anew: lines of a session that goes on cannot be told from those of one that is over.
+            left = f"SELECT {', '.join(self._columns)} FROM sessions WHERE NOT ({_ended(now)})"
+            self.connection.execute(f"CREATE OR REPLACE TABLE live AS {left}")
+            self.connection.execute("DROP TABLE sessions")
+            self._told = False
 
     def _sessions(self) -> str:
         """Return the lines with the session they belong to: a new one begins where nothing came for as long as the pause."""
@@ -203,33 +214,11 @@ class WindowState:
         ends = f"max({TO}) {whole} + {self._shape.size} AS {ENDS}"
         return f"SELECT * EXCLUDE ({own('begins')}), min({FROM}) {whole} AS {OPENS}, {ends} FROM ({numbered})"
 
-    def _answers(self, ready: str, answer: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-        """Yield what lines with their windows (`window`, `opens`, `ends`) say."""
-        groups = ", ".join([WINDOW, OPENS, ENDS, *self._lines.key_names])
-        items = ", ".join(f"({sql}\n) AS {quote(name)}" for name, sql in answer.items())
-        query = f"SELECT {items}, {OPENS} FROM ({ready}) GROUP BY {groups}"
-        wanted = f"{select_as(self._lines.result, f'({query})')} ORDER BY {OPENS}"
-        cursor = self._connection.cursor()
-        try:
-            reader = cursor.sql(wanted).to_arrow_reader(ANSWER_ROWS)
-            for batch in reader:
-                if batch.num_rows:
-                    yield batch
-        finally:
-            cursor.close()
-
-    def _forget(self, over: str) -> None:
-        deleted = self._connection.execute(f"DELETE FROM live WHERE {over}").fetchall()[0][0]
-        self._dead += deleted
-        if self._dead > max(DEAD_ROWS, self._count("live")):
-            again = self._merged("live") if self._lines.merges else "SELECT * FROM live"
-            self._connection.execute(f"CREATE OR REPLACE TABLE anew AS {again}")
-            self._connection.execute("DROP TABLE live")
-            self._connection.execute("ALTER TABLE anew RENAME TO live")
+    def _delete(self, over: str) -> None:
+        self._dead += self.connection.execute(f"DELETE FROM live WHERE {over}").fetchall()[0][0]
+        if self._dead > max(DEAD_ROWS, held.count(self.connection, "live")):
+            held.made_anew(self.connection, "live", self._merged("live") if self._lines.merges else "SELECT * FROM live")
             self._dead = 0
-
-    def _count(self, table: str) -> int:
-        return int(self._connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -243,39 +232,20 @@ class WindowState:
         shape = self._shape
         if shape.kind != "session":
             self._chunks = [c for c in self._chunks if c["until"] > watermark]
-        live = self._count("live")
-        held = sum(c["rows"] for c in self._chunks)
-        if self._anew or held > 2 * live + DEAD_ROWS:
-            self._chunks, self._anew = [], False
-            self._write("live", put)
+        live = held.count(self.connection, "live")
+        if self._anew or sum(c["rows"] for c in self._chunks) > 2 * live + DEAD_ROWS:
+            self._anew = False
+            self._chunks = held.written(self.connection, "SELECT * FROM live", put, self._until())
         elif self._unsaved:
             open_ = "true" if shape.kind == "session" else f"{shape.last(FROM)} + {shape.size} > {watermark}"
-            self._write(f"(SELECT * FROM delta WHERE {open_})", put)
-        self._connection.execute("DROP TABLE IF EXISTS delta")
+            self._chunks += held.written(self.connection, f"SELECT * FROM delta WHERE {open_}", put, self._until())
+        self.connection.execute("DROP TABLE IF EXISTS delta")
         self._unsaved = False
         return [dict(c) for c in self._chunks]
 
-    def _write(self, lines: str, put: Callable[[bytes], str]) -> None:
-        shape = self._shape
-        until = f"{shape.last(FROM)} + {shape.size}" if shape.kind != "session" else "0"
-        cursor = self._connection.cursor()
-        try:
-            reader = cursor.sql(f"SELECT *, {until} AS {own('until')} FROM {lines}").to_arrow_reader(CHUNK_ROWS)
-            for batch in reader:
-                if batch.num_rows:
-                    self._keep(batch, put)
-        finally:
-            cursor.close()
-
-    def _keep(self, batch: pa.RecordBatch, put: Callable[[bytes], str]) -> None:
-        from dataflare_sdk.compute import pc
-
-        rows = batch.select(range(batch.num_columns - 1))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
-            out.write_batch(rows)
-        until = int(pc.max(batch.column(batch.num_columns - 1)).as_py())
-        self._chunks.append({"ref": put(sink.getvalue().to_pybytes()), "until": until, "rows": rows.num_rows})
+    def _until(self) -> str:
+        """Return SQL for the watermark from which on no window needs a line; of sessions that depends on the lines to come."""
+        return "0" if self._shape.kind == "session" else f"{self._shape.last(FROM)} + {self._shape.size}"
 
     def restore(
         self, chunks: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermark: int
@@ -289,28 +259,26 @@ class WindowState:
             watermark: windows that end by then were given.
         """
         self._chunks = [dict(c) for c in chunks]
-        owned = self._load(chunks, get)
-        if owned != sum(c["rows"] for c in chunks) or self._load(others, get):
-            # Groups were dealt out otherwise: what is this share's is written down anew with the next checkpoint.
-            self._anew = True
+        owned, dealt = self._load(chunks, get), self._load(others, get)
+        # Where groups were dealt out otherwise, what is this share's is written down anew with the next checkpoint.
+        self._anew = bool(dealt) or owned != sum(c["rows"] for c in chunks)
         if self._shape.kind == "session":
-            for _ in self._closed_sessions(watermark):
-                pass  # they were given
-        else:
-            self._forget(f"{self._shape.last(FROM)} + {self._shape.size} <= {watermark}")
+            self._complete_sessions(watermark)  # they were given
+        self.forget(watermark)
 
     def _load(self, chunks: Sequence[Mapping[str, Any]], get: Callable[[str], bytes]) -> int:
         """Take this share's lines of some chunks; returns how many there were."""
-        types = self._connection.execute("SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = 'live'").fetchall()
-        items = ", ".join(f"CAST({quote(name)} AS {kind})" for name, kind in types)
-        before = self._count("live")
+        columns, mine = held.columns_of(self.connection, "live"), self._mine(self._lines.key_names)
+        before = held.count(self.connection, "live")
         for chunk in chunks:
-            table: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
-            self._connection.register("chunk", table)
-            self._connection.execute(f"INSERT INTO live SELECT {items} FROM chunk{self._mine(self._lines.key_names)}")
-            self._connection.unregister("chunk")
-        return self._count("live") - before
+            held.loaded(self.connection, chunk, get, f"INSERT INTO live SELECT {columns} FROM chunk{mine}")
+        return held.count(self.connection, "live") - before
 
     def close(self) -> None:
         """Release the tables."""
-        self._connection.close()
+        self.connection.close()
+
+
+def _ended(now: int | None) -> str:
+    """Return which sessions are over by a watermark."""
+    return "true" if now is None else f"{ENDS} <= {now}"

@@ -11,19 +11,11 @@ import pyarrow as pa
 from dataflare_plugins.aggregate.shards import Shards
 from dataflare_plugins.aggregate.window_state import ENDS, OPENS, TIME, Lines, WindowState
 from dataflare_plugins.aggregate.windows import END, START, Shape, Window
-from dataflare_sdk import CODES, Batch, ExpressionEngine, Progress, RowRejection, code, duck
+from dataflare_sdk import Batch, ExpressionEngine, Progress, RowRejection, held
 from dataflare_sdk.event_time import BEGINNING
 from dataflare_sdk.schema import quote
-from dataflare_sdk.timely import Door, take_each
+from dataflare_sdk.timely import Door, began, take_each
 
-FAILED = code(
-    "data.expression", 1, "A value made an expression fail.",
-    "Mend the data, guard the expression (try_cast, nullif), or set `errors.on_record`.",
-)  # fmt: skip
-OTHER_STEP = code(
-    "state.other-step", 3, "What a step kept of an earlier run belongs to other windows, groups or columns.",
-    "Give the step another id, take the change back, or forget the state with `dataflare state reset`.",
-)  # fmt: skip
 MOMENTS = {"window_start": OPENS, "window_end": ENDS}
 
 
@@ -56,10 +48,7 @@ class Windowed:
         self._shape = shape
         self._schema = schema
         self._ctx = ctx
-        self._now = BEGINNING
-        self._door = Door(
-            window.on, lateness=window.lateness, late=window.late, ahead=window.ahead, quiet=window.quiet, now=self._clock_now
-        )
+        self._door = Door(window.on, lateness=window.lateness, late=window.late, ahead=window.ahead, quiet=window.quiet, began=began(ctx))
         self._clock = self._door.clock
         self._lines = _lines(by, select, schema, result, engine)
         self._state: Shards | None = None
@@ -82,6 +71,7 @@ class Windowed:
                     shard=share,
                 ),
                 count,
+                self._lines.result.names,
             )
         return self._state
 
@@ -111,23 +101,11 @@ class Windowed:
         if not data.num_rows:
             return
         whole = pa.RecordBatch.from_arrays([*data.columns, times], names=[*data.schema.names, TIME])
-        try:
-            self.state.take(whole)
-        except Exception as error:
-            cause = str(error).strip().splitlines()[0]
-            if type(error).__name__ == "IOException":  # of its own files: no row is to blame
-                raise CODES["world.io"].error(cause) from error
-            raise duck.judged(error, FAILED, cause) from error
-
-    def _clock_now(self) -> int:
-        """Return the clock when this epoch began: a replay has the same."""
-        if self._now != BEGINNING:
-            return self._now
-        return self._ctx.run.started if self._ctx.run is not None else int(self._ctx.clock() * 1e6)
+        self.state.take(whole)
 
     @property
     def late(self) -> int:
-        """Rows that came too late so far."""
+        """Rows that came too late since the component was built."""
         return self._door.late
 
     # -- windows out -------------------------------------------------------------------------------------
@@ -135,8 +113,7 @@ class Windowed:
     def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:
         """Give the windows of which nothing more can come."""
         before = self._clock.watermark
-        now = self._clock.advance(mark for marks in progress.watermarks.values() for mark in marks)
-        self._now = progress.time
+        now = self._door.advance(progress, (mark for marks in progress.watermarks.values() for mark in marks))
         self.state.fold()
         if now > before:
             for data in self.state.closed(before, now):
@@ -157,14 +134,7 @@ class Windowed:
     def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any]:
         """Return the watermark, the newest times, and the chunks of what windows hold."""
         chunks = self.state.snapshot(put, self._clock.watermark)
-        return {
-            "v": 1,
-            "windows": self._identity,
-            "clock": self._clock.snapshot(),
-            "now": self._now,
-            "late": self._door.late,
-            "chunks": chunks,
-        }
+        return {"v": 1, "windows": self._identity, "door": self._door.snapshot(), "chunks": chunks}
 
     def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
         """Take back what `snapshot` gave.
@@ -173,9 +143,8 @@ class Windowed:
             DataflareError: `state.other-step`.
         """
         if state.get("windows") != self._identity:
-            raise OTHER_STEP.error(f"'{self._ctx.node}' kept windows of an earlier run, and its windows or groups are others now")
-        self._clock.restore(state["clock"])
-        self._now, self._door.late = state["now"], state["late"]
+            raise held.OTHER_STEP.error(f"'{self._ctx.node}' kept windows of an earlier run, and its windows or groups are others now")
+        self._door.restore(state["door"])
         self.state.restore(state["chunks"], get, self._clock.watermark)
 
     def close(self) -> None:
@@ -189,7 +158,7 @@ def _lines(by: Mapping[str, str], select: Mapping[str, str], schema: pa.Schema, 
     """Work out what a line holds: parts of aggregates where all of them have parts, else the columns they read."""
     keys = {n: e for n, e in by.items() if n not in moments(by)}
     texts = tuple(engine.expression_text(e) for e in keys.values())
-    splits = {n: engine.split(e) for n, e in select.items()}
+    splits = {n: engine.split(e, schema) for n, e in select.items()}
     parts: list[str] = []
     answers: dict[str, str] = {}
     whole = all(s is not None for s in splits.values())

@@ -75,7 +75,7 @@ class DedupeProcessor(WholeInputProcessor[DedupeConfig]):
         config = self.config
         if config.on is None:
             return None
-        return Door(config.on, lateness=config.lateness or 0.0, late=config.late or "drop", ahead=None, quiet=None, now=lambda: 0)
+        return Door(config.on, lateness=config.lateness or 0.0, late=config.late or "drop", ahead=None, quiet=None, began=0)
 
     def outputs(self) -> tuple[str, ...]:
         """Return the main output, and with event time that of the rows that came too late."""

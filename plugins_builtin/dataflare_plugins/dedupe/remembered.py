@@ -12,22 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, Progress, RowRejection, code, duck
+from dataflare_sdk import Batch, Progress, RowRejection, duck, held
 from dataflare_sdk.event_time import BEGINNING, micros
+from dataflare_sdk.held import own
 from dataflare_sdk.schema import quote, select_as
 from dataflare_sdk.timely import Door, Judged, take_each
 
-OTHER_STEP = code(
-    "dedupe.other-state", 3, "What a dedupe kept of an earlier run belongs to another key or `ttl`.",
-    "Give the step another id, take the change back, or forget the state with `dataflare state reset`.",
-)  # fmt: skip
-KEY, TIME, PART, NUMBER = (quote(f"\x1f{n}") for n in ("key", "time", "partition", "number"))
+KEY, TIME, PART, NUMBER = (own(n) for n in ("key", "time", "partition", "number"))
 ORDER = f"{TIME}, {PART}, {NUMBER}"
 SEEN = pa.schema([pa.field("k", pa.string()), pa.field("t", pa.int64())])
-CHUNK_ROWS = 262_144
-ANSWER_ROWS = 65_536
-DEAD_ROWS = 200_000
-"""Forgotten keys before a table is made anew: what is deleted of a table of DuckDB in memory is not given back."""
 
 
 class Remembered:
@@ -44,7 +37,7 @@ class Remembered:
 
     def __init__(self, key: str, ttl: float, door: Door | None, schema: pa.Schema, identity: str, ctx: Any) -> None:
         self._key, self._ttl, self._door, self._schema, self._identity, self._ctx = key, micros(ttl), door, schema, identity, ctx
-        self._now = BEGINNING if ctx.run is None else int(ctx.run.started)
+        self._now = BEGINNING if ctx.run is None else int(ctx.run.started)  # of keys: which of them are forgotten
         self._given = 0  # rows of this epoch so far
         self._dead = 0
         self._chunks: list[dict[str, Any]] = []
@@ -54,7 +47,7 @@ class Remembered:
 
     @property
     def late(self) -> int:
-        """Rows that came too late so far."""
+        """Rows that came too late since the component was built."""
         return 0 if self._door is None else self._door.late
 
     @property
@@ -105,7 +98,8 @@ class Remembered:
     def _take(self, partition: str, data: pa.RecordBatch, times: pa.Array) -> None:
         if data.num_rows:
             self._current.batch = pa.RecordBatch.from_arrays([*data.columns, times], names=[*data.schema.names, "\x1ftime"])
-            self._connection.execute(f"INSERT INTO held {self._taken()}", [partition, self._given])
+            with held.guarded():
+                self._connection.execute(f"INSERT INTO held {self._taken()}", [partition, self._given])
             self._given += data.num_rows
 
     # -- rows out ----------------------------------------------------------------------------------------
@@ -116,7 +110,7 @@ class Remembered:
             self._now = max(self._now, progress.time)
         yield from self.flush()
         if self._door is not None:
-            self._now = self._door.clock.advance(mark for marks in progress.watermarks.values() for mark in marks)
+            self._now = self._door.advance(progress, (mark for marks in progress.watermarks.values() for mark in marks))
         if self._open is not None and self._now > BEGINNING:
             self._forget()
 
@@ -124,16 +118,12 @@ class Remembered:
         """Give the rows that wait and are no duplicates; without event time they bear the clock of the last epoch that ended."""
         if not self._given:
             return
-        self._judge()
+        with held.guarded():
+            self._judge()
         columns = ", ".join(quote(n) for n in self._schema.names)
         chosen = f"SELECT {columns}, {ORDER} FROM held WHERE {NUMBER} IN (SELECT n FROM chosen)"
-        cursor = self._connection.cursor()
-        try:
-            for data in cursor.sql(f"{select_as(self._schema, f'({chosen})')} ORDER BY {ORDER}").to_arrow_reader(ANSWER_ROWS):
-                if data.num_rows:
-                    yield "", Batch("", data)
-        finally:
-            cursor.close()
+        for data in held.answers(self._connection, f"{select_as(self._schema, f'({chosen})')} ORDER BY {ORDER}"):
+            yield "", Batch("", data)
         self._connection.execute(f"CREATE OR REPLACE TABLE held AS {self._taken()} LIMIT 0", ["", 0])
         self._given = 0
 
@@ -162,24 +152,18 @@ class Remembered:
         Which one is next depends on the one before, row after row: no query says that in one pass, so these few are walked through.
         """
         rest = f"SELECT {KEY}, {TIME}, {NUMBER} FROM candidates WHERE {TIME} >= first + {self._ttl} ORDER BY {KEY}, {ORDER}"
-        cursor = self._connection.cursor()
-        try:
-            key, until = None, BEGINNING
-            for batch in cursor.sql(rest).to_arrow_reader(ANSWER_ROWS):
-                more = []
-                for k, t, n in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                    if k != key or t >= until:
-                        key, until = k, t + self._ttl
-                        more.append((k, t, n))
-                if more:
-                    columns = [
-                        pa.array(list(c), kind) for c, kind in zip(zip(*more, strict=True), ("string", "int64", "int64"), strict=True)
-                    ]
-                    self._connection.register("more", pa.table(columns, names=["k", "t", "n"]))
-                    self._connection.execute("INSERT INTO chosen SELECT * FROM more")
-                    self._connection.unregister("more")
-        finally:
-            cursor.close()
+        key, until = None, BEGINNING
+        for batch in held.answers(self._connection, rest):
+            more = []
+            for k, t, n in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                if k != key or t >= until:
+                    key, until = k, t + self._ttl
+                    more.append((k, t, n))
+            if more:
+                columns = [pa.array(list(c), kind) for c, kind in zip(zip(*more, strict=True), ("string", "int64", "int64"), strict=True)]
+                self._connection.register("more", pa.table(columns, names=["k", "t", "n"]))
+                self._connection.execute("INSERT INTO chosen SELECT * FROM more")
+                self._connection.unregister("more")
 
     def watermark(self) -> int | None:
         """Return the event time before which no row is to come."""
@@ -187,14 +171,9 @@ class Remembered:
 
     def _forget(self) -> None:
         self._dead += self._connection.execute(f"DELETE FROM seen WHERE t + {self._ttl} <= {self._now}").fetchall()[0][0]
-        if self._dead > max(DEAD_ROWS, self._live()):
-            self._connection.execute("CREATE OR REPLACE TABLE anew AS SELECT * FROM seen")
-            self._connection.execute("DROP TABLE seen")
-            self._connection.execute("ALTER TABLE anew RENAME TO seen")
+        if self._dead > max(held.DEAD_ROWS, held.count(self._connection, "seen")):
+            held.made_anew(self._connection, "seen", "SELECT * FROM seen")
             self._dead = 0
-
-    def _live(self) -> int:
-        return int(self._connection.execute("SELECT count(*) FROM seen").fetchall()[0][0])
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -202,48 +181,30 @@ class Remembered:
         """Return the clocks and the chunks of keys that are remembered; only the keys of this epoch are written."""
         self._chunks = [c for c in self._chunks if c["until"] > self._now]
         if self._unsaved:
-            anew = sum(c["rows"] for c in self._chunks) > 2 * self._live() + DEAD_ROWS
+            anew = sum(c["rows"] for c in self._chunks) > 2 * held.count(self._connection, "seen") + held.DEAD_ROWS
+            alive = f"SELECT k, t FROM {'seen' if anew else 'fresh'} WHERE t + {self._ttl} > {self._now}"
             self._chunks = [] if anew else self._chunks
-            self._write("seen" if anew else "fresh", put)
+            self._chunks += held.written(self._connection, alive, put, f"t + {self._ttl}")
             self._connection.execute("CREATE OR REPLACE TABLE fresh (k VARCHAR, t BIGINT)")
             self._unsaved = False
-        clock = None if self._door is None else self._door.clock.snapshot()
-        chunks = [dict(c) for c in self._chunks]
-        return {"v": 1, "dedupe": self._identity, "clock": clock, "now": self._now, "late": self.late, "chunks": chunks}
-
-    def _write(self, table: str, put: Callable[[bytes], str]) -> None:
-        from dataflare_sdk.compute import pc
-
-        cursor = self._connection.cursor()
-        try:
-            for batch in cursor.sql(f"SELECT k, t FROM {table} WHERE t + {self._ttl} > {self._now}").to_arrow_reader(CHUNK_ROWS):
-                if batch.num_rows:
-                    sink = pa.BufferOutputStream()
-                    with pa.ipc.new_stream(sink, SEEN, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
-                        out.write_batch(batch.cast(SEEN))
-                    until = int(pc.max(batch.column(1)).as_py()) + self._ttl
-                    self._chunks.append({"ref": put(sink.getvalue().to_pybytes()), "until": until, "rows": batch.num_rows})
-        finally:
-            cursor.close()
+        door = None if self._door is None else self._door.snapshot()
+        return {"v": 1, "dedupe": self._identity, "door": door, "now": self._now, "chunks": [dict(c) for c in self._chunks]}
 
     def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
         """Take back what `snapshot` gave.
 
         Raises:
-            DataflareError: `dedupe.other-state`.
+            DataflareError: `state.other-step`.
         """
         if state.get("dedupe") != self._identity:
-            raise OTHER_STEP.error(f"'{self._ctx.node}' kept keys of an earlier run, and its key or ttl is another now")
+            raise held.OTHER_STEP.error(f"'{self._ctx.node}' kept keys of an earlier run, and its key or ttl is another now")
         self._now = state["now"]
         if self._door is not None:
-            self._door.clock.restore(state["clock"])
-            self._door.late = state["late"]
+            self._door.restore(state["door"])
         self._chunks = [dict(c) for c in state["chunks"]]
         for chunk in self._chunks:
-            keys: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
-            self._connection.register("chunk", keys)
-            self._connection.execute(f"INSERT INTO seen SELECT k, t FROM chunk WHERE t + {self._ttl} > {self._now}")
-            self._connection.unregister("chunk")
+            alive = f"INSERT INTO seen SELECT k, t FROM chunk WHERE t + {self._ttl} > {self._now}"
+            held.loaded(self._connection, chunk, get, alive)
 
     def close(self) -> None:
         """Release the tables."""

@@ -14,7 +14,7 @@ from dataflare_plugins.expressions_duckdb.calling import Calling
 from dataflare_plugins.expressions_duckdb.functions import CallingStage
 from dataflare_plugins.expressions_duckdb.gate import AGGREGATE, KEPT, Parsed, parse_expression, parse_query
 from dataflare_plugins.expressions_duckdb.splitting import split
-from dataflare_plugins.expressions_duckdb.stage import FAILED, DuckdbStage, cause_of
+from dataflare_plugins.expressions_duckdb.stage import DuckdbStage, cause_of
 from dataflare_sdk import Bound, BoundQuery, Component, DataflareError, Problem, Size, code, config, duck, option
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.expressions import Split
@@ -154,10 +154,24 @@ class DuckdbExpressions(Component[EngineConfig]):
             volatile=parsed.volatile,
         )
 
-    def split(self, text: str) -> Split | None:
+    def split(self, text: str, schema: pa.Schema) -> Split | None:
         """Return an expression over aggregates in parts; see the contract."""
-        self.expression_text(text)
-        return split(self._connection, text, self._started, self._aggregate_names())
+        whole = self.expression_text(text)
+        made = split(self._connection, text, self._started, self._aggregate_names())
+        return made if made is not None and self._says_the_same(whole, made, schema) else None
+
+    def _says_the_same(self, whole: str, made: Split, schema: pa.Schema) -> bool:
+        """Return whether parts put together have the type of the whole: the mean of intervals is no number, for one."""
+        names = [schemas.quote(f"part {i}") for i in range(len(made.parts))]
+        rows = _zero_rows(list(schema))
+        lines = ", ".join(f"({p}\n) AS {n}" for p, n in zip(made.parts, names, strict=True))
+        merged = ", ".join(f"{m.format(n)} AS {n}" for m, n in zip(made.merges, names, strict=True))
+        try:
+            self._answered(f"SELECT {merged} FROM (SELECT {lines} FROM {rows})")
+            parts = self._answered(f"SELECT ({made.over(names)}\n) AS x FROM (SELECT {lines} FROM {rows})")
+            return bool(parts.equals(self._answered(f"SELECT ({whole}\n) AS x FROM {rows}")))
+        except Exception:
+            return False
 
     def text_of(self, query: str, inputs: Sequence[str]) -> str:
         """Return a query as it runs: gated, with the clock bound to the run's start."""
@@ -178,7 +192,7 @@ class DuckdbExpressions(Component[EngineConfig]):
         try:
             reader = cursor.sql(text).to_arrow_reader(BATCH_ROWS)
         except Exception as error:
-            raise duck.judged(error, FAILED, cause_of(error)) from error
+            raise duck.judged(error, duck.FAILED, cause_of(error)) from error
         target = schema if schema is not None else schemas.normalise(reader.schema)
         return pa.RecordBatchReader.from_batches(target, _cast_all(cursor, reader, target))
 
@@ -331,7 +345,7 @@ def _cast_all(cursor: Any, reader: pa.RecordBatchReader, schema: pa.Schema) -> I
     except pa.ArrowException:
         raise
     except Exception as error:
-        raise duck.judged(error, FAILED, cause_of(error)) from error
+        raise duck.judged(error, duck.FAILED, cause_of(error)) from error
     finally:
         cursor.close()
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.expressions_duckdb.stage import FAILED, NO_TRY, DuckdbStage
-from dataflare_sdk import Attempt, Bound
+from dataflare_plugins.expressions_duckdb.stage import NO_TRY, DuckdbStage
+from dataflare_sdk import Attempt, Bound, duck
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import duck_type, from_names
 
@@ -50,9 +50,9 @@ class SqlFunction:
             column = made.combine_chunks() if isinstance(made, pa.ChunkedArray) else pa.array(made, self.gives)
             column = column if column.type == self.gives else column.cast(self.gives)
         except Exception as error:
-            raise FAILED.error(f"{self.name}: {error}") from error
+            raise duck.FAILED.error(f"{self.name}: {error}") from error
         if len(column) != rows:
-            raise FAILED.error(f"{self.name} gave {len(column)} values for {rows} rows")
+            raise duck.FAILED.error(f"{self.name} gave {len(column)} values for {rows} rows")
         return column
 
 

@@ -10,10 +10,6 @@ import pyarrow as pa
 from dataflare_sdk import Attempt, Bound, code, duck
 from dataflare_sdk.schema import cast_batch, duck_type, quote
 
-FAILED = code(
-    "data.expression", 1, "A value made an expression fail.",
-    "Mend the data, guard the expression (try_cast, nullif), or set `errors.on_record`.",
-)  # fmt: skip
 NO_TRY = code("expression.no-try", 1, "An expression cannot be tried row by row.", "Nothing: the batch is split instead.")
 EXPLAINED = 20
 """Failing rows of a batch whose own cause is looked up; the others bear that of the first."""
@@ -43,7 +39,7 @@ class DuckdbStage:
         try:
             table = self._connection.sql("EXECUTE step").to_arrow_table()
         except Exception as error:
-            raise duck.judged(error, FAILED, cause_of(error)) from error
+            raise duck.judged(error, duck.FAILED, cause_of(error)) from error
         return self._columns_of(table, batch.num_rows)
 
     def _columns_of(self, table: pa.Table, rows: int) -> list[pa.Array]:

@@ -8,22 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import duck
+from dataflare_sdk import duck, held
 from dataflare_sdk.event_time import FOREVER
+from dataflare_sdk.held import DEAD_ROWS, own
 from dataflare_sdk.schema import quote, select_as
 
 SIDES = ("left", "right")
-CHUNK_ROWS = 262_144
-ANSWER_ROWS = 65_536
-DEAD_ROWS = 200_000
-"""Rows that are over before a table is made anew: what is deleted of a table of DuckDB in memory is not given back."""
-
-
-def own(name: str) -> str:
-    """Return the quoted name of a column that is ours, beside columns of any name: it begins with a separator character."""
-    return quote(f"\x1f{name}")
-
-
 TIME, NUMBER, MET = own("time"), own("number"), own("met")
 
 
@@ -75,7 +65,7 @@ class Side:
 
     def take(self, data: pa.RecordBatch, times: pa.Array) -> None:
         """Take rows with their event times."""
-        numbers = pa.array(range(self.count, self.count + data.num_rows), pa.int64())
+        numbers = pa.arange(self.count, self.count + data.num_rows)
         names = [*data.schema.names, "\x1ftime", "\x1fnumber"]
         self._current.batch = pa.RecordBatch.from_arrays([*data.columns, times, numbers], names=names)
         self._connection.execute(f"EXECUTE take_{self.name}")
@@ -182,10 +172,8 @@ class Pairs:
                 query = f"FROM {stands} LEFT JOIN {nobody} AS {away} ON true" if self._kind != "anti" else f"FROM {stands}"
                 yield from self._answer(f"{query} WHERE NOT {letter}.{MET} AND {over.replace(TIME, f'{letter}.{TIME}')}")
             side.dead += self._connection.execute(f"DELETE FROM {side.held} WHERE {over}").fetchall()[0][0]
-            if side.dead > max(DEAD_ROWS, self._rows(side.held)):
-                self._connection.execute(f"CREATE OR REPLACE TABLE anew AS SELECT * FROM {side.held}")
-                self._connection.execute(f"DROP TABLE {side.held}")
-                self._connection.execute(f"ALTER TABLE anew RENAME TO {side.held}")
+            if side.dead > max(DEAD_ROWS, held.count(self._connection, side.held)):
+                held.made_anew(self._connection, side.held, f"SELECT * FROM {side.held}")
                 side.dead = 0
 
     def _over(self, other: int) -> str:
@@ -194,17 +182,7 @@ class Pairs:
 
     def _answer(self, rows: str) -> Iterator[pa.RecordBatch]:
         items = ", ".join(f"{sql} AS {quote(name)}" for name, sql in self._items.items())
-        cursor = self._connection.cursor()
-        try:
-            reader = cursor.sql(select_as(self._result, f"(SELECT {items} {rows})")).to_arrow_reader(ANSWER_ROWS)
-            for batch in reader:
-                if batch.num_rows:
-                    yield batch
-        finally:
-            cursor.close()
-
-    def _rows(self, table: str) -> int:
-        return int(self._connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+        yield from held.answers(self._connection, select_as(self._result, f"(SELECT {items} {rows})"))
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -219,7 +197,7 @@ class Pairs:
             kept = [c for c in side.chunks if other != FOREVER and c["until"] >= other - self._within]
             marks = [c for c in side.met if other != FOREVER and c["until"] >= other - self._within]
             alive = f"NOT ({self._over(other)})"
-            if sum(c["rows"] for c in kept) > 2 * self._rows(side.held) + DEAD_ROWS:
+            if sum(c["rows"] for c in kept) > 2 * held.count(self._connection, side.held) + DEAD_ROWS:
                 kept = self._kept(f"SELECT * FROM {side.held}", put)
                 marks = []
             else:
@@ -239,43 +217,20 @@ class Pairs:
         return [{"count": s.count, "chunks": list(s.chunks), "met": list(s.met)} for s in self.sides]
 
     def _kept(self, query: str, put: Callable[[bytes], str]) -> list[dict[str, Any]]:
-        from dataflare_sdk.compute import pc
-
-        made = []
-        cursor = self._connection.cursor()
-        try:
-            for batch in cursor.sql(query).to_arrow_reader(CHUNK_ROWS):
-                if not batch.num_rows:
-                    continue
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out:
-                    out.write_batch(batch)
-                until = int(pc.max(batch.column("\x1ftime")).as_py())
-                made.append({"ref": put(sink.getvalue().to_pybytes()), "until": until, "rows": batch.num_rows})
-        finally:
-            cursor.close()
-        return made
+        return held.written(self._connection, query, put, TIME)
 
     def restore(self, state: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermarks: tuple[int, int]) -> None:
         """Take back what `snapshot` kept."""
         for side, kept, other in ((self.left, state[0], watermarks[1]), (self.right, state[1], watermarks[0])):
             side.count = side.joined = kept["count"]
             side.chunks, side.met = [dict(c) for c in kept["chunks"]], [dict(c) for c in kept["met"]]
-            types = self._connection.execute(
-                f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{side.held}'"
-            ).fetchall()
-            items = ", ".join(f"CAST({quote(name)} AS {kind})" for name, kind in types)
+            columns = held.columns_of(self._connection, side.held)
             for chunk in kept["chunks"]:
-                self._with(chunk, get, f"INSERT INTO {side.held} SELECT {items} FROM chunk")
+                held.loaded(self._connection, chunk, get, f"INSERT INTO {side.held} SELECT {columns} FROM chunk")
             for chunk in kept["met"]:
-                self._with(chunk, get, f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT {NUMBER} FROM chunk)")
+                met = f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT {NUMBER} FROM chunk)"
+                held.loaded(self._connection, chunk, get, met)
             self._connection.execute(f"DELETE FROM {side.held} WHERE {self._over(other)}")
-
-    def _with(self, chunk: Mapping[str, Any], get: Callable[[str], bytes], statement: str) -> None:
-        table: Any = pa.ipc.open_stream(pa.py_buffer(get(chunk["ref"]))).read_all()
-        self._connection.register("chunk", table)
-        self._connection.execute(statement)
-        self._connection.unregister("chunk")
 
     def release(self) -> None:
         """Release the tables."""

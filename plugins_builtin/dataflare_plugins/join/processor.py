@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from dataflare_plugins.join.stream_table import StreamTable
 from dataflare_plugins.join.streams import Streams
 from dataflare_sdk import Batch, BoundQuery, Duration, Progress, RowRejection, code, config, option
 from dataflare_sdk.event_time import need_time
@@ -18,6 +19,10 @@ CLASH = code("join.column-clash", 3, "Both inputs of a join have a column of the
 NEEDS_TIME = code(
     "join.needs-time", 3, "A join of two streams needs the event time of both.", "Say `time: {left_column: right_column}` beside `within`."
 )
+TABLE = code(
+    "join.table", 3, "A join with a table that does not go together.",
+    "A table is the second input of `type: inner`, `left`, `semi` or `anti`, without `within` and `time`.",
+)  # fmt: skip
 SAME_INPUT = code("join.same-input", 3, "A join has the same input twice.", "Put a map before one of them.")
 
 
@@ -36,23 +41,32 @@ class JoinConfig:
         "What becomes of later rows, beside the outputs `late_left` and `late_right`.", default="drop"
     )
     ahead: Duration | None = option("How far in the future a row may lie; others are bad rows.", default=None)
+    table: bool = option(
+        "The second input is a table: rows of the first meet it as it stands when their epoch ends. It may be kept up by changes.",
+        default=False,
+    )
+    key: list[str] = option(
+        "Of a table: columns by which a row takes the place of an earlier one. Changes bring theirs; without one every row is kept.",
+        default_factory=list,
+        example=["id"],
+    )
 
 
 class JoinProcessor(WholeInputProcessor[JoinConfig]):
     """Keys compare as `=`: NULL matches nothing. `from: [left, right]`."""
 
     Config = JoinConfig
-    features = frozenset({"event_time", "sql", "whole_input"})
+    features = frozenset({"event_time", "follows", "sql", "whole_input"})
     inputs = (2, 2)
 
     def __init__(self, config: JoinConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
-        self.features = frozenset({"sql", "whole_input"} if config.within is None else {"event_time", "keyed"})
-        self._streams: Streams | None = None
-        if config.within is not None and (config.time is None or len(config.time) != 1):
-            raise NEEDS_TIME.error("`within` is said without the two columns of event time", path="within")
-        if config.within is None and config.time is not None:
-            raise NEEDS_TIME.error("`time` is said without `within`: how far may the times of a pair differ?", path="time")
+        _refuse(config)
+        own = {"event_time", "follows", "keyed"} if config.table else {"sql", "whole_input"}
+        self.features = frozenset({"event_time", "keyed"} if config.within is not None else own)
+        self.tables = {1: tuple(config.key)} if config.table else {}
+        self._streams: Streams | StreamTable | None = None
+        self._key = tuple(config.key)
         self._on = dict(config.on) if isinstance(config.on, dict) else {n: n for n in config.on}
         self._bound: BoundQuery | None = None
 
@@ -75,7 +89,34 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
         self._close_streams()
         self._bound = self.bind_relation(inputs, "on")
         self._schema = self._bound.schema
+        if self.config.table:
+            return self._bind_table(inputs)
         return {"": self._schema} if self.config.within is None else self._bind_streams(inputs, self.config.within)
+
+    def take_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
+        """Take down the key of the changes by which the table is kept up.
+
+        Raises:
+            DataflareError: `join.table`: another key was said.
+        """
+        for key in keys.values():
+            if self._key and set(self._key) != set(key):
+                raise TABLE.error(f"the changes of the table have the key {', '.join(key)}", fix="leave `key` out", path="key")
+            self._key = tuple(key)
+
+    def _bind_table(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Make ready to hold the table."""
+        left, right = inputs.values()
+        for i, name in enumerate(self._key):
+            need_column(right, name, f"key[{i}]")
+        items = self._items(left, right)
+        self._streams = StreamTable(self.config.type, self._on, self._key, inputs, items, self._schema, self.ctx)
+        return {"": self._schema}
+
+    @property
+    def holds(self) -> bool:
+        """Whether rows of the stream wait for the table."""
+        return isinstance(self._streams, StreamTable) and self._streams.holds
 
     def _bind_streams(self, inputs: Mapping[str, pa.Schema], within: float) -> Mapping[str, pa.Schema]:
         """Check the times, and make ready to hold both streams."""
@@ -101,7 +142,7 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
         return {
             left: wanted & frozenset(a.names) | frozenset(self._on) | frozenset(times) | needed.get("late_left", frozenset()),
             right: (wanted & frozenset(b.names) - frozenset(self._on.values()))
-            | frozenset(self._on.values()) | frozenset(times.values()) | needed.get("late_right", frozenset()),
+            | frozenset(self._on.values()) | frozenset(times.values()) | frozenset(self._key) | needed.get("late_right", frozenset()),
         }  # fmt: skip
 
     def lineage(self) -> Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]:
@@ -138,7 +179,7 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
             items |= {n: f"r.{quote(n)}" for n in right.names if n not in self._on.values()}
         return items
 
-    # -- two streams -------------------------------------------------------------------------------------
+    # -- as rows come ------------------------------------------------------------------------------------
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
         """Take rows that wait for rows of the other stream; of whole inputs, spool the batch."""
@@ -146,14 +187,15 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
 
     def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
         """Take the good rows of a batch with bad ones."""
-        return super().attempt(batch, input) if self._streams is None else self._streams.attempt(batch, input)
+        return self._streams.attempt(batch, input) if isinstance(self._streams, Streams) else super().attempt(batch, input)
 
     def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:
         """Give the pairs of an epoch's rows, and the rows that nobody can meet any more."""
         if self._streams is None:
             return
         yield from self._streams.advance(progress)
-        self.late = self._streams.late
+        if isinstance(self._streams, Streams):
+            self.late = self._streams.late
 
     def flush(self) -> Iterable[tuple[str, Batch]]:
         """Answer; of two streams, give what is left."""
@@ -179,3 +221,21 @@ class JoinProcessor(WholeInputProcessor[JoinConfig]):
         """Release what waits and the engine."""
         self._close_streams()
         super().close()
+
+
+def _refuse(config: JoinConfig) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        DataflareError: `join.needs-time`, `join.table`.
+    """
+    if config.within is not None and (config.time is None or len(config.time) != 1):
+        raise NEEDS_TIME.error("`within` is said without the two columns of event time", path="within")
+    if config.within is None and config.time is not None:
+        raise NEEDS_TIME.error("`time` is said without `within`: how far may the times of a pair differ?", path="time")
+    if config.table and config.within is not None:
+        raise TABLE.error("rows meet a table whenever they come, not `within` a time", path="within")
+    if config.table and config.type == "full":
+        raise TABLE.error("rows of a table that met nobody do not come out: it goes on", path="type")
+    if config.key and not config.table:
+        raise TABLE.error("`key` is that of a `table`, and the second input is none", path="key")

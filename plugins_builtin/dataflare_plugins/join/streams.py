@@ -9,14 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.join.pairs import Pairs
-from dataflare_sdk import Batch, Progress, RowRejection, code
-from dataflare_sdk.event_time import BEGINNING, FOREVER, micros
-from dataflare_sdk.timely import Door, take_each
-
-OTHER_STEP = code(
-    "state.other-step", 3, "What a step kept of an earlier run belongs to other windows, groups or columns.",
-    "Give the step another id, take the change back, or forget the state with `dataflare state reset`.",
-)  # fmt: skip
+from dataflare_sdk import Batch, Progress, RowRejection, held
+from dataflare_sdk.event_time import FOREVER, micros
+from dataflare_sdk.timely import Door, began, take_each
 
 
 class Streams:
@@ -47,10 +42,9 @@ class Streams:
         ctx: Any,
     ) -> None:
         self._ctx = ctx
-        self._now = BEGINNING
         self._ended = [False, False]
         self._names = list(inputs)
-        self._doors = [Door(column, quiet=None, now=self._clock_now, **door) for column in times]
+        self._doors = [Door(column, quiet=None, began=began(ctx), **door) for column in times]
         self._identity = repr((kind, sorted(on.items()), within, times))
         self._make: Callable[[], Pairs] = lambda: Pairs(
             kind, on, micros(within), (inputs[self._names[0]], inputs[self._names[1]]), items, result,
@@ -67,7 +61,7 @@ class Streams:
 
     @property
     def late(self) -> int:
-        """Rows that came too late so far."""
+        """Rows that came too late since the component was built."""
         return sum(door.late for door in self._doors)
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
@@ -92,23 +86,17 @@ class Streams:
 
     def _take(self, side: int, data: pa.RecordBatch, times: pa.Array) -> None:
         if data.num_rows:
-            self.pairs.sides[side].take(data, times)
+            with held.guarded():
+                self.pairs.sides[side].take(data, times)
 
     def _left(self, side: int, late: Batch | None) -> list[tuple[str, Batch]]:
         return [] if late is None else [(("late_left", "late_right")[side], late)]
 
-    def _clock_now(self) -> int:
-        """Return the clock when this epoch began: a replay has the same."""
-        if self._now != BEGINNING:
-            return self._now
-        return self._ctx.run.started if self._ctx.run is not None else int(self._ctx.clock() * 1e6)
-
     def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:
         """Give the pairs of this epoch's rows, and the rows that nobody can meet any more."""
-        self._now = progress.time
         for side, name in enumerate(self._names):
             marks = progress.watermarks.get(name, ())
-            self._doors[side].clock.advance(marks)
+            self._doors[side].advance(progress, marks)
             self._ended[side] = bool(marks) and all(m.time == FOREVER for m in marks)
         yield from self._come_out(self._watermarks())
 
@@ -118,10 +106,11 @@ class Streams:
         yield from self._come_out((FOREVER, FOREVER))
 
     def _come_out(self, watermarks: tuple[int, int]) -> Iterable[tuple[str, Batch]]:
-        for data in self.pairs.meet():
-            yield "", Batch("", data)
-        for data in self.pairs.close(*watermarks):
-            yield "", Batch("", data)
+        with held.guarded():
+            for data in self.pairs.meet():
+                yield "", Batch("", data)
+            for data in self.pairs.close(*watermarks):
+                yield "", Batch("", data)
 
     def _watermarks(self) -> tuple[int, int]:
         left, right = (FOREVER if ended else door.clock.watermark for ended, door in zip(self._ended, self._doors, strict=True))
@@ -132,10 +121,8 @@ class Streams:
         return {
             "v": 1,
             "streams": self._identity,
-            "clocks": [door.clock.snapshot() for door in self._doors],
-            "late": [door.late for door in self._doors],
+            "doors": [door.snapshot() for door in self._doors],
             "ended": list(self._ended),
-            "now": self._now,
             "sides": self.pairs.snapshot(put, self._watermarks()),
         }
 
@@ -146,11 +133,10 @@ class Streams:
             DataflareError: `state.other-step`.
         """
         if state.get("streams") != self._identity:
-            raise OTHER_STEP.error(f"'{self._ctx.node}' kept rows of an earlier run, and it joins otherwise now")
-        for door, clock, late in zip(self._doors, state["clocks"], state["late"], strict=True):
-            door.clock.restore(clock)
-            door.late = late
-        self._ended, self._now = list(state["ended"]), state["now"]
+            raise held.OTHER_STEP.error(f"'{self._ctx.node}' kept rows of an earlier run, and it joins otherwise now")
+        for door, kept in zip(self._doors, state["doors"], strict=True):
+            door.restore(kept)
+        self._ended = list(state["ended"])
         self.pairs.restore(state["sides"], get, self._watermarks())
 
     def close(self) -> None:

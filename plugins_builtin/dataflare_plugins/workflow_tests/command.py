@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataflare_sdk.commands import Invocation, verb
+from dataflare_sdk import DataflareError
+from dataflare_sdk.commands import Invocation, error_json, verb
 
 if TYPE_CHECKING:
     from dataflare_plugins.workflow_tests.running import Result
+
+
+MARKS = {"passed": "ok  ", "failed": "FAIL", "broken": "ERR "}
 
 
 @click.command("test")
@@ -45,9 +49,15 @@ def test(
         from dataflare_plugins.workflow_tests.updating import update_files
 
         update_files(call, results, yes)
-    call.emit(
-        {"dataflare": 1, "command": "test", "passed": len(results) - failed, "failed": failed, "tests": [r.to_json() for r in results]}
-    )
+    passed, broken = (sum(r.status == s for r in results) for s in ("passed", "broken"))
+    document = {"dataflare": 1, "command": "test", "passed": passed, "failed": failed, "broken": broken}
+    document["tests"] = [r.to_json() for r in results]
+    errors = [r.error for r in results if r.error is not None]
+    if errors:
+        problems = [p for e in errors for p in e.problems]
+        told = {"error": error_json(problems[0]), "problems": [p.to_json() for p in problems]}
+        return call.fail(DataflareError(*problems), {**document, **told})
+    call.emit(document)
     return 1 if failed else 0
 
 
@@ -55,7 +65,7 @@ def run_all(call: Invocation, paths: tuple[Path, ...], chosen: str | None) -> li
     """Run the tests of paths and tell about each.
 
     Raises:
-        DataflareError: `test.none-found`, and what is wrong with a test file or a workflow.
+        DataflareError: `test.none-found`, or a test file cannot be read.
     """
     from dataflare_plugins.workflow_tests.codes import NO_TESTS
     from dataflare_plugins.workflow_tests.document import found
@@ -78,8 +88,8 @@ def run_all(call: Invocation, paths: tuple[Path, ...], chosen: str | None) -> li
     if chosen is not None and not results:
         raise NO_TESTS.error(f"no test has '{chosen}' in its name", fix="Leave `-k` out to see their names.")
     if not call.json:
-        failed = sum(r.status == "failed" for r in results)
-        call.say(f"{len(results) - failed} passed, {failed} failed")
+        counts = {status: sum(r.status == status for r in results) for status in ("passed", "failed", "broken")}
+        call.say(", ".join(f"{n} {status}" for status, n in counts.items() if n or status != "broken"))
     return results
 
 
@@ -87,7 +97,7 @@ def tell(call: Invocation, result: Any) -> None:
     """Tell a person how a test went."""
     if call.json:
         return
-    call.say(f"{'ok  ' if result.status == 'passed' else 'FAIL'}  {result.suite.file}: {result.name}  ({result.seconds:.2f} s)")
+    call.say(f"{MARKS[result.status]}  {result.suite.file}: {result.name}  ({result.seconds:.2f} s)")
     if result.diff:
         for line in result.diff.splitlines():
             call.say(f"      {line}")

@@ -14,14 +14,14 @@ def write_junit(file: Path, results: Sequence[Result]) -> None:
     root = ElementTree.Element("testsuites")
     for suite in dict.fromkeys(str(r.suite.file) for r in results):
         own = [r for r in results if str(r.suite.file) == suite]
-        failed = [r for r in own if r.status == "failed"]
+        failed, broken = (str(sum(r.status == s for r in own)) for s in ("failed", "broken"))
         time = f"{sum(r.seconds for r in own):.3f}"
-        node = ElementTree.SubElement(root, "testsuite", name=suite, tests=str(len(own)), failures=str(len(failed)), errors="0", time=time)
+        node = ElementTree.SubElement(root, "testsuite", name=suite, tests=str(len(own)), failures=failed, errors=broken, time=time)
         for result in own:
             case = ElementTree.SubElement(node, "testcase", classname=suite, name=_legal(result.name), time=f"{result.seconds:.3f}")
-            if result.status == "failed":
-                first = _legal(result.diff).splitlines()[0]
-                ElementTree.SubElement(case, "failure", message=first).text = _legal(result.diff)
+            if result.status != "passed":
+                first, kind = _legal(result.diff).splitlines()[0], "failure" if result.status == "failed" else "error"
+                ElementTree.SubElement(case, kind, message=first).text = _legal(result.diff)
     ElementTree.ElementTree(root).write(file, encoding="utf-8", xml_declaration=True)
 
 

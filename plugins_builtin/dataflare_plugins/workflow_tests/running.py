@@ -13,6 +13,7 @@ from dataflare_plugins.workflow_tests.comparing import compare
 from dataflare_plugins.workflow_tests.document import Suite, load
 from dataflare_plugins.workflow_tests.judging import judge
 from dataflare_plugins.workflow_tests.play import Outcome, Player
+from dataflare_sdk import DataflareError
 from dataflare_sdk.commands import Runtime
 from dataflare_sdk.records import record
 
@@ -25,10 +26,11 @@ class Result:
         suite: its file.
         index: which of its tests.
         name: its name.
-        status: `passed` or `failed`.
+        status: `passed`, `failed`, or `broken`: the test or its workflow is wrong, or something that it needs is not there.
         diff: what was not as expected, for people; "" when it passed.
         seconds: how long it took.
         outcome: what its run gave; None when nothing ran to the end.
+        error: what a broken one was ended by.
     """
 
     suite: Suite
@@ -38,6 +40,7 @@ class Result:
     diff: str
     seconds: float
     outcome: Outcome | None
+    error: DataflareError | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as `--json` has it."""
@@ -53,7 +56,7 @@ def run_tests(make: Callable[[Path], Runtime], files: Sequence[Path], chosen: st
         chosen: run only tests with this in their name.
 
     Raises:
-        DataflareError: a test file or its workflow is wrong.
+        DataflareError: a test file cannot be read. What is wrong with one test ends that one.
     """
     suites = []
     for file in files:
@@ -70,15 +73,19 @@ def run_tests(make: Callable[[Path], Runtime], files: Sequence[Path], chosen: st
 def _run(player: Player, suite: Suite, index: int) -> Result:
     began = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="df-test-"))
+    outcome, error = None, None
     try:
         outcome = player.play(index, _made(root / "whole"))
         diffs = judge(suite, index, outcome)
         if suite.cases[index].crash_after is not None and not diffs:
             diffs = _crashed(player, suite, index, outcome, _made(root / "killed"))
+    except DataflareError as wrong:
+        error, diffs = wrong, [str(wrong)]
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    status = "failed" if diffs else "passed"
-    return Result(suite, index, suite.cases[index].name, status, "\n".join(diffs), round(time.monotonic() - began, 3), outcome)
+    status = "broken" if error is not None else "failed" if diffs else "passed"
+    seconds = round(time.monotonic() - began, 3)
+    return Result(suite, index, suite.cases[index].name, status, "\n".join(diffs), seconds, outcome, error)
 
 
 def _crashed(player: Player, suite: Suite, index: int, whole: Outcome, folder: Path) -> list[str]:

@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
 row = st.tuples(
     st.integers(0, 14).map(lambda n: n * 30),
     st.sampled_from([0, 0, 0, 30, 120, 290, 600]),
-    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([None, 1, 2, 3, 4, 5, 6]),
     st.one_of(st.none(), st.integers(0, 9)),
 )
 shapes = st.one_of(
@@ -172,7 +172,7 @@ deeds = st.lists(st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9))
     lateness=st.sampled_from([0, 60, 300, 3600]),
     whole=st.booleans(),
     deeds=deeds,
-    shares=st.sampled_from([(1,), (2,), (3, 1, 2)]),
+    shares=st.sampled_from([(1,), (2,), (2, 3), (3, 1, 2)]),
 )
 def test_epochs_and_crashes_change_nothing(
     first: Any,
@@ -210,3 +210,4 @@ def test_epochs_and_crashes_change_nothing(
     expected, late = oracle(tables, lateness * 1_000_000, kind, size * 1_000_000, (every or size) * 1_000_000, select, None)
     assert counted(bench.table()) == expected
     assert counted(bench.table("late")) == late
+    assert bench.late == late.total()

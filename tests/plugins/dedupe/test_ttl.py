@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import dataflare
 from dataflare import DataflareError
 from dataflare.lifecycle import Runtime
+from dataflare_sdk import held
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
@@ -112,7 +113,7 @@ def test_by_event_time(
     walk.epoch([p[b:] for p, b in zip(parts, begun, strict=True)], [True, True])
     assert Counter(bench.table().column("id").to_pylist()) == Counter(walk.kept)
     assert Counter(bench.table("late").column("id").to_pylist()) == Counter(walk.late)
-    assert bench.step.late == len(walk.late)
+    assert bench.late == len(walk.late)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -174,7 +175,7 @@ def test_state_holds_only_keys_that_can_still_meet_a_row(runtime: Runtime, tmp_p
         bench.read("r", 0, 100)
         bench.end_epoch()
         assert sum(c["rows"] for c in bench._state["chunks"]) <= 200
-    assert bench.step._remembered._live() <= 61
+    assert held.count(bench.step._remembered._connection, "seen") <= 61
     bench.step.close()
 
 

@@ -104,3 +104,4 @@ def test_streams_that_meet(
     assert counted(bench.table()) == expected
     assert counted(bench.table("late_left")) == late_left
     assert counted(bench.table("late_right")) == late_right
+    assert bench.late == late_left.total() + late_right.total()

@@ -143,6 +143,22 @@ def test_a_wrong_test_file_is_refused_at_its_place(tmp_path: Path, name: str) ->
         assert text[problem["column"] - 1 :].lstrip("- ").startswith(WRONG[name][2].lstrip("- ")), (text, problem)
 
 
+def test_what_is_wrong_with_one_test_ends_that_one(tmp_path: Path) -> None:
+    good = {"given": {"orders": [row(1)]}, "expect": {"warehouse": {"count": 1}}}
+    bad = {"given": {"orders": [{**row(1), "id": "seven"}]}}
+    failing = {"given": {"orders": [row(1)]}, "expect": {"warehouse": {"count": 2}}}
+    junit = tmp_path / "junit.xml"
+    result = asked(tmp_path, bad, failing, good, options=("--junit", str(junit)))
+    document = json.loads(result.stdout)
+    assert (result.exit_code, [t["status"] for t in document["tests"]]) == (3, ["broken", "failed", "passed"])
+    assert (document["passed"], document["failed"], document["broken"]) == (1, 1, 1)
+    assert [p["code"] for p in document["problems"]] == ["test.not-castable"]
+    assert document["error"]["code"] == "test.not-castable"
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "1")
+    assert [case[0].tag if len(case) else None for case in suite] == ["error", "failure", None]
+
+
 def test_a_variable_is_needed_only_where_a_node_still_runs(tmp_path: Path) -> None:
     result = asked(tmp_path, {"given": {"orders": []}, "mocks": {}})
     assert (result.exit_code, json.loads(result.stdout)["problems"][0]["code"]) == (3, "test.unset-variable")

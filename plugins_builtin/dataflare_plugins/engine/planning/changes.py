@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.planning.bound import BoundGraph
-from dataflare_sdk import DataflareError, Node, WriteSpec, code
+from dataflare_sdk import DataflareError, EdgeSpec, Node, WriteSpec, code
 from dataflare_sdk.changes import COLUMNS
 
 CHANGES_REFUSED = code(
@@ -27,13 +27,36 @@ def begins(graph: BoundGraph, node: Node, output: str, key: Sequence[str]) -> No
     graph.keys[node.id, output] = tuple(key)
 
 
+def tables(graph: BoundGraph, node: str) -> list[EdgeSpec]:
+    """Return the arrows into a node whose rows are a table to it."""
+    numbers = getattr(graph.built.get(node), "tables", {})
+    return [edge for i, edge in enumerate(graph.incoming(node)) if i in numbers]
+
+
+def keys_of_tables(graph: BoundGraph, node: str) -> dict[str, list[str]]:
+    """Return input to the key of the changes that arrive there, of inputs that are tables.
+
+    Raises:
+        DataflareError: `workflow.key-lost`.
+    """
+    found = {}
+    for edge in tables(graph, node):
+        key = graph.keys.get((edge.source, edge.output))
+        if key is not None and not key:
+            raise KEY_LOST.error(f"the changes of the table '{edge.source}' have no key at '{node}'")
+        if key:
+            found[edge.input] = list(key)
+    return found
+
+
 def arriving(graph: BoundGraph, node: str) -> tuple[str, ...] | None:
-    """Return the key of the changes that arrive at a node, None when plain rows do.
+    """Return the key of the changes that arrive at a node, None when plain rows do; changes of a table end there.
 
     Raises:
         DataflareError: `workflow.changes-refused`: changes and plain rows, or changes by different keys, meet.
     """
-    incoming = [e for e in graph.edges if e.target == node]
+    kept = tables(graph, node)
+    incoming = [e for e in graph.edges if e.target == node and e not in kept]
     found = [graph.keys.get((e.source, e.output)) for e in incoming]
     if all(k is None for k in found):
         return None

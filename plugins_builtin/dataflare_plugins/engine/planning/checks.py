@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, write_of
+from dataflare_plugins.engine.planning.changes import tables
 from dataflare_plugins.engine.planning.graph import ancestors
-from dataflare_sdk import Problem, code
+from dataflare_sdk import EdgeSpec, Problem, code
 
 SAME_TARGET = code(
     "workflow.same-target",
@@ -27,6 +28,24 @@ NEVER_ENDS = code(
     3,
     "A step that answers at the end of its input gets input that never ends.",
     "Give an aggregate a `window`, a join `within`, a dedupe `keep: first`; or read the source whole, with `extract: {mode: full}`.",
+)
+READ_AGAIN = code(
+    "workflow.read-again",
+    3,
+    "A step that goes on from run to run gets rows of a source that every run reads whole again.",
+    "Read both sources in the same mode, or make the one that is read whole the `table` of a join.",
+)
+TIME_ELSEWHERE = code(
+    "workflow.time-elsewhere",
+    3,
+    "A step of event time runs in a sandbox, where the end of an epoch does not reach it.",
+    "Use a built-in step for windows, or let the plugin run inprocess, if you trust it.",
+)
+KEYLESS_TABLE = code(
+    "workflow.keyless-table",
+    3,
+    "A table that is kept up by rows has no key: a row that changed would stand in it twice.",
+    "Say the step's `key`, or read the table whole, with `extract: {mode: full}`.",
 )
 
 
@@ -56,7 +75,7 @@ def overlaps(graph: BoundGraph) -> Iterator[Problem]:
         if source.kind != "source" or not extract_of(source).overlap:
             continue
         for node in graph.order:
-            if node.id == source.id or source.id not in ancestors(node.id, graph.edges) or node.id not in graph.built:
+            if node.id == source.id or source.id not in ancestors(node.id, _by_rows(graph)) or node.id not in graph.built:
                 continue
             appends = node.kind == "destination" and write_of(node).mode == "append"
             gathers = node.kind == "processor" and "rowwise" not in graph.built[node.id].features
@@ -81,6 +100,38 @@ def endless(graph: BoundGraph) -> Iterator[Problem]:
                 yield NEVER_ENDS.problem(told, **graph.workflow.place(*node.path))
 
 
+def read_again(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse a step that keeps its state for the next run and would be given the same rows again by it.
+
+    A source that is read whole ends with the run; one that is read by cursor, or a stream, pauses, and what steps behind it hold stays.
+    """
+    for node in graph.order:
+        component = graph.built.get(node.id)
+        if node.kind != "processor" or component is None or "event_time" not in component.features:
+            continue
+        before = ancestors(node.id, _by_rows(graph))
+        sources = [n for n in graph.order if n.kind == "source" and n.id in before]
+        whole = [n.id for n in sources if extract_of(n).mode == "full"]
+        paused = [n.id for n in sources if extract_of(n).mode != "full"]
+        if whole and paused:
+            told = f"'{node.id}' keeps what '{paused[0]}' gave for the next run, which reads '{whole[0]}' from its beginning again"
+            yield READ_AGAIN.problem(told, **graph.workflow.place(*node.path))
+
+
+def kept_tables(graph: BoundGraph) -> Iterator[Problem]:
+    """Refuse a table without a key that is read bit by bit."""
+    for node in graph.order:
+        keys = getattr(graph.built.get(node.id), "tables", {})
+        for number, edge in enumerate(graph.incoming(node.id)):
+            if keys.get(number, True) or graph.keys.get((edge.source, edge.output)):
+                continue
+            upstream = ancestors(edge.source, graph.edges)
+            pausing = [n.id for n in graph.order if n.kind == "source" and n.id in upstream and extract_of(n).mode != "full"]
+            if pausing:
+                told = f"'{node.id}' keeps up the table '{edge.input}', of which '{pausing[0]}' gives a row that changed again"
+                yield KEYLESS_TABLE.problem(told, **graph.workflow.place(*node.path))
+
+
 def targets(graph: BoundGraph) -> Iterator[Problem]:
     """Refuse two destinations of one scope where no transaction keeps them apart."""
     seen: dict[str, str] = {}
@@ -95,5 +146,14 @@ def targets(graph: BoundGraph) -> Iterator[Problem]:
         seen.setdefault(scope, node.id)
 
 
+def _by_rows(graph: BoundGraph) -> tuple[EdgeSpec, ...]:
+    """Return the arrows on which rows go that come out again by themselves: all but those into tables, which take a row again."""
+    return tuple(e for e in graph.edges if e not in tables(graph, e.target))
+
+
 def _dotted(node: str, output: str) -> str:
     return f"{node}.{output}" if output else node
+
+
+ALL: tuple[Callable[[BoundGraph], Iterator[Problem]], ...] = (wanted, targets, overlaps, endless, read_again, kept_tables)
+"""The checks of a bound graph; `given` comes before binding."""

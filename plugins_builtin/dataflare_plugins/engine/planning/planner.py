@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflare_plugins.engine.places import parse_path
 from dataflare_plugins.engine.planning import checks
 from dataflare_plugins.engine.planning.bound import BoundGraph, extract_of, on_record
-from dataflare_plugins.engine.planning.changes import begins, through
+from dataflare_plugins.engine.planning.changes import begins, keys_of_tables, through
 from dataflare_plugins.engine.planning.graph import ancestors, edges_of, in_order, split_reference
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
 from dataflare_plugins.engine.planning.replays import begins_changes, output_of, replayable, replayed_input
@@ -94,7 +94,7 @@ class Planner:
         try:
             self.problems += checks.given(self.graph)
             self._bind()
-            for check in (checks.wanted, checks.targets, checks.overlaps, checks.endless, replayable):
+            for check in (*checks.ALL, replayable):
                 self.problems += check(self.graph)
             if any(p.severity == "error" for p in self.problems) or self._unknown():
                 return None
@@ -135,10 +135,15 @@ class Planner:
             return
         if node.kind == "processor":
             self._check_inputs(node, component)
+            if "event_time" in component.features and self._host.describe("processor", node.use).isolation != "inprocess":
+                raise checks.TIME_ELSEWHERE.error(
+                    f"'{node.use}' goes by event time and runs in a sandbox", path=".".join(map(str, node.path))
+                )
             if node.blocks.get("partition") and "shares" not in component.features:
                 place = self.graph.workflow.place(*node.path, "partition")
                 self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot work in shares here", fix="Remove `partition`.", **place))
             self.graph.offered[node.id] = inputs
+            component.take_keys(keys_of_tables(self.graph, node.id))
             self.graph.schemas[node.id] = dict(component.output_schemas(inputs))
             through(self.graph, node, component, self.graph.schemas[node.id])
             self.graph.notes += [f"{node.id}: {text}" for text in component.notes()]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.engine.planning.bound import BoundGraph, on_record
-from dataflare_plugins.engine.planning.changes import arriving
+from dataflare_plugins.engine.planning.changes import arriving, keys_of_tables
 from dataflare_plugins.engine.planning.graph import ancestors
 from dataflare_plugins.engine.planning.inputs import input_schemas, resolved_write
 from dataflare_plugins.engine.planning.lanes import TaskMaker
@@ -68,6 +68,7 @@ class PlanWriter:
             settings["offered"] = _named(self._graph.offered[node.id])
             settings["features"] = sorted(self._graph.built[node.id].features)
             settings["needed"] = {k: sorted(v) for k, v in self._graph.needed[node.id].items()}
+            settings["keys"] = keys_of_tables(self._graph, node.id)
             self._note_changes(node, settings)
         else:
             settings["scope"] = self._graph.built[node.id].commit_scope()

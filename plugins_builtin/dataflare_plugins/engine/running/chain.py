@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +44,7 @@ class Operator:
         self.outputs = output_schemas(node)
         self.union = _union_of(self.inputs)
         self.sizes = StateSizes()
+        self.late_before = self.counts.late  # of an unfinished run's committed epochs; the component counts since it was built
         self.timed = "event_time" in self.component.features
         self.mixes = self.timed or "whole_input" in self.component.features
         self.path: ChangePath | None = None
@@ -107,7 +108,7 @@ class Chain:
         operator = self.operators[node]
         counts = operator.counts
         counts.rows_in += batch.data.num_rows
-        began = time.perf_counter()
+        began = perf_counter()
         batch, name = operator.taken(batch, name)
         if batch.changes is not None and operator.path is not None:
             outputs = operator.path.process(
@@ -115,7 +116,7 @@ class Chain:
             )
         else:
             outputs, _ = self._run(operator, batch, name)
-        counts.seconds += time.perf_counter() - began
+        counts.seconds += perf_counter() - began
         for output, made in outputs:
             made.partition = node if operator.mixes and not output else batch.partition
         self._hand_on(operator, outputs)
@@ -150,11 +151,11 @@ class Chain:
         """Every input has ended: let each operator say what is left, upstream first."""
         self._flushed = True
         for operator in self.operators.values():
-            began = time.perf_counter()
+            began = perf_counter()
             for output, made in operator.component.flush():
-                made.partition = operator.node.id
+                made.partition = made.partition or operator.node.id
                 self._hand_on(operator, [(output, made)])
-            operator.counts.seconds += time.perf_counter() - began
+            operator.counts.seconds += perf_counter() - began
 
     def pass_barrier(self, barrier: Barrier, arrived: Mapping[str, Sequence[Watermark]]) -> dict[str, Any]:
         """End an epoch: let the operators give what is complete, take their states, and send the barrier on.
@@ -186,18 +187,27 @@ class Chain:
                 inputs.setdefault(edge.input, []).extend(here)
             every = [mark for some in inputs.values() for mark in some]
             if operator.timed:
+                began = perf_counter()
                 for output, made in operator.component.advance(Progress(time, inputs)):
-                    made.partition = name
+                    made.partition = made.partition or name
                     self._hand_on(operator, [(output, made)])
-                operator.counts.late = operator.component.late
-                done = FOREVER if self._flushed else operator.component.watermark()
-                marks[name, ""] = [Watermark(done, name)]
+                operator.counts.seconds += perf_counter() - began
+                operator.counts.late = operator.late_before + operator.component.late
+                marks[name, ""] = self._marks(operator, inputs)
                 marks.update({(name, output): every for output in operator.outputs if output})
             elif operator.mixes:
                 marks[name, ""] = [Watermark(FOREVER if self._flushed else None, name)]
             else:
                 marks[name, ""] = every
         return marks
+
+    def _marks(self, operator: Operator, inputs: Mapping[str, Sequence[Watermark]]) -> list[Watermark]:
+        """Return how far the partitions of what a step of time gives have come."""
+        component, name = operator.component, operator.node.id
+        if "follows" not in component.features:
+            return [Watermark(FOREVER if self._flushed else component.watermark(), name)]
+        first = inputs.get(self._incoming[name][0].input, ())
+        return [Watermark(None, m.partition) for m in first] if component.holds else list(first)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the operators' states for a checkpoint."""

@@ -375,7 +375,7 @@ class Job:
         marks: dict[str, list[list[Any]]] = {}
         for passed in epoch.passed.values():
             if passed.watermarks:
-                marks[passed.task] = [[m.time, m.partition, m.idle] for m in passed.watermarks]
+                marks[passed.task] = [[m.time, m.partition, m.idle, m.caught] for m in passed.watermarks]
             stop.update(passed.offsets)
             ended |= passed.ended
             closed |= passed.closed

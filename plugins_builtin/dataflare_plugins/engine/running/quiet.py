@@ -25,6 +25,7 @@ class Quiet:
         self._clock = clock
         self._idle = int(idle * 1e6)
         self._heard: dict[str, int] = {}
+        self._caught: set[str] = set()
         self._names: dict[str, tuple[str, ...]] = {}
         self._reader: tuple[str, Any] | None = None
         self._left, self._left_at = time.monotonic(), self._now()
@@ -53,9 +54,14 @@ class Quiet:
         """Note that a read has returned."""
         self._left, self._left_at = time.monotonic(), self._now()
 
-    def heard(self, name: str) -> None:
-        """Note rows of a partition."""
+    def heard(self, key: str, name: str) -> None:
+        """Note rows of a partition of the plan, or of a part of it."""
         self._heard[name] = self._now()
+        self._caught.discard(key)
+
+    def caught_up(self, *keys: str) -> None:
+        """Note that partitions have nothing more to give for now."""
+        self._caught.update(keys)
 
     def watermarks(self, keys: Sequence[str], ended: Collection[str]) -> tuple[Watermark, ...]:
         """Return the state of every partition.
@@ -71,10 +77,10 @@ class Quiet:
         for key in keys:
             for name in self._names.get(key, (key,)):
                 if key in ended:
-                    made.append(Watermark(FOREVER, name))
+                    made.append(Watermark(FOREVER, name, caught=True))
                     continue
                 quiet = now - self._heard.get(name, now)
-                made.append(Watermark(None, name, quiet if quiet >= self._idle else 0))
+                made.append(Watermark(None, name, quiet if quiet >= self._idle else 0, key in self._caught))
         return tuple(made)
 
     def _now(self) -> int:

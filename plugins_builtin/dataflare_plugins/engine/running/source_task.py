@@ -204,6 +204,7 @@ class SourceTask:
             self._took(key, message)
         else:
             self._lag.idle()
+            self._quiet.caught_up(*([key] if key else [k for k, _, _ in self._todo]))
 
     def _next_message(self) -> tuple[str, Any]:
         """Return the partition that was read and what it gave, None when nothing came in time."""
@@ -271,7 +272,7 @@ class SourceTask:
         failpoint("task.source.batch")
         batch.partition = f"{key}:{batch.partition}" if batch.partition else key
         if batch.data.num_rows or batch.read:
-            self._quiet.heard(batch.partition)
+            self._quiet.heard(key, batch.partition)
         counts = self._counts
         rows = batch.data.num_rows if batch.read is None else batch.read
         counts.rows_in += rows + len(batch.rejected)
@@ -297,6 +298,7 @@ class SourceTask:
             self._stop_reading()
 
     def _partition_done(self, key: str, complete: bool) -> None:
+        self._quiet.caught_up(key)
         until = next(u for k, _, u in self._todo if k == key)
         self._todo = [one for one in self._todo if one[0] != key]
         if key in self._open:

@@ -24,11 +24,15 @@ class ProcessorProxy(ComponentProxy):
     Attributes:
         inputs: how many inputs it takes.
         changes: whether change batches may pass it.
+        tables: no input of it is a table.
+        holds: no rows wait in it.
     """
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
         self.inputs: tuple[int, int | None] = self._checked(lambda: _inputs(cell.facts.get("inputs", (1, 1))))
+        self.tables: Mapping[int, Sequence[str]] = {}
+        self.holds = False
         self.changes = "rowwise" if cell.facts.get("changes") == "rowwise" else "refuse"
         self._stateless = "rowwise" in self.features
         self._announced: Mapping[str, pa.Schema] = {}
@@ -36,6 +40,9 @@ class ProcessorProxy(ComponentProxy):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the outputs."""
         return tuple(self._many(str, "outputs"))
+
+    def take_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
+        """Do nothing: it has no tables."""
 
     def output_schemas(self, inputs: Mapping[str, pa.Schema]) -> Mapping[str, pa.Schema]:
         """Bind to the inputs' schemas and return the schema of each output."""

@@ -1,0 +1,154 @@
+"""The table that a stream is joined with: rows by their key in DuckDB, kept up by rows and changes that arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dataflare_sdk import Batch, duck, held
+from dataflare_sdk.changes import COLUMNS, DELETE, READ, TRUNCATE
+from dataflare_sdk.held import own
+from dataflare_sdk.schema import literal, quote
+
+OP, POS, NUMBER, UNSENT, GONE = (own(n) for n in ("op", "pos", "number", "unsent", "gone"))
+BESIDE = [("\x1fop", pa.uint8()), ("\x1fpos", pa.int64()), ("\x1fnumber", pa.int64()), ("\x1funsent", COLUMNS.field("_unchanged").type)]
+"""What stands beside a row that arrives: what happened to it, where in the source's log, its number, columns that were not sent."""
+
+
+class Table:
+    """What the table holds, `rows`, and what has come in this epoch, `fresh`.
+
+    Args:
+        schema: of its rows.
+        key: columns by which a row takes the place of an earlier one; none: every row is kept.
+        connection: to the instance of DuckDB that holds it.
+
+    Attributes:
+        settled: the source's log has gone past what a snapshot of it read.
+    """
+
+    def __init__(self, schema: pa.Schema, key: Sequence[str], connection: Any) -> None:
+        self.settled = False
+        self._schema = schema
+        self._key = list(key)
+        self._connection = connection
+        self._columns = [quote(n) for n in schema.names]
+        self._chunks: list[dict[str, Any]] = []
+        self._count = self._taken = self._dead = 0
+        self._unsent = self._saved_anew = False
+        self._current = duck.CurrentBatch(pa.schema([*schema, *BESIDE]))
+        connection.register("arriving", self._current)
+        connection.execute(f"CREATE TABLE rows AS SELECT {', '.join([*self._columns, POS])} FROM arriving LIMIT 0")
+        self._empty()
+
+    def _empty(self) -> None:
+        self._connection.execute("CREATE OR REPLACE TABLE fresh AS SELECT * FROM arriving LIMIT 0")
+        self._connection.execute("PREPARE take AS INSERT INTO fresh FROM arriving")
+        self._taken, self._unsent = 0, False
+
+    def take(self, batch: Batch) -> None:
+        """Take rows, or changes, for the end of the epoch."""
+        rows, changes = batch.data.num_rows, batch.changes
+        if not rows:
+            return
+        if changes is None:
+            beside = [pa.repeat(pa.scalar(READ, pa.uint8()), rows), pa.nulls(rows, pa.int64()), None, pa.nulls(rows, BESIDE[3][1])]
+        else:
+            self._unsent = self._unsent or any(flags.true_count for flags in changes.unchanged.values())
+            self.settled = self.settled or (changes.settled and any(op != READ for op in changes.op.unique().to_pylist()))
+            beside = [changes.op, changes.pos, None, changes.columns()[4]]
+        beside[2] = pa.arange(self._count, self._count + rows)
+        names = [*self._schema.names, *(name for name, _ in BESIDE)]
+        self._current.batch = pa.RecordBatch.from_arrays([*batch.data.columns, *beside], names=names)
+        self._connection.execute("EXECUTE take")
+        self._count += rows
+        self._taken += rows
+
+    def fold(self) -> None:
+        """Bring the table to where it stands at the end of the epoch; the table `delta` holds what that takes."""
+        if not self._taken:
+            return
+        if not self._key:
+            self._connection.execute(
+                f"CREATE OR REPLACE TABLE delta AS SELECT {', '.join([*self._columns, POS])}, false AS {GONE} FROM fresh"
+            )
+        else:
+            emptied = self._connection.execute(f"SELECT max({NUMBER}) FROM fresh WHERE {OP} = {TRUNCATE}").fetchall()[0][0]
+            if emptied is not None:
+                self._forget_all()
+            self._connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._newest(-1 if emptied is None else emptied)}")
+        self._apply("delta")
+        self._empty()
+
+    def _same(self, one: str, other: str) -> str:
+        return " AND ".join(f"{one}.{quote(k)} IS NOT DISTINCT FROM {other}.{quote(k)}" for k in self._key)
+
+    def _newest(self, after: int) -> str:
+        """Return a SELECT of the newest state of every row that came: the table's columns, the position, and whether it is gone.
+
+        A change that is older than what the table shows of its row says nothing new: a stream that catches up with a snapshot tells
+        of changes that the snapshot has seen.
+        """
+        new = f"r.{POS} IS NULL OR f.{POS} IS NULL OR f.{POS} >= r.{POS}"
+        came = (
+            f"FROM fresh AS f LEFT JOIN rows AS r ON {self._same('f', 'r')} WHERE f.{OP} <> {TRUNCATE} AND f.{NUMBER} > {after} AND ({new})"
+        )
+        gone = f"{OP} = {DELETE} AS {GONE}"
+        if not self._unsent:
+            keys = ", ".join(quote(k) for k in self._key)
+            newest = f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {POS} DESC NULLS LAST, {NUMBER} DESC) = 1"
+            return f"SELECT {', '.join([*self._columns, POS, gone])} FROM (SELECT f.* {came}) {newest}"
+        shown = [f"{f'f.{quote(n)}' if n in self._key else self._last_sent(n)} AS {quote(n)}" for n in self._schema.names]
+        ends = [f"{_last(POS)} AS {POS}", f"{_last(OP)} = {DELETE} AS {GONE}"]
+        return f"SELECT {', '.join([*shown, *ends])} {came} GROUP BY {', '.join(f'f.{quote(k)}' for k in self._key)}"
+
+    def _last_sent(self, name: str) -> str:
+        """Return SQL for the newest value of a column that was sent; where none was, the one the table has."""
+        sent = f"FILTER (NOT coalesce(list_contains(f.{UNSENT}, {literal(name)}), false))"
+        return f"CASE WHEN count(*) {sent} > 0 THEN {_last(quote(name))} {sent} ELSE any_value(r.{quote(name)}) END"
+
+    def _apply(self, delta: str) -> None:
+        """Bring the states of rows into the table."""
+        if self._key:
+            replaced = f"DELETE FROM rows USING {delta} AS d WHERE {self._same('rows', 'd')}"
+            self._dead += self._connection.execute(replaced).fetchall()[0][0]
+        columns = ", ".join([*self._columns, POS])
+        self._connection.execute(f"INSERT INTO rows SELECT {columns} FROM {delta} WHERE NOT {GONE}")
+        if self._dead > max(held.DEAD_ROWS, held.count(self._connection, "rows")):
+            held.made_anew(self._connection, "rows", "SELECT * FROM rows")
+            self._dead = 0
+
+    def _forget_all(self) -> None:
+        self._dead += self._connection.execute("DELETE FROM rows").fetchall()[0][0]
+        self._chunks = []
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def snapshot(self, put: Callable[[bytes], str]) -> dict[str, Any]:
+        """Keep what the epoch brought; return the chunks that hold the table."""
+        columns = ", ".join([*self._columns, POS, GONE])
+        if self._connection.execute("FROM duckdb_tables() WHERE table_name = 'delta'").fetchall():
+            if sum(c["rows"] for c in self._chunks) > 2 * held.count(self._connection, "rows") + held.DEAD_ROWS:
+                self._chunks = held.written(self._connection, f"SELECT *, false AS {GONE} FROM rows", put, "0")
+            else:
+                self._chunks += held.written(self._connection, f"SELECT {columns} FROM delta", put, "0")
+            self._connection.execute("DROP TABLE delta")
+        return {"count": self._count, "settled": self.settled, "chunks": [dict(c) for c in self._chunks]}
+
+    def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
+        """Take back what `snapshot` kept."""
+        self._count, self.settled = int(state["count"]), bool(state["settled"])
+        self._chunks = [dict(c) for c in state["chunks"]]
+        columns = held.columns_of(self._connection, "rows")
+        fitted = "(FROM chunk UNION ALL BY NAME (FROM rows LIMIT 0))"  # the table may have got columns since, and lost some
+        for chunk in self._chunks:
+            held.loaded(self._connection, chunk, get, f"CREATE OR REPLACE TABLE delta AS SELECT {columns}, {GONE} FROM {fitted}")
+            self._apply("delta")
+        self._connection.execute("DROP TABLE IF EXISTS delta")
+
+
+def _last(column: str) -> str:
+    """Return SQL for the newest value of a column of what came, NULL too."""
+    return f"last(f.{column} ORDER BY f.{POS} NULLS FIRST, f.{NUMBER})"
