@@ -19,7 +19,12 @@ from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.outflow import Payloads, Template
 
 BAD_SUBJECT = code("data.bad-subject", 1, "A row names no subject that can be published to.", "Fill the columns of `subject` in a map.")
-TOO_LARGE = code("data.message-too-large-to-send", 1, "A row is larger than a message may be.", "Raise `max_payload` of the server.")
+TOO_LARGE = code(
+    "data.message-too-large-to-send",
+    1,
+    "A row is larger than a message may be.",
+    "Raise `max_payload` of the server, or `max_msg_size` of the stream.",
+)
 SUBJECT = r"^[^\s.*>]+(\.[^\s.*>]+)*$"
 OWN_SUBJECT = r"^[^\s.*>$_][^\s.*>]*(\.[^\s.*>]+)*$"
 """As `SUBJECT`, and none of the server's own (`$JS.API…`, `_INBOX…`): what a row says must not be a request to the server."""
@@ -102,10 +107,12 @@ class NatsDestination(Destination[NatsTarget]):
         self._target = target
         self._note, self._ready, self._staged = folder / "sent.json", folder / "ready.json", folder / "epoch.arrow"
         self._json = Payloads(target.schema)
-        self._streams()
+        # Of several streams nobody knows yet which takes a row: then the one that takes the largest says what is too large for all.
+        takes = [jetstream.stream_state(self._link, name).largest for name in self._streams()]
+        most = [int(self._link.info["max_payload"]), *([] if None in takes else [max(t for t in takes if t is not None)])]
         # Headers count: the id, and epoch and row in it of up to 20 digits each.
         beside = len(f"NATS/1.0\r\n{MESSAGE_ID}: {target.workflow_id}/{target.run_id}/{target.node}/".encode()) + 64
-        self._largest = int(self._link.info["max_payload"]) - max(beside, 512)
+        self._largest = min(most) - beside
         held = atomic.read_record(self._note) or {}
         if held.get("run") != target.run_id:
             return Opened()

@@ -29,6 +29,7 @@ class StreamState:
         last: of the newest.
         retention: `limits`, `interest` or `workqueue`.
         replaces: a newer message of a subject replaces older ones.
+        largest: bytes of a message with its headers at most, None: as many as the server takes.
     """
 
     created: str
@@ -36,6 +37,7 @@ class StreamState:
     last: int
     retention: str
     replaces: bool
+    largest: int | None = None
 
 
 def stream_state(link: Link, name: str) -> StreamState:
@@ -53,6 +55,7 @@ def stream_state(link: Link, name: str) -> StreamState:
         last=last,
         retention=str(made["retention"]),
         replaces=int(made.get("max_msgs_per_subject", -1)) > 0,
+        largest=largest if (largest := int(made.get("max_msg_size", -1))) > 0 else None,
     )
 
 

@@ -126,3 +126,16 @@ def test_a_row_does_not_speak_to_the_server_itself(nats_server: NatsServer, tmp_
     assert [(r.index, r.code) for r in refused] == [(i, "data.bad-subject") for i in range(4)]
     assert [m.data for m in nats_server.messages("OTHER")] == [b"kept"]
     assert [json.loads(m.data)["id"] for m in nats_server.messages("S")] == [4]
+
+
+def test_a_row_larger_than_the_stream_takes_is_a_bad_row(nats_server: NatsServer, tmp_path: Path) -> None:
+    nats_server.stream("S", ["s.>"], max_msg_size=2000)
+    rows = pa.record_batch({"id": [0, 1, 2], "text": ["a", "x" * 2000, "b"]})
+    to = made(nats_server, tmp_path)
+    to.open(target(rows.schema))
+    refused = to.write(Batch("in", rows))
+    to.prepare(1, True)
+    to.commit(1, {}, True)
+    to.close()
+    assert [(r.index, r.code) for r in refused] == [(1, "data.message-too-large-to-send")]
+    assert [json.loads(m.data)["id"] for m in nats_server.messages("S")] == [0, 2]

@@ -287,7 +287,7 @@ def test_a_group_that_another_program_had_is_taken_over(redis_server: RedisServe
     assert (group(redis_server, "a")["pending"], group(redis_server, "a")["last-delivered-id"]) == (0, there[-1])
 
 
-@pytest.mark.parametrize("odd", [("A", "7", "a", "8"), ("", "x", "id", "8"), ("id", "8", 'q"uo\'te', "x"), ("id", "8", "name\n\x00", "x")])
+@pytest.mark.parametrize("odd", [("A", "7", "a", "8"), ("", "x", "id", "8"), ("id", "8", "q\"uo'te", "x"), ("id", "8", "name\n\x00", "x")])
 def test_fields_of_any_names_become_columns(odd: tuple[str, ...], redis_server: RedisServer, tmp_path: Path) -> None:
     client = redis.Redis.from_url(redis_server.url)
     client.xadd("s", {"id": "1", "name": "n"})
