@@ -23,8 +23,8 @@ from typing import Any, TextIO
 
 import click
 
-from dataflare.errors import INTERNAL, DataflareError, Problem, code, exit_code
-from dataflare.lifecycle import Runtime, error_json
+from dataflare.errors import INTERNAL, DataflareError, Problem, code, error_json, exit_code
+from dataflare.lifecycle import Runtime
 from dataflare.logs import Redactor
 from dataflare.text import shown
 

@@ -30,6 +30,7 @@ __all__ = [
     "Problem",
     "RetriableError",
     "code",
+    "error_json",
     "exit_code",
 ]
 
@@ -168,6 +169,11 @@ def exit_code(problems: list[Problem]) -> int:
     if not exits:
         return 0
     return next((e for e in _PRECEDENCE if e in exits), min(exits))
+
+
+def error_json(problem: Problem) -> dict[str, Any]:
+    """Return a problem in the short form of a document's `error`."""
+    return {"code": problem.code, "message": problem.message, "where": problem.where(), "fix": problem.fix}
 
 
 # Codes used by more than one room. The others stand beside the code that raises them.

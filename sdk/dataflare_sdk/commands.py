@@ -6,7 +6,8 @@ from dataflare.commands import Invocation, verb
 from dataflare.config import Layer, explain
 from dataflare.contracts import RunHandle, RunOptions, RunReport
 from dataflare.discovery import Found, discover
-from dataflare.lifecycle import Runtime, Validation, error_json
+from dataflare.errors import error_json
+from dataflare.lifecycle import Runtime, Validation
 from dataflare.text import one_line
 
 __all__ = [
