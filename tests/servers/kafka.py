@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
-from tests.servers.processes import ServerProcess, end, free_port, spawn, wait_until
+from tests.servers.processes import ServerProcess, free_port, spawn, wait_until
 
 PARTS = Path(__file__).parents[2] / "build" / "kafka"
 """Where `kafka.sh` puts what a broker is made of."""
@@ -252,29 +251,16 @@ class KafkaServer(Kafka, ServerProcess):
             made = spawn(self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(file)), self.folder, self.log)
             assert made.wait(60) == 0, self.log.read_text()
             self._formatted = True
-        self.process = spawn(self._java("kafka.Kafka", str(file)), self.folder, self.log)
-        wait_until(self._answers, lambda: self.log.read_text()[-4000:])
+        self.begin(self._java("kafka.Kafka", str(file)), self._answers)
         return self
 
     def _answers(self) -> bool:
-        assert self.alive, self.log.read_text()[-4000:]
         client = AdminClient(self._to())
         try:
             client.list_topics(timeout=1)
         except KafkaException:
             return False
         return True
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        assert self.process is not None
-        end(self.process, signal.SIGKILL)
-
-    def remove(self) -> None:
-        """End it and remove what it kept."""
-        if self.process is not None:
-            end(self.process, signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def given() -> Kafka | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.servers.fixtures import missing
+from tests.servers.fixtures import for_one_test, missing
 from tests.servers.mariadb import MariadbDatabase, MariadbServer, installed
 
 VARIANTS: dict[str, dict[str, str]] = {
@@ -57,14 +57,4 @@ def mariadb_minimal(mariadb_servers: Callable[[str], MariadbServer]) -> Iterator
 @pytest.fixture
 def own_mariadb() -> Iterator[Callable[..., MariadbServer]]:
     """Start servers for one test alone; ended with the test. The function takes the arguments of `MariadbServer`."""
-    if not installed():
-        missing("MariaDB (apt-get install mariadb-server)")
-    made: list[MariadbServer] = []
-
-    def start(options: dict[str, str] | None = None) -> MariadbServer:
-        made.append(MariadbServer(options))
-        return made[-1].start()
-
-    yield start
-    for server in made:
-        server.remove()
+    yield from for_one_test(MariadbServer, installed(), "MariaDB (apt-get install mariadb-server)")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.servers.processes import ServerProcess, end, spawn, wait_until
+from tests.servers.processes import ServerProcess
 
 PROGRAM = next((p for p in ("/usr/sbin/mosquitto", shutil.which("mosquitto") or "") if p and Path(p).exists()), None)
 PUBLISH, SUBSCRIBE, PASSWORDS = shutil.which("mosquitto_pub"), shutil.which("mosquitto_sub"), shutil.which("mosquitto_passwd")
@@ -44,30 +43,12 @@ class MosquittoServer(ServerProcess):
             "autosave_interval 1", "max_queued_messages 0", *self.options,
         ]  # fmt: skip
         (self.folder / "conf").write_text("\n".join(lines) + "\n")
-        self.process = spawn([str(PROGRAM), "-c", str(self.folder / "conf")], self.folder, self.log)
-        wait_until(self._answers, lambda: f"Mosquitto did not start:\n{self.log.read_text()[-2000:]}")
+        self.begin([str(PROGRAM), "-c", str(self.folder / "conf")], self._answers)
         return self
 
     def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"Mosquitto ended at its start:\n{self.log.read_text()[-2000:]}"
         with socket.socket() as knock:
             return knock.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def stop(self) -> None:
-        """Stop it in order: it saves everything."""
-        if self.process is not None:
-            end(self.process, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a power cut would."""
-        if self.process is not None:
-            end(self.process, signal.SIGKILL)
-
-    def remove(self) -> None:
-        """End it and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- its own programs ----------------------------------------------------------------------------------
 

@@ -6,27 +6,17 @@ installed a test is skipped, and fails when CI is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
-from tests.servers.fixtures import missing
-from tests.servers.mosquitto import PLAIN, MosquittoServer, installed
+from tests.servers.fixtures import for_one_test
+from tests.servers.mosquitto import MosquittoServer, installed
 
 
 @pytest.fixture
 def own_mosquitto() -> Iterator[Callable[..., MosquittoServer]]:
     """Start brokers for one test; the function takes the arguments of `MosquittoServer`."""
-    if not installed():
-        missing("Mosquitto (apt-get install mosquitto mosquitto-clients)")
-    made: list[MosquittoServer] = []
-
-    def start(options: Sequence[str] = PLAIN) -> MosquittoServer:
-        made.append(MosquittoServer(options))
-        return made[-1].start()
-
-    yield start
-    for server in made:
-        server.remove()
+    yield from for_one_test(MosquittoServer, installed(), "Mosquitto (apt-get install mosquitto mosquitto-clients)")
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflare_sdk.servers import ServerProcess, end, spawn, wait_until
+from dataflare_sdk.servers import ServerProcess
 
 PROGRAM = shutil.which("nats-server")
 
@@ -41,34 +40,15 @@ class NatsServer(ServerProcess):
         file = self.folder / "server.conf"
         file.write_text(json.dumps(written))
         file.chmod(0o644)
-        self.process = spawn([str(PROGRAM), "-c", str(file)], self.folder, self.log)
-        wait_until(self._answers, lambda: f"NATS did not start:\n{self.log.read_text()[-2000:]}")
+        self.begin([str(PROGRAM), "-c", str(file)], self._answers)
         return self
 
     def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"NATS ended at its start:\n{self.log.read_text()[-2000:]}"
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as knock:
                 return knock.recv(5) == b"INFO " and "Server is ready" in self.log.read_text()
         except OSError:
             return False
-
-    def stop(self) -> None:
-        """Stop it in order."""
-        if self.process is not None:
-            end(self.process, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a power cut would."""
-        if self.process is not None and self.alive:
-            self.process.kill()
-            self.process.wait(10)
-
-    def remove(self) -> None:
-        """End it at once and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- by the library nats-py, which shares no code with the plugin ------------------------------------------
 

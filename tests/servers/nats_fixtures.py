@@ -6,11 +6,11 @@ installed a test is skipped, and fails when CI is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.servers.fixtures import missing
+from tests.servers.fixtures import for_one_test, missing
 from tests.servers.nats import NatsServer, installed
 
 _SERVERS: list[NatsServer] = []
@@ -48,14 +48,4 @@ def nats_server(shared_nats: Callable[[], NatsServer]) -> NatsServer:
 @pytest.fixture
 def own_nats() -> Iterator[Callable[..., NatsServer]]:
     """Start servers for one test alone, to be killed or with other settings; the function takes the arguments of `NatsServer`."""
-    if not installed():
-        missing("NATS (apt-get install nats-server)")
-    made: list[NatsServer] = []
-
-    def start(settings: Mapping[str, Any] | None = None) -> NatsServer:
-        made.append(NatsServer(settings))
-        return made[-1].start()
-
-    yield start
-    for server in made:
-        server.remove()
+    yield from for_one_test(NatsServer, installed(), "NATS (apt-get install nats-server)")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 
-from dataflare_sdk.servers import ServerProcess, end, spawn, wait_until
+from dataflare_sdk.servers import ServerProcess
 
 PROGRAM = shutil.which("redis-server")
 CLIENT = shutil.which("redis-cli")
@@ -38,13 +37,10 @@ class RedisServer(ServerProcess):
     def start(self) -> RedisServer:
         """Start it and wait until it answers."""
         fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
-        self.process = spawn([str(PROGRAM), *fixed, "--appendfsync", "always", *self.options], self.folder, self.log)
-        wait_until(self._answers, lambda: f"Redis did not start:\n{self.log.read_text()[-2000:]}")
+        self.begin([str(PROGRAM), *fixed, "--appendfsync", "always", *self.options], self._answers)
         return self
 
     def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"Redis ended at its start:\n{self.log.read_text()[-2000:]}"
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as knock:
                 knock.sendall(b"PING\r\n")
@@ -64,19 +60,3 @@ class RedisServer(ServerProcess):
             timeout=60,
         )
         return done.stdout
-
-    def stop(self) -> None:
-        """Stop it in order."""
-        if self.process is not None:
-            end(self.process, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a power cut would."""
-        if self.process is not None and self.alive:
-            self.process.kill()
-            self.process.wait(10)
-
-    def remove(self) -> None:
-        """End it at once and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
-from tests.servers.fixtures import missing
+from tests.servers.fixtures import for_one_test, missing
 from tests.servers.redis import RedisServer, installed
 
 _SERVERS: list[RedisServer] = []
@@ -41,14 +41,4 @@ def redis_server(shared_redis: Callable[[], RedisServer]) -> RedisServer:
 @pytest.fixture
 def own_redis() -> Iterator[Callable[..., RedisServer]]:
     """Start servers for one test alone, to be killed or with other settings; the function takes the arguments of `RedisServer`."""
-    if not installed():
-        missing("Redis (apt-get install redis-server)")
-    made: list[RedisServer] = []
-
-    def start(options: Sequence[str] = ()) -> RedisServer:
-        made.append(RedisServer(options))
-        return made[-1].start()
-
-    yield start
-    for server in made:
-        server.remove()
+    yield from for_one_test(RedisServer, installed(), "Redis (apt-get install redis-server)")

@@ -7,12 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_sdk import Batch, RowRejection, code, duck
+from dataflare_sdk import Batch, RowRejection, code
 from dataflare_sdk.changes import DELETE, TRUNCATE
 from dataflare_sdk.compute import pc
-from dataflare_sdk.formats import finite
 from dataflare_sdk.inflow.decoder import TOO_LARGE
-from dataflare_sdk.schema import literal, quote
+from dataflare_sdk.outflow import RowQuery, object_sql, value_sql
 from dataflare_sdk.upsert import NULL_KEY
 
 PARTIAL = code(
@@ -58,30 +57,15 @@ class Encoder:
         self._largest = largest
         self._keyed = keyed
         self._ignores = ignores
-        self._connection: Any = None
         self.schema = pa.schema([("value", pa.binary()), ("key", pa.binary()), *((f"h{i}", pa.binary()) for i in range(len(headers)))])
-        items = [self._value(value), self._key_sql(), *(self._bytes(c) for c in headers.values())]
-        named = ", ".join(f"{item} AS {quote(name)}" for item, name in zip(items, self.schema.names, strict=True))
-        self._sql = f"SELECT {named} FROM rows"
-
-    def _value(self, column: str | None) -> str:
-        return self._object(self._schema.names) if column is None else self._bytes(column)
+        whole = object_sql(schema, schema.names) if value is None else value_sql(schema, value)
+        items = [whole, self._key_sql(), *(value_sql(schema, c) for c in headers.values())]
+        self._query = RowQuery(dict(zip(self.schema.names, items, strict=True)))
 
     def _key_sql(self) -> str:
         if not self._key:
             return "NULL::BLOB"
-        return self._bytes(self._key[0]) if len(self._key) == 1 else self._object(self._key)
-
-    def _bytes(self, column: str) -> str:
-        """Return SQL for bytes as they are, text in UTF-8, anything else as its text."""
-        if pa.types.is_binary(self._schema.field(column).type):
-            return quote(column)
-        return f"encode(CAST({quote(column)} AS VARCHAR))"
-
-    def _object(self, columns: Sequence[str]) -> str:
-        """Return SQL for a JSON object, the same that the `jsonl` destination writes."""
-        fields = ", ".join(f"{literal(n)}, {finite(quote(n), self._schema.field(n).type)}" for n in columns)
-        return f"encode(CAST(json_object({fields}) AS VARCHAR))"
+        return value_sql(self._schema, self._key[0]) if len(self._key) == 1 else object_sql(self._schema, self._key)
 
     def encode(self, batch: Batch) -> tuple[pa.RecordBatch, list[RowRejection]]:
         """Return the messages, in order, and the rows that cannot be messages.
@@ -113,15 +97,7 @@ class Encoder:
         return data, [refused[i] for i in sorted(refused)]
 
     def _encoded(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        if self._connection is None:
-            self._connection = duck.session()
-        self._connection.register("rows", pa.Table.from_batches([rows]))
-        try:
-            made = self._connection.sql(self._sql).to_arrow_table()
-        finally:
-            self._connection.unregister("rows")
-        columns = [made.column(i).combine_chunks() for i in range(made.num_columns)]
-        return pa.RecordBatch.from_arrays([_one(c).cast(pa.binary()) for c in columns], schema=self.schema)
+        return pa.RecordBatch.from_arrays([c.cast(pa.binary()) for c in self._query.columns(rows)], schema=self.schema)
 
     def _without_key(self, rows: pa.RecordBatch) -> Iterator[tuple[int, str]]:
         for name in self._key if self._keyed else ():
@@ -151,10 +127,4 @@ class Encoder:
 
     def close(self) -> None:
         """Release the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _one(column: Any) -> Any:
-    return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+        self._query.close()

@@ -19,6 +19,8 @@ from dataflare_plugins.mqtt.options import BrokerConfig, TlsConfig, address
 from dataflare_sdk import RetriableError
 
 CONNECT_TIMEOUT = 10.0
+LARGEST = 268_435_455
+"""Bytes of a packet behind its first ones at most, by the protocol."""
 
 
 class Connection:
@@ -56,6 +58,8 @@ class Connection:
         self.connected = False
         self.allowed = 20
         """Messages that may be under way to the broker at once; more, and it ends the connection."""
+        self.largest = LARGEST
+        """Bytes of a packet that the broker takes, as far as it says so (MQTT 5); a larger one, and it ends the connection."""
         self._refused: Any = None
         self._granted: dict[int, list[Any]] = {}
         self.client = _client_class(self._mqtt)(
@@ -145,6 +149,7 @@ class Connection:
             return
         self.connected, self.session_present = True, bool(flags.session_present)
         self.allowed = getattr(properties, "ReceiveMaximum", None) or 20
+        self.largest = getattr(properties, "MaximumPacketSize", None) or LARGEST
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
         self.connected = False

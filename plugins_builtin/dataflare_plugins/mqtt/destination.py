@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dataflare_plugins.mqtt.broker import Connection
-from dataflare_plugins.mqtt.errors import BAD_TOPIC, LOST, NOT_ALLOWED
+from dataflare_plugins.mqtt.errors import BAD_TOPIC, LOST, NOT_ALLOWED, REFUSED
 from dataflare_plugins.mqtt.options import BrokerConfig, address
 from dataflare_sdk import (
     Batch,
@@ -35,6 +35,16 @@ declare("mqtt.published")
 ROW_TOPIC = code(
     "data.bad-topic", 1, "The topic that a row names cannot be published to.", "Mend the column, or leave it out of the template."
 )
+ROW_SIZE = code(
+    "data.packet-too-large",
+    1,
+    "A row is larger than a message may be that the broker takes.",
+    "Leave large columns out, or raise what the broker takes (Mosquitto: `max_packet_size`).",
+)
+BESIDE = 32
+"""Bytes of a packet beside topic and payload at most: lengths, number, no properties."""
+ENDINGS = 5
+"""Connections that the broker may end without having taken a message, before that message is what it will not take."""
 PATIENCE = 30.0
 """Seconds without a connection after which the attempt is given up."""
 WINDOW = 1_000
@@ -74,6 +84,7 @@ class MqttDestination(Destination[MqttDestinationConfig]):
         self._payloads: Payloads | None = None
         self._under_way: deque[Any] = deque()
         self._refused: Any = None
+        self._ended = 0
 
     def check(self) -> None:
         """Connect, and leave."""
@@ -133,9 +144,16 @@ class MqttDestination(Destination[MqttDestinationConfig]):
                 if topic is not None and not _publishable(topic)
             ]
         out = {r.index for r in refused}
+        assert self._connection is not None
         for i, (topic, payload) in enumerate(zip(topics, self._payloads.encode(batch.data), strict=True)):
-            if i not in out:
-                self._publish(topic, payload)
+            if i in out:
+                continue
+            size = len((topic or "").encode()) + len(payload or b"") + BESIDE
+            if size > self._connection.largest:
+                told = f"the message has {size} bytes, the broker takes {self._connection.largest}"
+                refused.append(RowRejection(ROW_SIZE.name, told, index=i))
+                continue
+            self._publish(topic, payload)
         return sorted(refused, key=lambda r: r.index or 0)
 
     def _publish(self, topic: str | None, payload: bytes | None) -> None:
@@ -160,6 +178,7 @@ class MqttDestination(Destination[MqttDestinationConfig]):
         while True:
             while self._under_way and self._arrived(self._under_way[0][0]):
                 self._under_way.popleft()
+                self._ended = 0
             if self._refused is not None:
                 raise NOT_ALLOWED.error(f"{connection.place}: it refuses a message: {self._refused}", path="topic")
             if len(self._under_way) <= left:
@@ -183,8 +202,13 @@ class MqttDestination(Destination[MqttDestinationConfig]):
         """Connect again; the client sends again what was not acknowledged.
 
         Raises:
-            RetriableError: `mqtt.connection-lost`.
+            RetriableError: `mqtt.connection-lost`; `mqtt.refused` where it is taken up again and again, and never a message.
         """
+        self._ended += 1
+        if self._ended > ENDINGS and self._under_way:
+            _, topic, payload = self._under_way[0]
+            told = f"it ends every connection at a message of {len(payload or b'')} bytes to '{topic}', which may be too large for it"
+            raise RetriableError(REFUSED.problem(f"{connection.place}: {told}"))
         stop, wait = time.monotonic() + PATIENCE, 0.1
         while True:
             try:

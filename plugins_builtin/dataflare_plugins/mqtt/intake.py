@@ -226,6 +226,8 @@ class Intake:
             self._ctx.metric("mqtt_delivered_again", 1)
             self._known.append(message)
         else:
+            if message.dup:
+                self._ctx.metric("mqtt_perhaps_doubled", 1)
             self._got.append((message, round(time.time() * 1e6)))
 
     def _flush(self, connection: Connection) -> bool:
@@ -287,8 +289,8 @@ class Intake:
             time=[t for _, t in got],
             headers=[_headers(m) for m in messages],
         )
-        self._log.append(page, [note(m.mid) if m.qos == 2 else None for m in messages])
-        self._session.took(m.mid for m in messages if m.qos == 2)
+        end = self._log.append(page, [note(m.mid) if m.qos == 2 else None for m in messages])
+        self._session.took((m.mid for m in messages if m.qos == 2), end)
         failpoint("mqtt.logged")
         return messages
 

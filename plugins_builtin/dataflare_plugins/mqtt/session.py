@@ -36,16 +36,19 @@ class Session:
             self._held |= {mid for note in page.notes.drop_null().to_pylist() for mid in struct.unpack("!H", note)}
             position = page.next
         self._saved = int(kept.get("at", 0))
+        self._noted = max(position, log.end)
+        """The place in the log up to which every number noted is in `_held`; more may be there by now."""
 
     def holds(self, mid: int) -> bool:
         """Whether the message of quality 2 with this number is in the log and not yet done with."""
         with self._lock:
             return mid in self._held
 
-    def took(self, mids: Iterable[int]) -> None:
-        """Messages of quality 2 are in the log, with their notes."""
+    def took(self, mids: Iterable[int], end: int) -> None:
+        """Messages are in the log up to `end`, those of quality 2 with their notes: `mids` are their numbers."""
         with self._lock:
             self._held |= set(mids)
+            self._noted = end
 
     def released(self, mids: Iterable[int]) -> None:
         """The broker has done with messages; their numbers will be those of others. Durable on return."""
@@ -67,14 +70,19 @@ class Session:
                 self._held.clear()
                 self._save()
 
-    def before_trim(self, to: int) -> None:
-        """Keep the numbers whose notes are about to be trimmed away."""
+    def before_trim(self, to: int) -> int:
+        """Keep the numbers whose notes are about to be trimmed away; return up to where they may be.
+
+        That is less than `to` when messages were read, and held by every destination, before this heard that they are in the log.
+        """
         with self._lock:
+            to = min(to, self._noted)
             if self._held and to > self._saved:
                 self._save()
+            return to
 
     def _save(self) -> None:
-        self._saved = self._log.end
+        self._saved = self._noted  # not the end of the log, where notes may stand that are not in `_held` yet
         write_record(self._path, {"client_id": self.client_id, "filters": self.filters, "held": sorted(self._held), "at": self._saved})
 
 

@@ -9,6 +9,8 @@ from dataflare_plugins.nats.connection import Link
 
 PIECE = 4_096
 """Acks that are sent together."""
+MOST_LEFT = 1_000_000
+"""Messages that acks are sent again for when a run begins, at most."""
 
 
 class Acker:
@@ -63,6 +65,22 @@ class Acker:
         while self._waiting and self._waiting[0][0] <= number:
             self._waiting.popleft()
         self._ack_again()
+
+    def left(self, first: int, last: int, durable: int) -> None:
+        """Ack messages that an earlier run made durable, where their acks may not have arrived.
+
+        Args:
+            first: sequence number of the oldest that is not acked.
+            last: of the newest that was delivered.
+            durable: everything up to here is durable; what is older than `MOST_LEFT` messages is acked when it is delivered again.
+
+        Raises:
+            RetriableError: the connection is gone.
+        """
+        self.durable = max(self.durable, durable)
+        for start in range(max(first, last - MOST_LEFT + 1), last + 1, PIECE):
+            # The server knows them by their number in the stream; one that it does not wait for does no harm.
+            self._send([self.subject(number, 0) for number in range(start, min(start + PIECE, last + 1))])
 
     def _ack_again(self) -> None:
         due = [message for message in self._again if message[0] <= self.durable]

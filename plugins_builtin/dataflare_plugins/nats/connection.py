@@ -76,8 +76,11 @@ def parse_url(text: str) -> Url:
         raise BAD_URL.error(f"`url` begins with '{parts.scheme}:' and not with 'nats:' or 'tls:'", path="url")
     options = dict(parse_qsl(parts.query))
     wrong = next((n for n, v in options.items() if n not in OPTIONS or (n == "verify" and v not in ("on", "off"))), None)
-    if wrong is not None or parts.path.strip("/"):
-        raise BAD_URL.error(f"`url` ends in '{wrong or parts.path}'; there are the options ca, cert, key, verify=on|off", path="url")
+    if parts.path.strip("/") or parts.fragment:
+        # It may be the rest of a password: not repeated.
+        raise BAD_URL.error("`url` has a / or # behind the server; in a user or password they are written %2F and %23", path="url")
+    if wrong is not None:
+        raise BAD_URL.error(f"`url` has the option '{wrong}'; there are ca, cert, key, verify=on|off", path="url")
     user, colon, password = credentials.partition(":")
     return Url(found, unquote(user), unquote(password) if colon else None, options, parts.scheme == "tls")
 
@@ -171,6 +174,9 @@ class Link:
                 text = self._rest[self._rest.index(b"-ERR") + 5 :].split(b"\r\n")[0].decode().strip("'")
                 self.close()
                 raise told(str(self.url), text)
+        for line in self._rest.split(b"\r\n"):
+            if line.startswith(b"INFO "):  # what is so for this user
+                self.info |= json.loads(line[5:])
         self._rest, self.heard = b"", time.monotonic()
         self.opened += 1
         if not self.info.get("jetstream"):
@@ -329,7 +335,7 @@ class Link:
         if line == b"PING":
             self.send(b"PONG\r\n")
         elif line.startswith(b"INFO "):
-            self.info = json.loads(line[5:])
+            self.info |= json.loads(line[5:])
         elif line.startswith(b"-ERR"):
             raise told(str(self.url), line[4:].decode().strip(" '"))
         elif line not in (b"PONG", b"+OK"):

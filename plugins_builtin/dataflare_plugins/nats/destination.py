@@ -12,15 +12,24 @@ import pyarrow as pa
 from dataflare_plugins.nats import jetstream
 from dataflare_plugins.nats.connection import Link, parse_url
 from dataflare_plugins.nats.errors import NO_STREAM
-from dataflare_plugins.nats.publishing import SCHEMA, Publisher, stored
+from dataflare_plugins.nats.publishing import MESSAGE_ID, SCHEMA, Publisher, stored
 from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, atomic, code, config, option, platform
 from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.outflow import Payloads, Template
 
 BAD_SUBJECT = code("data.bad-subject", 1, "A row names no subject that can be published to.", "Fill the columns of `subject` in a map.")
-TOO_LARGE = code("data.message-too-large-to-send", 1, "A row is larger than a message may be.", "Raise `max_payload` of the server.")
+TOO_LARGE = code(
+    "data.message-too-large-to-send",
+    1,
+    "A row is larger than a message may be.",
+    "Raise `max_payload` of the server, or `max_msg_size` of the stream.",
+)
 SUBJECT = r"^[^\s.*>]+(\.[^\s.*>]+)*$"
+OWN_SUBJECT = r"^[^\s.*>$_][^\s.*>]*(\.[^\s.*>]+)*$"
+"""As `SUBJECT`, and none of the server's own (`$JS.API…`, `_INBOX…`): what a row says must not be a request to the server."""
+LONGEST = 2_048
+"""Bytes of a subject at most: the server ends a connection at a line of 4 KB, and the next one too."""
 declare("nats.prepared", "nats.commit.begun", "nats.commit.sent", "nats.commit.done")
 
 
@@ -45,6 +54,8 @@ class NatsDestination(Destination[NatsTarget]):
             self._template = Template(config.subject)
         except ValueError as error:
             raise CODES["config.invalid"].error(str(error), path="subject") from None
+        # Where the workflow itself says how the subject begins, it may be `$KV.prices.{id}`.
+        self._subject = SUBJECT if "." in config.subject.partition("{")[0] else OWN_SUBJECT
         self._writer: Any = None
         self._resumed = False
 
@@ -96,8 +107,12 @@ class NatsDestination(Destination[NatsTarget]):
         self._target = target
         self._note, self._ready, self._staged = folder / "sent.json", folder / "ready.json", folder / "epoch.arrow"
         self._json = Payloads(target.schema)
-        self._streams()
-        self._largest = int(self._link.info["max_payload"]) - 512  # headers count
+        # Of several streams nobody knows yet which takes a row: then the one that takes the largest says what is too large for all.
+        takes = [jetstream.stream_state(self._link, name).largest for name in self._streams()]
+        most = [int(self._link.info["max_payload"]), *([] if None in takes else [max(t for t in takes if t is not None)])]
+        # Headers count: the id, and epoch and row in it of up to 20 digits each.
+        beside = len(f"NATS/1.0\r\n{MESSAGE_ID}: {target.workflow_id}/{target.run_id}/{target.node}/".encode()) + 64
+        self._largest = min(most) - beside
         held = atomic.read_record(self._note) or {}
         if held.get("run") != target.run_id:
             return Opened()
@@ -111,7 +126,8 @@ class NatsDestination(Destination[NatsTarget]):
             subjects, good = pa.repeat(pa.scalar(subjects, pa.string()), batch.data.num_rows), fits
             named = None
         else:
-            named = pc.fill_null(pc.match_substring_regex(subjects, SUBJECT), False)
+            named = pc.fill_null(pc.match_substring_regex(subjects, self._subject), False)
+            named = pc.and_(named, pc.less_equal(pc.fill_null(pc.binary_length(subjects), 0), LONGEST))
             good = pc.and_(named, fits)
         page = pa.RecordBatch.from_arrays([subjects, payloads], schema=SCHEMA)
         rejected: list[RowRejection] = []

@@ -29,6 +29,7 @@ class StreamState:
         last: of the newest.
         retention: `limits`, `interest` or `workqueue`.
         replaces: a newer message of a subject replaces older ones.
+        largest: bytes of a message with its headers at most, None: as many as the server takes.
     """
 
     created: str
@@ -36,6 +37,7 @@ class StreamState:
     last: int
     retention: str
     replaces: bool
+    largest: int | None = None
 
 
 def stream_state(link: Link, name: str) -> StreamState:
@@ -53,6 +55,7 @@ def stream_state(link: Link, name: str) -> StreamState:
         last=last,
         retention=str(made["retention"]),
         replaces=int(made.get("max_msgs_per_subject", -1)) > 0,
+        largest=largest if (largest := int(made.get("max_msg_size", -1))) > 0 else None,
     )
 
 
@@ -93,7 +96,7 @@ def filters(subjects: Sequence[str], version: tuple[int, int]) -> dict[str, Any]
     return {"filter_subjects": list(subjects)} if subjects and version >= (2, 10) else {}
 
 
-def pull(link: Link, stream: str, consumer: str, batch: int, size: int, *, wait: float | None) -> None:
+def pull(link: Link, stream: str, consumer: str, batch: int, size: int | None, *, wait: float | None) -> None:
     """Ask for a page of a consumer's messages; they come to `link.pages`.
 
     Args:
@@ -101,10 +104,10 @@ def pull(link: Link, stream: str, consumer: str, batch: int, size: int, *, wait:
         stream: the stream.
         consumer: its consumer.
         batch: messages at most.
-        size: bytes at most.
+        size: bytes at most; None: as many as they have.
         wait: seconds the server waits for messages that are not there yet; None: it answers at once.
     """
-    wanted: dict[str, Any] = {"batch": batch, "max_bytes": size}
+    wanted: dict[str, Any] = {"batch": batch} if size is None else {"batch": batch, "max_bytes": size}
     if wait is None:
         wanted["no_wait"] = True
     else:

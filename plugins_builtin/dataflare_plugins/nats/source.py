@@ -17,6 +17,8 @@ from dataflare_sdk.inflow.source import MessageSource
 
 SHORT = 60_000_000_000
 """Nanoseconds after which the server forgets a consumer that nobody uses."""
+LOOKED_AT = 100
+"""Messages of all subjects that are looked at for each one that columns are to be learned from, at most."""
 
 
 @config
@@ -98,9 +100,12 @@ class NatsSource(MessageSource[NatsStream]):
         first = state.first if self.subjects else max(state.first, state.last - count + 1)
         name = self.ephemeral(first)
         try:
-            jetstream.pull(self.link, stream, name, count, 16 << 20, wait=None)
             found: list[bytes] = []
-            while len(found) < count:
+            seen = coming = 0
+            while len(found) < count and seen < LOOKED_AT * count:
+                if not coming:  # of a page that came whole the server does not say that it is over
+                    coming = count
+                    jetstream.pull(self.link, stream, name, count, 16 << 20, wait=None)
                 while not self.link.pages:
                     if not self.link.receive(float("inf")):
                         raise LOST.retriable(f"{self.link.url} does not answer")
@@ -108,7 +113,9 @@ class NatsSource(MessageSource[NatsStream]):
                 if reply is None:
                     if headers is not None and status(headers) >= 400:
                         break
-                elif self.wanted(subject):
+                    continue
+                seen, coming = seen + 1, coming - 1
+                if self.wanted(subject):
                     found.append(payload)
             return found
         finally:
@@ -126,10 +133,12 @@ class NatsSource(MessageSource[NatsStream]):
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
         """Read after `offset`, to `until` exactly if given."""
-        from dataflare_plugins.nats.reader import DurableReader, StreamReader
-
         if self.config.durable is None:
+            from dataflare_plugins.nats.reader import StreamReader
+
             return StreamReader(self, partition, extract, offset, until)
+        from dataflare_plugins.nats.durable import DurableReader
+
         return DurableReader(self, partition, extract, offset, until)
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_sdk import duck
-from dataflare_sdk.schema import quote
+from dataflare_sdk.schema import literal
 
 
 def as_objects(entries: Sequence[Sequence[bytes]]) -> pa.Array:
@@ -44,10 +44,11 @@ def _objects(connection: Any, names: tuple[bytes, ...], entries: Sequence[Sequen
         half = len(entries) // 2
         return pa.concat_arrays([_objects(connection, names, entries[:half]), _objects(connection, names, entries[half:])])
     table = pa.table(list(columns.values()), names=[f"c{i}" for i in range(len(columns))])
-    packed = ", ".join(f"{quote(name)} := c{i}" for i, name in enumerate(columns))
+    # Any text may be a name: as a value, not as an identifier, of which there is none without letters, and a is A.
+    packed = ", ".join(f"{literal(name)}, c{i}" for i, name in enumerate(columns))
     connection.register("entries", table)
     try:
-        found = connection.sql(f"SELECT to_json(struct_pack({packed}))::VARCHAR AS o FROM entries").to_arrow_table()
+        found = connection.sql(f"SELECT json_object({packed})::VARCHAR AS o FROM entries").to_arrow_table()
     finally:
         connection.unregister("entries")
     return found.column(0).combine_chunks().cast(pa.binary())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from dataflare_plugins.redis.bulk import Columns, columns
 from dataflare_plugins.redis.errors import BAD_URL, driver, explained
 from dataflare_sdk.records import field, record
 
@@ -17,6 +19,8 @@ PATIENCE = 60.0
 OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 """What a URL may carry behind its question mark."""
 Command = Sequence[Any]
+_TAKEN = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*"
+"""How the reply to a transaction of two commands begins, if nothing is wrong."""
 
 
 @record
@@ -73,6 +77,8 @@ class Session:
         self.url = url
         self._made: Any = None
         self._ahead: tuple[Command, ...] = ()
+        self._end = b""
+        self._buffer = bytearray(1 << 18)
 
     def _connection(self) -> Any:
         if self._made is None:
@@ -95,6 +101,7 @@ class Session:
             except (redis.RedisError, OSError, EOFError) as error:
                 raise explained(error, self.url.place, connecting=True) from error
             self._made = made
+            self._end = self._word_at_the_end(made)
         return self._made
 
     @contextlib.contextmanager
@@ -130,27 +137,78 @@ class Session:
             connection.send_command(*command)
             return connection.read_response(disable_decoding=True, timeout=seconds + PATIENCE)
 
+    # -- entries -------------------------------------------------------------------------------------------
+
+    def entries(self, commands: Sequence[Command]) -> tuple[Columns | None, list[Any]]:
+        """Run a transaction of two commands, the first of which gives entries of a stream, the second is `XINFO STREAM`.
+
+        Returns:
+            The entries by the column and the reply to the second command; or None and both replies, where that cannot be.
+        """
+        with self._errors():
+            if self._ahead != tuple(commands):
+                self.ahead(commands)
+            self._ahead = ()
+            if not self._end:
+                return None, self._answer(len(commands))
+            raw = self._received(self._made)
+            with raw:
+                found = columns(raw) if raw[: len(_TAKEN)] == _TAKEN else None
+                start = 0 if found is None else found.behind
+                self._made._parser._reader.feed(self._buffer, start, len(raw) - start)
+            replies = self._answer(len(commands)) if found is None else [self._made.read_response(disable_decoding=True)]
+            with contextlib.suppress(driver().ResponseError):
+                self._made.read_response(disable_decoding=True)  # the word at the end
+            return found, replies
+
     def ahead(self, commands: Sequence[Command]) -> None:
-        """Send a transaction whose replies are wanted later: `transaction` with the same commands reads them.
+        """Send a transaction whose replies are wanted later: `entries` with the same commands reads them.
 
         The server works on it meanwhile. If something else is asked of it first, they are read and dropped.
         """
         with self._errors():
             connection = self._ready()
-            connection.send_packed_command(connection.pack_commands([("MULTI",), *commands, ("EXEC",)]))
+            end = [("ECHO", self._end)] if self._end else []
+            connection.send_packed_command(connection.pack_commands([("MULTI",), *commands, ("EXEC",), *end]))
             self._ahead = tuple(commands)
 
     def _ready(self) -> Any:
         """Return the connection with nothing left to read on it."""
-        connection = self._connection()
+        self._connection()
         if self._ahead:
-            self._answer()
-        return connection
+            self.entries(self._ahead)
+        return self._connection()
 
-    def _answer(self) -> Any:
-        """Read what came of a transaction that was sent ahead."""
-        sent, self._ahead = self._ahead, ()
-        for _ in range(1 + len(sent)):
+    def _word_at_the_end(self, connection: Any) -> bytes:
+        """Return a word by whose echo the end of a long reply is known; none where bytes cannot be had, or the user may not ask for it."""
+        if not hasattr(getattr(connection, "_parser", None), "_reader"):
+            return b""  # the driver without its parser in C
+        word = secrets.token_hex(8).encode()
+        with self._errors():
+            try:
+                connection.send_command("ECHO", word)
+                connection.read_response(disable_decoding=True)
+            except driver().ResponseError:
+                return b""
+        return word
+
+    def _received(self, connection: Any) -> memoryview:
+        """Read to the word at the end, or to an error in the place of a reply; what comes lies in `_buffer` until the next time."""
+        end, size = b"$%d\r\n%s\r\n" % (len(self._end), self._end), 0
+        while True:
+            with memoryview(self._buffer) as free:
+                got = connection._sock.recv_into(free[size:])
+            if not got:
+                raise driver().ConnectionError("the server closed the connection")
+            size += got
+            if self._buffer[max(0, size - len(end)) : size] == end or (size >= len(_TAKEN) and not self._buffer.startswith(_TAKEN)):
+                return memoryview(self._buffer)[:size]
+            if size == len(self._buffer):
+                self._buffer += bytes(size)
+
+    def _answer(self, count: int) -> Any:
+        """Read what came of a transaction of so many commands."""
+        for _ in range(1 + count):
             self._queued()
         return self._made.read_response(disable_decoding=True)
 
@@ -164,9 +222,6 @@ class Session:
             packed: commands as bytes with their number, run before the others; of their replies none is an error, or it raises.
         """
         redis = driver()
-        if self._ahead and self._ahead == tuple(commands):
-            with self._errors():
-                return self._answer()
         with self._errors():
             connection = self._ready()
             ahead, begin = 0, [("MULTI",)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+from dataflare_plugins.redis.bulk import Columns, Ids
 from dataflare_sdk import RowRejection, code
 
 NO_FIELD = code(
@@ -18,6 +19,23 @@ NAME, VALUE = itemgetter(0), itemgetter(1)
 """Of an entry its id and its fields, of fields the first name and the value behind it."""
 
 
+class ColumnPage:
+    """Entries with one field each, which is the message; as `Page`.
+
+    Args:
+        found: the entries.
+    """
+
+    rejected: Sequence[RowRejection] = ()
+
+    def __init__(self, found: Columns) -> None:
+        self.payloads, self.ids = found.values, Ids(found.ids)
+
+    def headers(self) -> Sequence[Mapping[str, str]]:
+        """Return that there are no other fields."""
+        return [{}] * len(self.ids)
+
+
 class Page:
     """Entries of a stream as the driver gives them, `[id, [name, value, …]]`, taken apart.
 
@@ -27,7 +45,7 @@ class Page:
         config: says which field is the message.
 
     Attributes:
-        ids: of the entries whose message was found.
+        ids: of the entries whose message was found, as texts.
         payloads: their messages.
         rejected: the entries that have none.
     """
@@ -46,7 +64,7 @@ class Page:
             self.payloads = list(map(VALUE, values))
         else:
             self.payloads = self._picked()
-        self.ids: list[bytes] = list(map(NAME, self._entries))
+        self.ids = [str(name, "ascii") for name in map(NAME, self._entries)]
 
     def _plain(self, values: Sequence[Sequence[bytes]]) -> bool:
         """Whether every entry has the message in front: all of its one field, or its first field of that name."""

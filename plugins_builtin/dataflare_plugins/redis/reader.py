@@ -6,7 +6,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from dataflare_plugins.redis.fields import Page
+from dataflare_plugins.redis.bulk import Columns
+from dataflare_plugins.redis.fields import ColumnPage, Page
 from dataflare_plugins.redis.ids import Position, order, parse_position
 from dataflare_plugins.redis.looking import known, look
 from dataflare_sdk import Batch, DataflareError, ExtractSpec, Message, Offset, Partition, RowRejection, code
@@ -94,22 +95,23 @@ class StreamsReader(MessageReader):
         # What was asked for ahead is taken as it was asked for, unless less is wanted now.
         count = self._ahead if 0 < self._ahead <= max_rows else max(1, min(max_rows, self._count, MOST))
         self._ahead = 0
-        about, entries = self._session.transaction(_range(stream, at.id, end, count))
-        info = known(about, stream, self._session.url.place)
+        found, replies = self._session.entries(_range(stream, at.id, end, count))
+        info = known(replies[-1], stream, self._session.url.place)
         at = self._whole(stream, at, info)
-        if not entries:
+        fetched = len(found.values) if found is not None else len(replies[0])
+        if not fetched:
             return self._ended(stream)
-        page = Page(stream, entries, self._config)
-        last = Position(entries[-1][0].decode(), self._added(at, len(entries), count, info, end))
+        page, newest = self._taken(stream, found, replies)
+        last = Position(newest, self._added(at, fetched, count, info, end))
         self._bad += page.rejected
         if last.added is not None:
             self._behind[stream] = int(info["entries-added"]) - last.added
             self._source.ctx.gauge("lag_rows", sum(self._behind.values()))
         made = self._messages(stream, page, str(last))
-        self._size(made.size, len(entries), max_bytes)
+        self._size(made.size, fetched, max_bytes)
         if (
             len(self._ready) == 1
-            and len(entries) == count
+            and fetched == count
             and order(last.id) < order(end if self.until is not None else info["last-generated-id"])
         ):
             # The server prepares the next page while this one is worked on. (Of several streams another is next.)
@@ -117,18 +119,27 @@ class StreamsReader(MessageReader):
             self._session.ahead(_range(stream, last.id, end, self._ahead))
         return made
 
-    def _messages(self, stream: str, page: Page, after: str) -> Messages:
+    def _taken(self, stream: str, found: Columns | None, replies: list[Any]) -> tuple[Page | ColumnPage, str]:
+        """Return the entries as messages, and the id of the newest."""
+        config = self._config
+        if found is not None and not config.fields and config.field in (None, found.field.decode("utf-8", "replace")):
+            made = ColumnPage(found)
+            return made, made.ids[-1]
+        entries = found.entries() if found is not None else replies[0]
+        return Page(stream, entries, config), str(entries[-1][0], "ascii")
+
+    def _messages(self, stream: str, page: Page | ColumnPage, after: str) -> Messages:
         wanted, ids = self._config.metadata, page.ids
-        positions: Any = [id.decode() for id in ids] if "position" in wanted else ids
+        positions: Any = list(ids) if "position" in wanted else ids
         return Messages(
             page.payloads,
             positions,
             stream,
             topic=stream,
-            time=[int(id.partition(b"-")[0]) * 1000 for id in ids] if "time" in wanted else None,
+            time=[int(id.partition("-")[0]) * 1000 for id in ids] if "time" in wanted else None,
             headers=page.headers() if "headers" in wanted else None,
             base={"stream": stream},
-            place=lambda i: {"position": ids[i].decode()},
+            place=lambda i: {"position": ids[i]},
             after=after,
         )
 
@@ -219,4 +230,4 @@ class StreamsReader(MessageReader):
 
 def _range(stream: str, after: str, end: str, count: int) -> list[tuple[Any, ...]]:
     """Return the commands that give a page and what the server knows of the stream at that instant."""
-    return [("XINFO", "STREAM", stream), ("XRANGE", stream, f"({after}", end, "COUNT", count)]
+    return [("XRANGE", stream, f"({after}", end, "COUNT", count), ("XINFO", "STREAM", stream)]

@@ -17,8 +17,8 @@ from dataflare_sdk import DataflareError
 from dataflare_sdk.inflow.durable_log import DurableLog
 from dataflare_sdk.inflow.messages import Messages
 
-PER_MESSAGE = 64
-"""Bytes that a message takes in the log beside its payload and headers, more or less."""
+PER_MESSAGE, PER_HEADER = 64, 12
+"""Bytes that a message takes in the log beside its payload, topic and key, and each header beside its name and value; never more."""
 GROUP = 4096
 """Requests that are written together at most."""
 
@@ -67,6 +67,8 @@ class Intake:
         self._waiting: list[tuple[Request, asyncio.Future[Taken]]] = []
         self._held = 0
         self._most_held = max(4 * config.max_body, 32 << 20)
+        # What is written at once has to fit into the log: it is one frame, which a crash leaves whole or not at all.
+        self._most = min(self._most_held, log.max_bytes // 2)
         self._writer: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "dataflare-webhook-log")
 
@@ -94,8 +96,15 @@ class Intake:
         if self._wants_headers:
             secret = self.guard.secret_headers
             request.kept = {k.decode("latin-1"): v.decode("latin-1") for k, v in headers.items() if k not in secret}
-        beside = sum(map(len, request.kept.items())) if request.kept else 0
-        request.size = sum(map(len, request.payloads)) + len(request.payloads) * (PER_MESSAGE + len(request.path) + beside)
+        beside = PER_MESSAGE + len(request.path.encode()) + len(request.key_text or b"")
+        if request.kept:
+            # Latin-1 becomes UTF-8 there, which is at most twice as long.
+            beside += sum(2 * len(k) + 2 * len(v) + PER_HEADER for k, v in request.kept.items())
+        noted = PER_MESSAGE if request.key is not None else 0
+        request.size = sum(map(len, request.payloads)) + len(request.payloads) * beside + noted
+        if request.size > self._most:
+            told = f"its {len(request.payloads)} rows take {request.size} bytes with what is kept beside each, {self._most} are allowed"
+            raise Refused(413, "too-large", told)
 
     def _name(self, request: Request) -> None:
         """Find the key by which a repeated request is known: its header, or the id of a CloudEvent and who it is from."""
@@ -117,7 +126,7 @@ class Intake:
         Raises:
             Refused: 422, 503.
         """
-        if self._held + request.size > self._most_held and self._waiting:
+        if self._held and self._held + request.size > self._most_held:
             raise self._full()
         future: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
@@ -138,7 +147,7 @@ class Intake:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                group = self._group()
                 try:
                     found = await loop.run_in_executor(self._thread, self._write_group, [r for r, _ in group])
                 except Exception as error:
@@ -154,6 +163,17 @@ class Intake:
                         future.set_result(answer)
         finally:
             self._writer = None
+
+    def _group(self) -> list[tuple[Request, asyncio.Future[Taken]]]:
+        """Take requests that are written together: the first that wait, as many as go into one frame."""
+        size = count = 0
+        for request, _ in self._waiting[:GROUP]:
+            size += request.size
+            if count and size > self._most:
+                break
+            count += 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        return group
 
     def _write_group(self, requests: list[Request]) -> list[Taken | Refused]:
         """Append the messages of several requests in one piece; on the log's thread."""

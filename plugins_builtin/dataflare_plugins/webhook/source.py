@@ -43,6 +43,10 @@ class WebhookSource(MessageSource[WebhookConfig]):
             raise NO_COLUMNS.error("nothing is posted yet to learn the columns from", path="columns")
         if not _loopback(config.host) and config.bearer is None and config.signature is None and not config.unguarded:
             raise UNGUARDED.error(f"'{config.host}' is reached from other machines", path="host")
+        secrets = {"bearer": config.bearer, "signature.secret": None if config.signature is None else config.signature.secret}
+        empty = next((path for path, secret in secrets.items() if secret == ""), None)
+        if empty is not None:
+            raise CODES["config.invalid"].error("it is empty: anybody could give it", path=empty)
         if config.max_body * 2 > config.buffer:
             raise CODES["config.invalid"].error("it must be at least twice `max_body`", path="buffer")
         if not config.path.startswith("/"):
@@ -138,11 +142,15 @@ class WebhookSource(MessageSource[WebhookConfig]):
     # -- reading -----------------------------------------------------------------------------------------
 
     def open(self, partition: Partition, extract: ExtractSpec, offset: Offset | None, until: Offset | None = None) -> Reader:
-        """Listen, and read the log after `offset`, to `until` if given."""
+        """Listen, and read the log after `offset`, to `until` if given.
+
+        Raises:
+            DataflareError: `inflow.trimmed`, `webhook.cannot-listen`, `webhook.bad-tls`.
+        """
         log = self.log()
         held = ((offset or {}).get("parts") or {}).get("")
         if held is not None:
-            log.advance(int(held) + 1)
+            log.resume(int(held) + 1)
         self._listen()
         return LogReader(self, log, partition, extract, offset, until)
 

@@ -16,25 +16,25 @@ and a counter tell how many messages are lost.
 from __future__ import annotations
 
 import os
-import shutil
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from dataflare.errors import code
 from dataflare_sdk import platform
-from dataflare_sdk.atomic import cut, explained, make_folder, put_file, read_record, write_record
+from dataflare_sdk.atomic import explained, make_folder, read_record, write_record
 from dataflare_sdk.failpoints import declare, failpoint
 from dataflare_sdk.fence import FENCED
-from dataflare_sdk.inflow.messages import Messages, is_column
+from dataflare_sdk.inflow.log_frames import HEADER, batch, head, packed
+from dataflare_sdk.inflow.log_segments import Cursor, Segment, recovered
+from dataflare_sdk.inflow.messages import Messages
 
 declare("inflow.log.written", "inflow.log.durable", "inflow.log.trimmed")
 
@@ -45,34 +45,12 @@ TRIMMED = code(
     "Messages are to be read again that every destination held already, and that are gone from the log.",
     "The state is older than the log: restore both together, or start over with `dataflare state reset`.",
 )
-DAMAGED, LOST = "log_segments_damaged", "log_messages_lost"
+LOST = "log_messages_lost"
+"""Counter."""
 OVER = code("inflow.too-large", 4, "One message is larger than the whole buffer.", "Raise `buffer`.")
 
-_MAGIC = b"DFL1"
-_HEADER = struct.Struct("<4sIQII")
-"""Magic, length of the body, number of the first message, count of messages, checksum of all the rest."""
-_SCHEMA = pa.schema(
-    [
-        ("payload", pa.binary()),
-        ("topic", pa.string()),
-        ("key", pa.binary()),
-        ("time", pa.int64()),
-        ("headers", pa.map_(pa.string(), pa.string())),
-        ("note", pa.binary()),
-    ]
-)
 SEGMENT_BYTES = 16 << 20
 """Size from which a new segment is begun."""
-
-
-@dataclass(slots=True)
-class _Segment:
-    """One file of the log: its first message, the number after its last, and its length in bytes."""
-
-    path: Path
-    first: int
-    end: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -119,14 +97,14 @@ class DurableLog:
         self._changed = threading.Condition()
         self._writing = threading.Lock()
         self._waiting: deque[tuple[bytes, int]] = deque()
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._closed = False
         self._failed: BaseException | None = None
-        self._cursor: _Cursor | None = None
+        self._cursor: Cursor | None = None
         self._last: tuple[int, pa.RecordBatch] | None = None
         """The frame that was read last, of which more may be wanted."""
         make_folder(self._folder)
-        self._segments = self._recovered()
+        self._segments = recovered(self._folder, self._told)
         kept = read_record(self._folder / "trimmed.json") or {}
         self._trimmed = int(kept.get("to", 0))
         self._end = max(self._trimmed, self._segments[-1].end if self._segments else 0)
@@ -191,8 +169,8 @@ class DurableLog:
         count = len(messages)
         if not count:
             return self.end
-        body = _packed(messages, notes)
-        need = _HEADER.size + len(body)
+        body = packed(messages, notes)
+        need = HEADER.size + len(body)
         if need > self.max_bytes and count > 1:
             half = count // 2
             self.append(messages.cut(0, half), None if notes is None else notes[:half])
@@ -203,8 +181,7 @@ class DurableLog:
             self._changed.wait_for(lambda: self._closed or self._failed is not None or self._fits(need))
             self._check()
             mine = self._next + count
-            head = _HEADER.pack(_MAGIC, len(body), self._next, count, _sum(len(body), self._next, count, body))
-            self._waiting.append((head + body, count))
+            self._waiting.append((head(body, self._next, count) + body, count))
             self._next = mine
             self._pending_bytes += need
         with self._writing:
@@ -253,7 +230,9 @@ class DurableLog:
             file = self._file
             if file is None or self._segments[-1].size >= self._segment_bytes:
                 file = self._begin_segment()
-            file.write(b"".join(frames))
+            left = memoryview(b"".join(frames))
+            while left:  # a disk that is nearly full takes a part, and only the next write fails
+                left = left[file.write(left) :]
             failpoint("inflow.log.written")
             os.fsync(file.fileno())
             # A newer run may have taken the folder away, and have looked at it before this was written: then nobody has it.
@@ -261,7 +240,7 @@ class DurableLog:
                 raise FENCED.error(f"the log '{self._folder}' was taken over by a newer run")
             failpoint("inflow.log.durable")
 
-    def _begin_segment(self) -> IO[bytes]:
+    def _begin_segment(self) -> FileIO:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -269,7 +248,7 @@ class DurableLog:
         self._file = path.open("ab", buffering=0)
         platform.fsync_dir(self._folder)
         with self._changed:
-            self._segments.append(_Segment(path, self._end, self._end, 0))
+            self._segments.append(Segment(path, self._end, self._end, 0))
         return self._file
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -291,9 +270,9 @@ class DurableLog:
         batches: list[pa.RecordBatch] = []
         numbers: list[range] = []
         rows = size = 0
-        for first, batch in self._frames(position, end):
+        for first, frame in self._frames(position, end):
             skip = max(0, position - first)
-            part = batch.slice(skip, max_rows - rows)
+            part = frame.slice(skip, max_rows - rows)
             batches.append(part)
             numbers.append(range(first + skip, first + skip + part.num_rows))
             rows += part.num_rows
@@ -325,27 +304,27 @@ class DurableLog:
                 if following is None:
                     return
                 cursor.close()
-                self._cursor = _Cursor(following)
+                self._cursor = Cursor(following)
                 continue
             first, count, body = frame
             if first > position:
                 self._lost(position, first)
             if first + count > position:
-                self._last = first, _batch(body)
+                self._last = first, batch(body)
                 yield self._last
                 position = first + count
 
-    def _seek(self, position: int) -> _Cursor | None:
+    def _seek(self, position: int) -> Cursor | None:
         if self._cursor is not None:
             self._cursor.close()
             self._cursor = None
         with self._changed:
             held = [s for s in self._segments if s.end > position]
         if held:
-            self._cursor = _Cursor(held[0])
+            self._cursor = Cursor(held[0])
         return self._cursor
 
-    def _following(self, segment: _Segment) -> _Segment | None:
+    def _following(self, segment: Segment) -> Segment | None:
         with self._changed:
             return next((s for s in self._segments if s.first >= segment.end and s.end > s.first and s is not segment), None)
 
@@ -392,44 +371,6 @@ class DurableLog:
             self._cursor.close()
             self._cursor = None
 
-    # -- after a crash -------------------------------------------------------------------------------------
-
-    def _recovered(self) -> list[_Segment]:
-        """Look at every frame of every segment, cut off what was not finished, and set aside what is damaged."""
-        paths = sorted(self._folder.glob("*.log"))
-        looked = [self._looked_at(path, int(paths[i].stem) if i < len(paths) else None) for i, path in enumerate(paths, 1)]
-        return [segment for segment in looked if segment is not None]
-
-    def _looked_at(self, path: Path, following: int | None) -> _Segment | None:
-        """Return a segment with what of it is whole, before message `following`, with which the next one begins."""
-        raw = path.read_bytes()
-        frames, bad = _scan(raw)
-        late = next((f for f in frames if following is not None and f.first >= following), None)
-        if late is not None:
-            # A process that was stopped wrote it behind a newer one; it was refused, and told nobody that it had it.
-            cut(path, late.at)
-            raw = raw[: late.at]
-            frames, bad = _scan(raw)
-        if bad and following is None and len(bad) == 1 and bad[0][1] == len(raw) and _unfinished(raw, bad[0][0]):
-            cut(path, bad[0][0])
-        elif bad:
-            self._set_aside(path, raw, frames, bad)
-        if not frames:
-            path.unlink(missing_ok=True)
-            return None
-        return _Segment(path, frames[0].first, frames[-1].end, path.stat().st_size)
-
-    def _set_aside(self, path: Path, raw: bytes, frames: Sequence[_Frame], bad: Sequence[tuple[int, int]]) -> None:
-        aside = self._folder / "damaged" / f"{path.stem}-{time.time_ns()}.log"
-        make_folder(aside.parent)
-        shutil.copyfile(path, aside)
-        platform.fsync_file(aside)
-        whole = path.with_suffix(".new")
-        whole.write_bytes(b"".join(raw[f.at : f.at + f.length] for f in frames))
-        put_file(whole, path)
-        spans = ", ".join(f"{a}-{b}" for a, b in bad)
-        self._told(DAMAGED, 1, f"a segment of the log of messages is damaged at bytes {spans}; it lies as it was found in '{aside}'")
-
     def _lost(self, first: int, end: int) -> None:
         self._told(LOST, end - first, f"{end - first} messages of the log are lost by damage: those from {first} to {end - 1}")
 
@@ -438,109 +379,3 @@ class DurableLog:
             self._count(counter, float(value))
         if self._log is not None:
             self._log.error(text)
-
-
-@dataclass(slots=True)
-class _Frame:
-    """Where a frame lies in its segment, and which messages it holds."""
-
-    at: int
-    length: int
-    first: int
-    end: int
-
-
-class _Cursor:
-    """Reads the frames of one segment in turn."""
-
-    def __init__(self, segment: _Segment) -> None:
-        self.segment = segment
-        self.at = segment.first
-        """No message before this one comes any more."""
-        self._file = segment.path.open("rb")
-
-    def next(self, end: int) -> tuple[int, int, bytes] | None:
-        """Return first number, count and body of the next frame that lies before message `end`."""
-        start = self._file.tell()
-        head = self._file.read(_HEADER.size)
-        if len(head) < _HEADER.size:
-            self._file.seek(start)
-            return None
-        _, length, first, count, _ = _HEADER.unpack(head)
-        if first >= end:
-            self._file.seek(start)
-            return None
-        self.at = first + count
-        return first, count, self._file.read(length)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _scan(raw: bytes) -> tuple[list[_Frame], list[tuple[int, int]]]:
-    """Return the frames that are whole, and the spans of bytes that are none."""
-    frames: list[_Frame] = []
-    bad: list[tuple[int, int]] = []
-    at = 0
-    while at < len(raw):
-        frame = _frame_at(raw, at)
-        if frame is not None and frame.first >= (frames[-1].end if frames else 0):
-            frames.append(frame)
-            at += frame.length
-            continue
-        found = raw.find(_MAGIC, at + 1)
-        while found >= 0 and _frame_at(raw, found) is None:
-            found = raw.find(_MAGIC, found + 1)
-        stop = found if found >= 0 else len(raw)
-        bad.append((at, stop))
-        at = stop
-    return frames, bad
-
-
-def _frame_at(raw: bytes, at: int) -> _Frame | None:
-    if len(raw) - at < _HEADER.size:
-        return None
-    magic, length, first, count, told = _HEADER.unpack_from(raw, at)
-    body = memoryview(raw)[at + _HEADER.size : at + _HEADER.size + length]
-    if magic != _MAGIC or len(body) < length or told != _sum(length, first, count, body):
-        return None
-    return _Frame(at, _HEADER.size + length, first, first + count)
-
-
-def _unfinished(raw: bytes, at: int) -> bool:
-    """Whether what stands at the end is the beginning of a frame: a write that a crash cut short."""
-    head = raw[at : at + _HEADER.size]
-    if len(head) < _HEADER.size:
-        return _MAGIC.startswith(head[: len(_MAGIC)])
-    magic, length, _, _, _ = _HEADER.unpack(head)
-    return bool(magic == _MAGIC and len(raw) - at - _HEADER.size < length)
-
-
-def _sum(length: int, first: int, count: int, body: Any) -> int:
-    return zlib.crc32(body, zlib.crc32(_HEADER.pack(_MAGIC, length, first, count, 0)))
-
-
-def _packed(messages: Messages, notes: Sequence[bytes | None] | None) -> bytes:
-    count = len(messages)
-    payloads = messages.payloads
-    columns = [payloads.cast(pa.binary()) if isinstance(payloads, pa.Array) else pa.array(payloads, pa.binary())]
-    for name in ("topic", "key", "time", "headers"):
-        kind = _SCHEMA.field(name).type
-        values = getattr(messages, name)
-        columns.append(_column(name, values if is_column(values) else [values] * count, kind))
-    columns.append(pa.array(notes, pa.binary()) if notes is not None else pa.nulls(count, pa.binary()))
-    return bytes(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA).serialize())
-
-
-def _column(name: str, values: Any, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values.cast(kind)
-    if name == "headers":
-        values = [None if v is None else list(v.items()) for v in values]
-    elif name == "key":
-        values = [v.encode() if isinstance(v, str) else v for v in values]
-    return pa.array(values, kind)
-
-
-def _batch(body: bytes) -> pa.RecordBatch:
-    return pa.ipc.read_record_batch(pa.py_buffer(body), _SCHEMA)

@@ -24,6 +24,7 @@ publisher: stranger.example
 isolation: process
 provides:
   - {kind: source, name: numbers, entry: "stranger.connectors:Numbers", features: [full, ordered, replayable]}
+  - {kind: source, name: parted, entry: "stranger.connectors:Parted", features: [full, ordered, replayable]}
   - {kind: source, name: listed, entry: "stranger.sources:ListSource"}
   - {kind: processor, name: acts, entry: "stranger.acts:Acts", features: [rowwise]}
   - {kind: processor, name: twice, entry: "stranger.connectors:Twice", features: [one_to_one, rowwise]}

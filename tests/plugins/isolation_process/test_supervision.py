@@ -104,6 +104,23 @@ def test_a_source_reads_one_batch_ahead(build: Build, tmp_path: Path) -> None:
     reader.close()
 
 
+def test_the_parts_of_a_source_are_known_and_no_others_are_taken(build: Build) -> None:
+    source = build("connectors:Parted", {"marks": ""})
+    [stream] = source.discover(ExtractSpec(), None)
+    [part] = source.partitions(stream, ExtractSpec())
+    reader = source.open(part, ExtractSpec(), None)
+    assert set(reader.partitions) == {"a"}
+    found = []
+    for _ in range(4):
+        batch = reader.read(4, 1 << 20, time.monotonic() + 5)
+        found.append((batch.partition, batch.data.column("s").to_pylist(), "".join(sorted(reader.partitions))))
+    assert found == [("a", ["a"], "a"), ("b", ["b"], "ab"), ("c", ["c"], "abc"), ("a", ["a"], "abc")]
+    error = failure(lambda: reader.read(4, 1 << 20, time.monotonic() + 5))
+    assert error.code == "plugin.crashed"
+    assert "a partition that the reader does not have" in str(error)
+    reader.close()
+
+
 def test_what_fails_ahead_is_told_when_it_is_asked_for(build: Build, tmp_path: Path) -> None:
     source, reader = numbers(build, tmp_path / "marks", fails=4)
     assert reader.read(4, 1 << 20, time.monotonic() + 5).data.num_rows == 4

@@ -135,10 +135,10 @@ def changes(rows: int) -> Changes:
 
 
 def test_a_batch_carries_its_changes_and_rejections() -> None:
-    batch = Batch("s", DATA, {"v": 1, "row": 40}, (RowRejection("data.x", "y", raw="z"),), None, changes(40), 41)
+    batch = Batch("s", DATA, {"v": 1, "row": 40}, (RowRejection("data.x", "y", raw="z"),), None, changes(40), 41, "topic/3")
     for crossed in (Pair().to_worker(batch), Pair().to_host(batch)):
         assert crossed.data.equals(batch.data)
-        assert (crossed.offset, crossed.rejected, crossed.read) == (batch.offset, batch.rejected, 41)
+        assert (crossed.offset, crossed.rejected, crossed.read, crossed.partition) == (batch.offset, batch.rejected, 41, "topic/3")
         assert crossed.changes == batch.changes
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from tests.servers.mosquitto import MosquittoServer
+from tests.servers.mosquitto import PLAIN, MosquittoServer
 from tests.servers.processes import own_folder
 from tests.servers.proxy import Proxy
 
 from dataflare_plugins.mqtt.destination import MqttDestination
-from dataflare_sdk import Batch, DataflareError, Target, WriteSpec
+from dataflare_sdk import Batch, DataflareError, RetriableError, Target, WriteSpec
 from dataflare_sdk.testing.context import FakeContext
 
 ROWS = pa.record_batch(
@@ -155,3 +155,22 @@ def test_what_it_cannot_do_is_refused(own_mosquitto: Callable[..., MosquittoServ
         denied.prepare(1, final=True)
     assert error.value.code == "mqtt.not-allowed"
     denied.close()
+
+
+@pytest.mark.parametrize("protocol", ["v5", "v3.1.1"])
+def test_a_row_that_is_larger_than_the_broker_takes(protocol: str, own_mosquitto: Callable[..., MosquittoServer], tmp_path: Path) -> None:
+    broker = own_mosquitto([*PLAIN, "max_packet_size 2000"])
+    rows = pa.record_batch({"n": [0, 1, 2], "text": ["a", "x" * 5000, "b"]})
+    made = destination(tmp_path, broker.url, "out", rows.schema, protocol=protocol)
+    try:
+        if protocol == "v5":  # it says so when one connects
+            assert [(r.index, r.code) for r in made.write(Batch("x", rows))] == [(1, "data.packet-too-large")]
+            made.prepare(1, final=True)
+        else:  # it ends the connection, each time
+            made.write(Batch("x", rows))
+            with pytest.raises(RetriableError) as found:
+                made.prepare(1, final=True)
+            assert found.value.code == "mqtt.refused"
+            assert "too large" in str(found.value)
+    finally:
+        made.close()

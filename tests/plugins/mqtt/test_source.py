@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 from tests.plugins.mqtt.driver import Flow, Reading, ended, texts
-from tests.servers.mosquitto import PASSWORDS, MosquittoServer
+from tests.servers.mosquitto import PASSWORDS, PLAIN, MosquittoServer
 from tests.servers.processes import free_port, own_folder, wait_until
 from tests.servers.proxy import Proxy
 from tests.servers.tls import certificate
 
 from dataflare_plugins.mqtt.broker import Connection
+from dataflare_plugins.mqtt.session import Session, note
 from dataflare_sdk import DataflareError, RetriableError
+from dataflare_sdk.inflow.durable_log import DurableLog
+from dataflare_sdk.inflow.messages import Messages
 
 BOTH = pytest.mark.parametrize("qos", [1, 2])
 
@@ -233,6 +236,45 @@ def test_cut_connections_lose_nothing(qos: int, mosquitto: MosquittoServer, tmp_
     assert set(reading.numbers) == set(range(200))
     if qos == 2:
         assert reading.numbers == list(range(200))
+    doubled = len(reading.numbers) - len(set(reading.numbers))
+    assert doubled <= reading.context.metrics.get("mqtt_perhaps_doubled", 0), "more doubles than the broker marked"
+
+
+@BOTH
+def test_a_broker_that_forgets_our_answers_sends_again_and_nothing_else_doubles(
+    qos: int, own_mosquitto: Callable[..., MosquittoServer], tmp_path: Path
+) -> None:
+    """What no client can help: the broker's state is from before our answers, and its numbers mean nothing any more."""
+    broker = own_mosquitto([*PLAIN, "autosave_on_changes false", "autosave_interval 3600"])
+    broker.remember("me", qos=qos, v5=True)
+    broker.publish("t/a", texts(0, 50), qos=qos)
+    broker.stop()  # saves them
+    broker.start()
+    flow = Flow(tmp_path, broker.url, qos=qos)
+    assert flow.once()["rows"]["written"] == 50
+    broker.publish("t/a", texts(50, 20), qos=qos)
+    assert flow.once()["rows"]["written"] == 20
+    broker.kill()  # saves nothing
+    broker.start()
+    assert flow.once()["rows"]["written"] == 50
+    broker.publish("t/a", texts(70, 10), qos=qos)
+    assert flow.once()["rows"]["written"] == 10
+    assert Counter(flow.rows()) == {n: 2 if n < 50 else 1 for n in range(80)}
+
+
+def test_a_number_is_remembered_though_the_log_is_trimmed_in_between(tmp_path: Path) -> None:
+    """The log holds a message a moment before the session hears of it; a trim in that moment must not forget its number."""
+    log = DurableLog(tmp_path)
+    session = Session(tmp_path, log)
+    session.took([7], log.append(Messages([b"a"], [0]), [note(7)]))
+    end = log.append(Messages([b"b"], [0]), [note(8)])
+    log.trim(session.before_trim(end))  # both were read, and are held by every destination
+    assert {7, 8} <= {mid for mid in range(10) if Session(tmp_path, log).holds(mid)}, "a crash in that moment"
+    session.took([8], end)
+    log.trim(session.before_trim(end))
+    assert log.start == end
+    assert {7, 8} <= {mid for mid in range(10) if Session(tmp_path, log).holds(mid)}
+    log.close()
 
 
 @pytest.mark.parametrize("protocol", ["v5", "v3.1.1"])

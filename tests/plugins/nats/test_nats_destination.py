@@ -108,3 +108,34 @@ def test_a_stream_that_is_full_or_missing(nats_server: NatsServer, tmp_path: Pat
         to.commit(1, {}, True)
     to.close()
     assert found.value.code == "nats.full", str(found.value)
+
+
+def test_a_row_does_not_speak_to_the_server_itself(nats_server: NatsServer, tmp_path: Path) -> None:
+    # What a row says is a subject must neither be one of the server's own nor longer than the server reads.
+    nats_server.stream("S", ["s.>"])
+    nats_server.stream("OTHER", ["other"])
+    nats_server.publish("other", [b"kept"])
+    names = ["$JS.API.STREAM.PURGE.OTHER", "$SYS.x", "_INBOX.x.y", "s." + "x" * 5000, "s.a"]
+    rows = pa.record_batch({"id": range(5), "to": names})
+    to = made(nats_server, tmp_path, subject="{to}")
+    to.open(target(rows.schema))
+    refused = to.write(Batch("in", rows))
+    to.prepare(1, True)
+    to.commit(1, {}, True)
+    to.close()
+    assert [(r.index, r.code) for r in refused] == [(i, "data.bad-subject") for i in range(4)]
+    assert [m.data for m in nats_server.messages("OTHER")] == [b"kept"]
+    assert [json.loads(m.data)["id"] for m in nats_server.messages("S")] == [4]
+
+
+def test_a_row_larger_than_the_stream_takes_is_a_bad_row(nats_server: NatsServer, tmp_path: Path) -> None:
+    nats_server.stream("S", ["s.>"], max_msg_size=2000)
+    rows = pa.record_batch({"id": [0, 1, 2], "text": ["a", "x" * 2000, "b"]})
+    to = made(nats_server, tmp_path)
+    to.open(target(rows.schema))
+    refused = to.write(Batch("in", rows))
+    to.prepare(1, True)
+    to.commit(1, {}, True)
+    to.close()
+    assert [(r.index, r.code) for r in refused] == [(1, "data.message-too-large-to-send")]
+    assert [json.loads(m.data)["id"] for m in nats_server.messages("S")] == [0, 2]

@@ -11,6 +11,7 @@ from tests.plugins.messaging import message, reading, values
 from tests.servers.nats import NatsServer
 from tests.servers.tls import certificate
 
+from dataflare_plugins.nats.connection import parse_url
 from dataflare_plugins.nats.source import NatsSource
 from dataflare_sdk import DataflareError
 from dataflare_sdk.servers import free_port
@@ -89,3 +90,11 @@ def test_users_tokens_and_tls(how: str, own_nats: Callable[..., NatsServer], tmp
     caught(source(tmp_path, url=f"nats://wrong-{login}@localhost:{server.port}{options}"), "nats.denied", 4, "url")
     with reading(NatsSource, tmp_path, url=f"nats://{login}@localhost:{server.port}{options}", stream="S") as read:
         assert values(read.batches()) == [7]
+
+
+@pytest.mark.parametrize("url", ["nats://app:12/secret@broker:4222", "nats://app:12#secret@broker", "nats://app:se/cret@b?secret=1"])
+def test_a_password_that_is_not_escaped_is_shown_nowhere(url: str) -> None:
+    with pytest.raises(DataflareError) as found:
+        parse_url(url)
+    assert found.value.code == "nats.bad-url"
+    assert "secret" not in str(found.value).replace("secret=", "")

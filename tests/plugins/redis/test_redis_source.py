@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from tests.plugins.messaging import COLUMNS, Flow, holds_anywhere, message, reading, values
 from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer
@@ -284,3 +285,17 @@ def test_a_group_that_another_program_had_is_taken_over(redis_server: RedisServe
         assert (group(redis_server, "a")["pending"], group(redis_server, "a")["last-delivered-id"]) == (2, there[5])
         read.source.ack(read.part, batches[-1].offset)
     assert (group(redis_server, "a")["pending"], group(redis_server, "a")["last-delivered-id"]) == (0, there[-1])
+
+
+@pytest.mark.parametrize("odd", [("A", "7", "a", "8"), ("", "x", "id", "8"), ("id", "8", "q\"uo'te", "x"), ("id", "8", "name\n\x00", "x")])
+def test_fields_of_any_names_become_columns(odd: tuple[str, ...], redis_server: RedisServer, tmp_path: Path) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    client.xadd("s", {"id": "1", "name": "n"})
+    client.xadd("s", dict(zip(odd[::2], odd[1::2], strict=True)))
+    client.xadd("s", {"id": "3", "name": "m"})
+    columns = {"id": "BIGINT", "name": "VARCHAR", "a": "VARCHAR"}
+    with reading(RedisSource, tmp_path, url=redis_server.url, streams=["s"], fields=True, columns=columns) as read:
+        batches = read.batches()
+        assert [r for b in batches for r in b.rejected] == []
+        rows = [tuple(row.values()) for b in batches for row in b.data.to_pylist()]
+    assert rows == [(1, "n", None), (None, None, "8") if odd[0] == "A" else (8, None, None), (3, "m", None)]

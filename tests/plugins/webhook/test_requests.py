@@ -24,6 +24,7 @@ from tests.plugins.webhook.driver import Hook, post, raw
 from tests.servers.tls import certificate
 
 from dataflare_plugins.webhook.bodies import Refused, objects, unpacked
+from dataflare_sdk import DataflareError
 from dataflare_sdk.inflow.durable_log import DurableLog
 
 
@@ -415,3 +416,26 @@ def test_anything_else_is_refused_as_json_itself_refuses_it(body: bytes) -> None
         assert refused.status == 400
         return
     assert all(isinstance(x, dict) for x in found)
+
+
+@pytest.mark.parametrize("beside", ["X_Large", "Idempotency_Key"])
+def test_what_is_kept_beside_each_row_counts(beside: str, hook: Callable[..., Hook]) -> None:
+    # Ten thousand rows of ten bytes, each with eight kilobytes of the request's headers.
+    one = hook(buffer="4MiB", max_body="1MiB", metadata=["headers", "key"])
+    body = b"[" + b",".join([b'{"n": 123}'] * 10_000) + b"]"
+    status, answer, _ = post(one.port, body, **{beside: "x" * 8_000})
+    assert (status, answer["error"]) == (413, "too-large")
+    assert post(one.port, b'{"n": 1}', **{beside: "x" * 8_000})[0] == 202
+    assert one.source.log().size < 64 << 10
+
+
+def test_a_state_that_is_older_than_the_log_is_refused(hook: Callable[..., Hook]) -> None:
+    one = hook()
+    for n in range(3):
+        post(one.port, json.dumps({"n": n}))
+    one.read(3, rows=1).ack()
+    one.close()
+    hook(offset=one.batches[-1].offset).close()
+    with pytest.raises(DataflareError) as found:
+        hook(offset=one.batches[0].offset)
+    assert found.value.code == "inflow.trimmed"

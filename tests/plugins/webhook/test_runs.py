@@ -213,6 +213,8 @@ def _listens(port: int) -> bool:
         ({"host": "10.0.0.1"}, "webhook.unguarded", "host"),
         ({"buffer": "1MiB"}, "config.invalid", "buffer"),
         ({"path": "x"}, "config.invalid", "path"),
+        ({"bearer": ""}, "config.invalid", "bearer"),
+        ({"host": "10.0.0.1", "signature": {"secret": ""}}, "config.invalid", "signature.secret"),
         ({"columns": {"n": "NOPE"}}, "config.bad-type", "columns.n"),
     ],
     ids=str,

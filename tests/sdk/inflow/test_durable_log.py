@@ -301,3 +301,32 @@ def test_the_failpoints_lie_around_the_fsync(tmp_path, point):
     assert log.end >= promised
     assert drained(log)[0] == [b"%d" % i for i in range(log.end)]
     log.close()
+
+
+FULL_DISK = """
+import resource, sys
+from dataflare_sdk import DataflareError
+from dataflare_sdk.inflow.durable_log import DurableLog
+from dataflare_sdk.inflow.messages import Messages
+from pathlib import Path
+log = DurableLog(Path(sys.argv[1]))
+log.append(Messages([b"first"], [0]))
+# As on a disk with little room left, the next write is done in part, and only the one behind it fails.
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    print("taken", log.append(Messages([b"x" * 50_000], [0])))
+except DataflareError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX")
+def test_a_write_that_is_done_in_part_is_promised_to_nobody(tmp_path):
+    said = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert not said.startswith("taken"), "it was told that the message is on the disk"
+    told = Told()
+    log = DurableLog(tmp_path, log=told, count=told.count)
+    assert (drained(log, 0)[0], told.counts) == ([b"first"], {})
+    assert log.append(made("second")) == 2
+    assert drained(log, 0)[0] == [b"first", b"second"]
+    log.close()

@@ -16,6 +16,7 @@ from dataflare_sdk import Batch, End, ExtractSpec, Partition, Pause, SchemaChang
 __all__ = ["ReaderProxy", "SourceProxy"]
 
 _MESSAGES = (Batch, End, Pause, SchemaChange)
+_MOST_PARTITIONS, _LONGEST_NAME = 20_000, 1_000
 
 Offset = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ class SourceProxy(ComponentProxy):
         """Read a partition after `offset`, and to `until` exactly if given."""
         found = self._one(dict, "open", partition, extract, offset, until)
         name = self._checked(lambda: expected(found.get("reader"), str))
-        return ReaderProxy(self._cell, name)
+        return ReaderProxy(self._cell, name, found.get("partitions"))
 
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:
         """Return where an unbounded stream stands now."""
@@ -86,12 +87,18 @@ class ReaderProxy:
     Args:
         cell: the source and its worker.
         name: the reader's there.
+        partitions: the parts it reads, as it says.
+
+    Attributes:
+        partitions: the parts it has said it reads; none, when it reads only one.
     """
 
-    def __init__(self, cell: Cell, name: str) -> None:
+    def __init__(self, cell: Cell, name: str, partitions: Any = ()) -> None:
         self._cell = cell
         self._name = name
         self._read: list[Any] = []
+        self.partitions: set[str] = set()
+        self._learn(partitions)
 
     def read(self, max_rows: int, max_bytes: int, deadline: float) -> Any:
         """Return the next message, or None when the deadline passed.
@@ -107,6 +114,11 @@ class ReaderProxy:
             found = self._cell.call("read", max_rows, max_bytes, deadline, target=self._name, seconds=patience + self._cell.deadline)
         if isinstance(found, Exception):
             raise found
+        if type(found) is dict:
+            self._learn(found.get("partitions"))
+            found = found.get("read")
+        if isinstance(found, Batch) and found.partition and found.partition not in self.partitions:
+            raise self._cell.lost(Garbled("rows of a partition that the reader does not have"))
         if found is not None and not isinstance(found, _MESSAGES):
             raise self._cell.lost(Garbled(f"{type(found).__name__} in place of a message"))
         if isinstance(found, Batch):
@@ -115,6 +127,14 @@ class ReaderProxy:
                 self._name, "read", max_rows, max_bytes, until, seconds=patience + self._cell.deadline, keep=self._read.append
             )
         return found
+
+    def _learn(self, names: Any) -> None:
+        """Take what the reader says of its parts. Each costs the host memory for as long as the run lasts: there is an end to them."""
+        if not isinstance(names, (list, tuple)) or not all(type(n) is str and len(n) <= _LONGEST_NAME for n in names):
+            raise self._cell.lost(Garbled("names of partitions that are none"))
+        self.partitions.update(names)
+        if len(self.partitions) > _MOST_PARTITIONS:
+            raise self._cell.lost(Garbled(f"more than {_MOST_PARTITIONS} partitions"))
 
     def close(self) -> None:
         """Stop reading; a worker that is gone reads no more."""

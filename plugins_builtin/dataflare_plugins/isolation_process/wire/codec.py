@@ -182,7 +182,7 @@ class Codec(Packing):
         if changes is not None and (not isinstance(changes, Changes) or len(changes.op) != data.num_rows):
             raise Garbled("changes of other rows than the batch has")
         origin = None if packed["origin"] is None else self._unpack_origin(packed["origin"], data)
-        return Batch(of(packed["stream"], str), data, offset, tuple(rejected), origin, changes, read)
+        return Batch(of(packed["stream"], str), data, offset, tuple(rejected), origin, changes, read, of(packed["partition"], str))
 
     def _unpack_origin(self, packed: Mapping[str, Any], data: pa.RecordBatch) -> Origin | None:
         if "start" in packed:

@@ -193,6 +193,7 @@ class Packing:
             "changes": self.pack(batch.changes),
             "origin": self._pack_origin(batch),
             "read": batch.read,
+            "partition": batch.partition,
         }
 
     def _pack_origin(self, batch: Batch) -> Any:

@@ -36,6 +36,7 @@ class Ends:
         self._talk = talk
         self._component: Any = None
         self._readers: dict[str, Any] = {}
+        self._told: dict[str, set[str]] = {}
         self._opened = 0
 
     def answer(self, target: str, method: str, arguments: list[Any]) -> Any:
@@ -103,7 +104,7 @@ class Ends:
         self._opened += 1
         name = f"reader {self._opened}"
         self._readers[name] = found
-        return {"reader": name}
+        return {"reader": name, "partitions": self._new_partitions(name)}
 
     def of_read_back(self, schema: pa.Schema, keys: pa.Table | None) -> Any:
         """Give the rows a destination holds, or say that it cannot."""
@@ -113,8 +114,17 @@ class Ends:
     def _reader(self, name: str, method: str, arguments: list[Any]) -> Any:
         reader = self._readers[name]
         if method == "close":
-            del self._readers[name]
-        return getattr(reader, method)(*arguments)
+            del self._readers[name], self._told[name]
+        found = getattr(reader, method)(*arguments)
+        new = self._new_partitions(name) if method == "read" else []
+        return {"read": found, "partitions": new} if new else found
+
+    def _new_partitions(self, name: str) -> list[str]:
+        """Return the parts a reader has that the host was not told of yet; a topic may get more while it is read."""
+        told, there = self._told.setdefault(name, set()), getattr(self._readers[name], "partitions", ())
+        new = [str(part) for part in there if part not in told]
+        told.update(new)
+        return new
 
 
 def _find(entry: str) -> Any:

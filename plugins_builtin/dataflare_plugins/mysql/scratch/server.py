@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflare_sdk.servers import ServerProcess, as_user, end, spawn, wait_until
+from dataflare_sdk.servers import ServerProcess, as_user
 
 USER, PASSWORD = "app", "correct-horse"
 OPTIONS = {
@@ -84,8 +83,7 @@ class MariadbServer(ServerProcess):
             self._init(data)
         settings = [f"--{name}={value}" for name, value in self.options.items()]
         places = [f"--datadir={data}", f"--socket={self.folder / 'sock'}", f"--port={self.port}", f"--tmpdir={self.folder}"]
-        self.process = spawn([str(PROGRAM), "--no-defaults", *places, *settings], self.folder, self.log)
-        wait_until(self._answers, lambda: f"MariaDB did not start:\n{self.log.read_text()[-2000:]}")
+        self.begin([str(PROGRAM), "--no-defaults", *places, *settings], self._answers)
         if fresh:
             self.execute(f"CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'")
             self.execute(f"GRANT ALL ON *.* TO {USER}@'%'")
@@ -100,8 +98,6 @@ class MariadbServer(ServerProcess):
     def _answers(self) -> bool:
         import pymysql
 
-        assert self.process is not None
-        assert self.process.poll() is None, f"MariaDB ended at its start:\n{self.log.read_text()[-2000:]}"
         # Asked by hand first: PyMySQL leaves a socket open that could not connect.
         with socket.socket(socket.AF_UNIX) as knock:
             if knock.connect_ex(str(self.folder / "sock")):
@@ -111,22 +107,6 @@ class MariadbServer(ServerProcess):
         except pymysql.err.OperationalError:
             return False
         return True
-
-    def stop(self) -> None:
-        """Stop it in order."""
-        if self.process is not None:
-            end(self.process, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a power cut would."""
-        if self.process is not None and self.alive:
-            self.process.kill()
-            self.process.wait(10)
-
-    def remove(self) -> None:
-        """End it at once and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- databases -----------------------------------------------------------------------------------------
 

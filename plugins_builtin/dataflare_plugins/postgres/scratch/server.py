@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflare_sdk.servers import ServerProcess, as_user, end, own_folder, spawn, wait_until
+from dataflare_sdk.servers import ServerProcess, as_user, end, own_folder, wait_until
 
 USER, PASSWORD = "postgres", "correct-horse"
 OPTIONS = {
@@ -127,8 +127,7 @@ class PostgresServer(ServerProcess):
             self._init(data)
         settings = [part for name, value in self.options.items() for part in ("-c", f"{name}={value.strip(chr(39))}")]
         places = ["-D", str(data), "-k", str(self.folder), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
-        self.process = spawn([str(self.binaries.folder / "postgres"), *places, *settings], self.folder, self.log)
-        wait_until(self._answers, lambda: f"{self.binaries} did not start:\n{self.log.read_text()[-2000:]}")
+        self.begin([str(self.binaries.folder / "postgres"), *places, *settings], self._answers)
         return self
 
     def _init(self, data: Path) -> None:
@@ -143,8 +142,6 @@ class PostgresServer(ServerProcess):
     def _answers(self) -> bool:
         import psycopg
 
-        assert self.process is not None
-        assert self.process.poll() is None, f"{self.binaries} ended at its start:\n{self.log.read_text()[-2000:]}"
         try:
             self.connect().close()
         except psycopg.OperationalError:

@@ -73,6 +73,30 @@ class Counting:
         pass
 
 
+class Parted(Numbers):
+    """Gives a row of each of its parts in turn, and gets to know the parts meanwhile."""
+
+    def open(self, partition, extract, offset, until=None):
+        return Turns(partition.stream)
+
+
+class Turns:
+    """Reads the parts a, b and c, and one that it does not name."""
+
+    def __init__(self, stream):
+        self.stream, self.partitions, self.left = stream, ["a"], ["a", "b", "c", "a", "other"]
+
+    def read(self, max_rows, max_bytes, deadline):
+        part = self.left.pop(0)
+        if part != "other":
+            self.partitions = sorted({*self.partitions, part})
+        data = pa.RecordBatch.from_pylist([{"n": len(self.left), "s": part}], schema=SCHEMA)
+        return Batch(self.stream, data, {"v": 1, "left": len(self.left)}, partition=part)
+
+    def close(self):
+        pass
+
+
 @config
 class TwiceConfig:
     """What to double."""
