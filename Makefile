@@ -60,13 +60,14 @@ bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check 'polars>=1.30' 'pandas>=2.2' 'dlt[duckdb,filesystem,parquet]>=1.10' 'bytewax>=0.21' sqlalchemy psycopg2-binary pyarrow
 	$(BIN)/python -m tests.benchmarks
 
-soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills, on databases 2,600 and 700 other disturbances
+soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills, on databases 2,600 and 700 other disturbances, an hour of messages
 	$(BIN)/python -m pytest -m soak --timeout 7200
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 7
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 5 --lanes windows
 	$(BIN)/python -m tests.faults.changes --kills 2600 --each 50 --seed 7
 	$(BIN)/python -m tests.faults.disturbed --times 600 --seed 7
 	$(BIN)/python -m tests.faults.disturbed --times 100 --seed 8 --clock
+	$(BIN)/python -m tests.faults.hour --minutes 60 --rate 2000 --seed 7
 	$(MAKE) mutants
 
 docs: .venv/.made  ## write the generated pages anew

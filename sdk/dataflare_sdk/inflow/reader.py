@@ -69,8 +69,8 @@ class MessageReader(ABC):
 
     @property
     def partitions(self) -> Collection[str]:
-        """The parts there are, for what is judged within each (lateness)."""
-        return tuple(self.positions) or ("",)
+        """The parts there are, for what is judged within each (lateness); none where the source is one part without a name."""
+        return tuple(part for part in self.positions if part)
 
     def order(self, position: Any) -> Any:
         """Return what positions of a part are compared by; by default they are compared themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_bad_messages_become_dead_letters_and_the_run_goes_on(nats_server: NatsS
     assert sorted((x["position"]["sequence"], x["code"], x["position"]["subject"]) for x in flow.letters()) == [
         (2, "data.bad-json", "s.b"), (3, "data.bad-value", "s.b"), (4, "data.bad-encoding", "s.b"), (5, "data.message-too-large", "s.b"),
     ]  # fmt: skip
+
+
+def test_windows_close_by_the_event_time_of_the_messages(nats_server: NatsServer, tmp_path: Path) -> None:
+    """At the end of an epoch, not only when the stream has been idle for as long as `idle` says."""
+    nats_server.stream("S", ["s.>"])
+    flow = Flow(tmp_path, "nats", {"url": nats_server.url, "stream": "S", "columns": {"id": "BIGINT", "at": "TIMESTAMP"}})
+    document = json.loads((tmp_path / "w.json").read_text())
+    document["sources"]["in"]["extract"] = {"idle": "1d"}
+    window = {"by": ["window_start"], "select": {"n": "count(*)"}, "window": {"tumbling": "10s", "on": "at"}}
+    document["processors"] = [{"id": "counted", "use": "aggregate", "with": window}]
+    (tmp_path / "w.json").write_text(json.dumps(document))
+    nats_server.publish("s.a", [message(i, at=f"2026-01-01T00:00:{i:02}") for i in range(25)])
+    flow.run()
+    assert flow.rows("n") == [10, 10], "the windows that are over are told"
 
 
 # -- reading -------------------------------------------------------------------------------------------------

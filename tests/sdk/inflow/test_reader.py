@@ -160,3 +160,16 @@ def test_partition_survives_json_and_unused_columns_are_left_out(tmp_path):
     again = Partition(partition.id, partition.stream, json.loads(json.dumps(dict(partition.spec))))
     reader = source.open(again, ExtractSpec("incremental", columns=("_topic",)), None)
     assert reader.read(10, 1 << 20, 0.0).data.to_pylist() == [{"_topic": "t"}]
+
+
+def test_a_source_that_is_one_part_without_a_name_names_none(tmp_path):
+    """What the engine calls a batch's partition, and what it asks for how far it has come, have to be one name."""
+    made, part = broker(tmp_path, [("", [1], None)])
+    reader = made.open(part, ExtractSpec("incremental"), None)
+    assert tuple(reader.partitions) == ()
+    (batch,), _ = drained(reader)
+    assert (batch.partition, tuple(reader.partitions)) == ("", ())
+    made, part = broker(tmp_path, [("a", [1], None)])
+    reader = made.open(part, ExtractSpec("incremental"), None)
+    drained(reader)
+    assert tuple(reader.partitions) == ("a",)
