@@ -34,7 +34,7 @@ kafka:  ## fetch a Kafka broker with Maven, for the tests that only a broker can
 	./tests/servers/kafka.sh
 
 unit: .venv/.made  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" --durations 30 --durations-min 5
 
 pythons: .venv/.made  ## the kernel and the main path on every other CPython that is here
 	./tests/pythons.sh

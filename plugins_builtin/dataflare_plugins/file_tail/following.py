@@ -7,18 +7,16 @@ one is read before the new one.
 from __future__ import annotations
 
 import contextlib
-import glob
-import itertools
 import os
-import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflare_plugins.file_tail.marks import HEAD, TAIL, Mark, pread
+from dataflare_plugins.file_tail.files import Files, Found, alike, entries, inode_at, inode_of, named, origins_of
+from dataflare_plugins.file_tail.marks import Mark
 from dataflare_plugins.file_tail.piece import Piece, last_line_end, new_mark
 from dataflare_sdk import CODES, code
 
@@ -66,9 +64,8 @@ class Follower:
         lost: Callable[[str, int], None],
         note: Callable[[str], None],
     ) -> None:
-        self._pattern = pattern
+        self._files = Files(pattern, base)
         self._base = base
-        self._single = None if glob.has_magic(pattern) else base / pattern
         self._wait = wait
         self._latest = latest
         self._lost = lost
@@ -81,7 +78,7 @@ class Follower:
         """Name to number and time of the newest file that was followed under it."""
         for key, mark in marks.items():
             self._aged(key, mark.name, mark.time)
-        self._files: dict[str, Any] | None = None
+        self._told: dict[str, Any] | None = None
         self.pieces: dict[str, Piece] = {}
         self.finished: dict[str, Mark] = {}
 
@@ -89,40 +86,25 @@ class Follower:
 
     def offset(self, moved: Piece | None = None) -> dict[str, Any]:
         """Return where all files stand; `moved` is the only one that was read on since the last call, where no look came between."""
-        if self._files is None or moved is None:
-            self._files = {k: m.to_json() for k, m in self.finished.items()}
-            self._files.update((k, p.mark.to_json()) for k, p in self.pieces.items())
+        if self._told is None or moved is None:
+            self._told = {k: m.to_json() for k, m in self.finished.items()}
+            self._told.update((k, p.mark.to_json()) for k, p in self.pieces.items())
         elif moved.key in self.pieces:
-            self._files[moved.key] = moved.mark.to_json()
-        return {"v": 1, "next": self._next, "files": dict(self._files)}
+            self._told[moved.key] = moved.mark.to_json()
+        return {"v": 1, "next": self._next, "files": dict(self._told)}
 
     def forget(self, offset: Mapping[str, Any]) -> None:
         """Drop files that were done with at an offset which is durable everywhere, and that are not there any more."""
         acked = offset.get("files") or {}
         for key in [k for k in self.finished if (acked.get(k) or {}).get("done")]:
-            if self._path_of(self.finished[key]) is None:
+            if self._files.path_of(self.finished[key]) is None:
                 del self.finished[key]
-                self._files = None
+                self._told = None
 
     def _aged(self, key: str, name: str, time: int) -> None:
         self._newest[name] = max(self._newest.get(name, (-1, 0)), (int(key), time))
 
     # -- looking -----------------------------------------------------------------------------------------
-
-    def names(self) -> list[tuple[str, Path, os.stat_result]]:
-        """Return the files that the pattern means now, with the names that people know them by."""
-        if self._single is not None:
-            paths = [self._single]
-        else:
-            found = glob.iglob(str(self._base / self._pattern), recursive=True)  # noqa: PTH207 - absolute patterns
-            paths = sorted(Path(p) for p in found)
-        made = []
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                status = path.stat()
-                if stat.S_ISREG(status.st_mode):
-                    made.append((name_of(path, self._base), path, status))
-        return made
 
     @property
     def rest(self) -> float:
@@ -136,9 +118,9 @@ class Follower:
             DataflareError: `world.permission`, `file-tail.gone`.
         """
         began = time.monotonic()
-        changed, self._files = True, None
+        changed, self._told = True, None
         for _ in range(AGAIN):
-            there = self.names()
+            there = self._files.now()
             try:
                 changed = self._recall(there) if self._missing else False
                 changed |= self._watch(there)
@@ -150,7 +132,7 @@ class Follower:
         self._cost = time.monotonic() - began
         return changed
 
-    def _recall(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+    def _recall(self, there: Sequence[Found]) -> bool:
         """Find the files of an offset again, under whatever name, and what came and went meanwhile."""
         moved: dict[str, int] = {}
 
@@ -187,12 +169,12 @@ class Follower:
             self._between(name, since, there)
         return True
 
-    def find(self, mark: Mark, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> tuple[int | None, Path | None]:
+    def find(self, mark: Mark, there: Sequence[Found] | None = None) -> tuple[int | None, Path | None]:
         """Open the file that a mark means, or a copy that holds what was read of it; (None, None) when there is none."""
         home = self._base / mark.name
         for sure in (True, False):
-            for path, status in self._candidates(home, there):
-                if (_inode(status) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
+            for path, status in self._files.candidates(home, there):
+                if (inode_of(status) == (mark.dev, mark.ino)) is not sure or status.st_size < mark.at:
                     continue
                 if not sure and mark.vague:
                     continue  # nothing is known of it that others may not have
@@ -204,21 +186,7 @@ class Follower:
                 os.close(fd)
         return None, None
 
-    def _candidates(self, home: Path, there: Sequence[tuple[str, Path, os.stat_result]] | None) -> Iterator[tuple[Path, os.stat_result]]:
-        """Yield the files a mark may mean: its name, its folder, whatever the pattern finds; plain files of the system's only."""
-        seen = set[Path]()
-        folders = dict.fromkeys((home.parent, home.resolve().parent))
-        beside = (Path(e.path) for folder in folders for e in _entries(folder))
-        for path in itertools.chain((home,), beside, (p for _, p, _ in there or ())):
-            if path in seen:
-                continue
-            seen.add(path)
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if stat.S_ISREG(status.st_mode):
-                    yield path, status
-
-    def _between(self, name: str, since: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+    def _between(self, name: str, since: int, there: Sequence[Found]) -> bool:
         """Take up the generations that came and went under a name while nobody looked; True when there were some.
 
         They bear a rotated name, were written to at `since` or later, and nobody has read them.
@@ -227,19 +195,19 @@ class Follower:
             Moved: the name means another file by now than when the look began.
         """
         known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
-        known |= {_inode(s) for _, _, s in there}
+        known |= {inode_of(s) for _, _, s in there}
         home = self._base / name
         newer = []
-        entries = _entries(home.parent)
-        named = _named(there, home)
-        if named != _inode_of(home) and (named is not None or any(p == home for _, p, _ in self.names())):
+        beside = entries(home.parent)
+        then = named(there, home)
+        if then != inode_at(home) and (then is not None or any(p == home for _, p, _ in self._files.now())):
             raise Moved
-        for entry in entries:
+        for entry in beside:
             if home.name not in origins_of(entry.name):
                 continue
             with contextlib.suppress(OSError):
                 status = entry.stat()
-                inode = _inode(status)
+                inode = inode_of(status)
                 if stat.S_ISREG(status.st_mode) and inode not in known and status.st_mtime_ns >= since:
                     newer.append((status.st_mtime_ns, Path(entry.path), inode))
         found = False
@@ -255,7 +223,7 @@ class Follower:
             piece.home, piece.left, found = home, True, True
         return found
 
-    def _watch(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+    def _watch(self, there: Sequence[Found]) -> bool:
         """Look at the files that are followed: longer, shorter, renamed, gone."""
         by_path = {path: status for _, path, status in there}
         changed = False
@@ -279,7 +247,7 @@ class Follower:
             self._aged(piece.key, piece.name, piece.time)
             if not piece.left and not piece.late:
                 named = by_path.get(piece.home)
-                if named is None or _inode(named) != (piece.dev, piece.ino):
+                if named is None or inode_of(named) != (piece.dev, piece.ino):
                     self._between(piece.name, piece.time, there)
                     piece.left, piece.changed, changed = True, now, True
         return changed
@@ -289,31 +257,21 @@ class Follower:
         if piece.fd is not None:
             return os.fstat(piece.fd)
         status = by_path.get(piece.path)
-        if status is not None and _inode(status) == (piece.dev, piece.ino):
+        if status is not None and inode_of(status) == (piece.dev, piece.ino):
             return status
-        path = self._path_of(piece.mark)
+        path = self._files.path_of(piece.mark)
         if path is None:
             return None
         piece.path = path
         return path.stat()
 
-    def _path_of(self, mark: Mark) -> Path | None:
-        """Return where the inode of a mark is: its name, else another one in that folder."""
-        home = self._base / mark.name
-        for path in (home, *(Path(e.path) for e in _entries(home.parent) if e.inode() == mark.ino)):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if _inode(status) == (mark.dev, mark.ino):
-                    return path
-        return None
-
-    def _meet(self, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
+    def _meet(self, there: Sequence[Found]) -> bool:
         """Begin to follow files that are new; a copy that somebody is about to cut the original of is none."""
         known = {(p.dev, p.ino) for p in self.pieces.values() if not p.truncated}
         done = {(m.dev, m.ino): k for k, m in self.finished.items()}
         changed = False
         for name, path, status in sorted(there, key=lambda one: (one[2].st_mtime_ns, one[0])):
-            inode = _inode(status)
+            inode = inode_of(status)
             if inode in known:
                 continue
             if inode in done and status.st_size == self.finished[done[inode]].at:
@@ -321,7 +279,7 @@ class Follower:
             fd = self._open(path)
             if fd is None:
                 continue
-            if _inode(os.fstat(fd)) != inode:
+            if inode_of(os.fstat(fd)) != inode:
                 os.close(fd)
                 raise Moved
             if inode in done and self._revived(done[inode], path, fd):
@@ -334,11 +292,11 @@ class Follower:
             known.add(inode)
             changed = True
         if self._waiting:
-            here = {_inode(s) for _, _, s in there}
+            here = {inode_of(s) for _, _, s in there}
             self._waiting = {k: v for k, v in self._waiting.items() if k in here}
         return changed
 
-    def _meet_one(self, name: str, path: Path, fd: int, there: Sequence[tuple[str, Path, os.stat_result]]) -> None:
+    def _meet_one(self, name: str, path: Path, fd: int, there: Sequence[Found]) -> None:
         """Begin to follow a file, after the generations between it and the last one of its name.
 
         Raises:
@@ -387,7 +345,7 @@ class Follower:
                 continue
             mark = piece.mark
             end = min(size, os.fstat(piece.fd).st_size)
-            if min(mark.size, end) and _alike(piece.fd, fd, end):
+            if min(mark.size, end) and alike(piece.fd, fd, end):
                 since = self._waiting.setdefault(inode, time.monotonic())
                 return time.monotonic() - since < self._wait
             elif mark.size and mark.fits(fd) and not mark.fits(piece.fd):
@@ -409,19 +367,19 @@ class Follower:
         try:
             now = os.fstat(named)
             written_since = now.st_mtime_ns - status.st_mtime_ns > self._wait * 1e9  # then it only begins alike
-            return status.st_size <= now.st_size and not written_since and _alike(named, fd, status.st_size)
+            return status.st_size <= now.st_size and not written_since and alike(named, fd, status.st_size)
         finally:
             os.close(named)
 
     # -- ends --------------------------------------------------------------------------------------------
 
-    def cut(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]] | None = None) -> None:
+    def cut(self, piece: Piece, there: Sequence[Found] | None = None) -> None:
         """A file does not hold any more what was read of it: go on in the copy that was made of it, then begin it anew.
 
         Raises:
             DataflareError: `file-tail.gone`: there is no copy, and bytes are known to be lost.
         """
-        mark, seen, self._files = piece.mark, piece.size, None
+        mark, seen, self._told = piece.mark, piece.size, None
         piece.truncated = True
         piece.close()
         self.finished[piece.key] = replace(mark, done=True)
@@ -438,19 +396,19 @@ class Follower:
             if seen > mark.at:
                 self._lost(f"'{piece.name}' was cut when {seen - mark.at} bytes of it were not read yet", seen - mark.at)
         with contextlib.suppress(Moved):  # then they are found when the new file is met
-            self._between(mark.name, mark.time, self.names() if there is None else there)
+            self._between(mark.name, mark.time, self._files.now() if there is None else there)
 
     def _copy_of(self, mark: Mark) -> tuple[int | None, Path | None]:
         """Open the copy of a file that was cut."""
         if mark.size == 0:
             return None, None
-        found = self._candidates(self._base / mark.name, None)
+        found = self._files.candidates(self._base / mark.name, None)
         if mark.vague:  # the first file that came since and begins alike
             known = {(p.dev, p.ino) for p in self.pieces.values()} | {(m.dev, m.ino) for m in self.finished.values()}
-            since = [one for one in found if one[1].st_mtime_ns >= mark.time and _inode(one[1]) not in known]
+            since = [one for one in found if one[1].st_mtime_ns >= mark.time and inode_of(one[1]) not in known]
             found = iter(sorted(since, key=lambda one: one[1].st_mtime_ns))
         for path, status in found:
-            if _inode(status) == (mark.dev, mark.ino) or status.st_size < mark.at:
+            if inode_of(status) == (mark.dev, mark.ino) or status.st_size < mark.at:
                 continue
             fd = self._open(path)
             if fd is not None and mark.fits(fd):
@@ -469,7 +427,7 @@ class Follower:
         return piece.late or (piece.left and time.monotonic() - piece.changed >= self._wait)
 
     def _finish(self, piece: Piece) -> None:
-        self._files = None
+        self._told = None
         piece.close()
         del self.pieces[piece.key]
         self.finished[piece.key] = replace(piece.mark, done=True)
@@ -517,66 +475,14 @@ class Follower:
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            if glob.has_magic(self._pattern) or path == self._single:
+            if self._files.several or path == self._files.single:
                 raise CODES["world.permission"].error(f"the file '{path}' may not be read", file=str(path)) from error
             return None
 
-    def _is_named(self, piece: Piece, there: Sequence[tuple[str, Path, os.stat_result]]) -> bool:
-        return any(p == piece.home and _inode(s) == (piece.dev, piece.ino) for _, p, s in there)
+    def _is_named(self, piece: Piece, there: Sequence[Found]) -> bool:
+        return any(p == piece.home and inode_of(s) == (piece.dev, piece.ino) for _, p, s in there)
 
     def close(self) -> None:
         """Let every handle go."""
         for piece in self.pieces.values():
             piece.close()
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    try:
-        return _inode(path.stat())
-    except OSError:
-        return None
-
-
-def _alike(one: int, other: int, end: int) -> bool:
-    """Whether two open files are the same up to a byte, as far as their first and last bytes before it tell."""
-    at, head = max(0, end - TAIL), min(HEAD, end)
-    return pread(one, head, 0) == pread(other, head, 0) and pread(one, end - at, at) == pread(other, end - at, at)
-
-
-def _named(there: Sequence[tuple[str, Path, os.stat_result]], path: Path) -> tuple[int, int] | None:
-    """Return the inode that a path had when the look began."""
-    return next((_inode(s) for _, p, s in there if p == path), None)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder; nothing where there is none."""
-    try:
-        with os.scandir(folder) as found:
-            return list(found)
-    except OSError:
-        return []
-
-
-def name_of(path: Path, base: Path) -> str:
-    """Return a file's name as people know it: relative to the workflow where it lies below."""
-    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-
-
-_ROTATED = re.compile(r"(?P<stem>.+?)[._-](?:[0-9][0-9T.:_-]*|old)")
-_DATED = re.compile(r"(?P<stem>.+?)[._-][0-9][0-9T.:_-]*(?P<ending>\.[^.0-9][^.]*)")
-
-
-def origins_of(name: str) -> list[str]:
-    """Return the names that rotation may have made a name of.
-
-    >>> origins_of("app.log.1"), origins_of("app.log-20260101"), origins_of("app.2026-01-01.log")
-    (['app.log'], ['app.log'], ['app.log'])
-    >>> origins_of("app.log"), origins_of("app-errors.log")
-    ([], [])
-    """
-    rotated, dated = _ROTATED.fullmatch(name), _DATED.fullmatch(name)
-    return [*([rotated["stem"]] if rotated else ()), *([dated["stem"] + dated["ending"]] if dated else ())]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from dataflare_plugins.file_tail.following import Follower
+from dataflare_plugins.file_tail.files import Files
 from dataflare_plugins.file_tail.piece import last_line_end
 from dataflare_plugins.file_tail.reader import TailReader
 from dataflare_sdk import (
@@ -93,18 +93,15 @@ class FileTailSource(Source[FileTailConfig]):
         Raises:
             DataflareError: `world.permission`.
         """
-        for _, path, _ in self._follower().names():
+        for _, path, _ in self._files().now():
             try:
                 with path.open("rb") as file:
                     file.read(1)
             except PermissionError as error:
                 raise CODES["world.permission"].error(f"the file '{path}' may not be read", file=str(path)) from error
 
-    def _follower(self) -> Follower:
-        config = self.config
-        return Follower(
-            config.path, Path(self.ctx.base_dir), {}, 0, wait=config.rotate_wait, latest=False, lost=lambda *_: None, note=lambda _: None
-        )
+    def _files(self) -> Files:
+        return Files(self.config.path, Path(self.ctx.base_dir))
 
     def discover(self, extract: ExtractSpec, offset: Offset | None) -> Sequence[StreamInfo]:  # noqa: ARG002
         """Return the columns: as declared, as an earlier run learned them, or as the files show them.
@@ -137,7 +134,7 @@ class FileTailSource(Source[FileTailConfig]):
 
     def _learned(self) -> pa.Schema | None:
         """Return the columns that the files show, None when they hold nothing yet."""
-        if not any(status.st_size for _, _, status in self._follower().names()):
+        if not any(status.st_size for _, _, status in self._files().now()):
             return None
         settings: dict[str, Any] = {"path": self.config.path}
         if self.config.format == "csv":
@@ -203,7 +200,7 @@ class FileTailSource(Source[FileTailConfig]):
     def position(self, partition: Partition, extract: ExtractSpec) -> Offset | None:  # noqa: ARG002
         """Return the files that are there now, each with the end of its last whole line."""
         files = []
-        for _, path, status in self._follower().names():
+        for _, path, status in self._files().now():
             fd = os.open(path, os.O_RDONLY)
             try:
                 files.append({"dev": status.st_dev, "ino": status.st_ino, "at": last_line_end(fd)})
