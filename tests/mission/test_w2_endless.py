@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from dataflare.contracts import Provided
+from dataflare.host import RuntimeHost
+from dataflare.lifecycle import Runtime
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import Document, flow, saved, step, told
@@ -71,3 +76,19 @@ def test_what_the_next_run_would_be_given_again_is_refused(tmp_path: Path, mode:
 def test_a_table_may_be_read_otherwise_than_the_stream(tmp_path: Path, mode: str, other: str) -> None:
     files(tmp_path, step("x", "join", "s", "t", on={"k": "k2"}, table=True, key=["k2"]), mode, other)
     told(tmp_path, "validate", "w.json")
+
+
+@pytest.mark.parametrize("name", ["windows", "dedupe ttl", "within"])
+def test_a_step_of_time_in_a_sandbox_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in steps, as if they were a stranger's: built-ins never run in a sandbox."""
+    described = RuntimeHost.describe
+
+    def elsewhere(host: RuntimeHost, kind: str, use: str) -> Provided:
+        provided = described(host, kind, use)
+        return replace(provided, isolation="process") if kind == "processor" else provided
+
+    monkeypatch.setattr(RuntimeHost, "describe", elsewhere)
+    files(tmp_path, ANSWERING[name], "incremental", "incremental")
+    with Runtime(tmp_path) as runtime:
+        (problem,) = runtime.validate(runtime.parse(tmp_path / "w.json")).problems
+    assert (problem.code, problem.path, problem.line) == ("workflow.time-elsewhere", "processors[0]", 1)
