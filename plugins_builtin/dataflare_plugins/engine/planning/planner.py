@@ -136,9 +136,8 @@ class Planner:
         if node.kind == "processor":
             self._check_inputs(node, component)
             if "event_time" in component.features and self._host.describe("processor", node.use).isolation != "inprocess":
-                raise checks.TIME_ELSEWHERE.error(
-                    f"'{node.use}' goes by event time and runs in a sandbox", path=".".join(map(str, node.path))
-                )
+                place = self.graph.workflow.place(*node.path)
+                raise DataflareError(checks.TIME_ELSEWHERE.problem(f"'{node.use}' goes by event time and runs in a sandbox", **place))
             if node.blocks.get("partition") and "shares" not in component.features:
                 place = self.graph.workflow.place(*node.path, "partition")
                 self.problems.append(NOT_ACCEPTED.problem(f"'{node.use}' cannot work in shares here", fix="Remove `partition`.", **place))
