@@ -161,7 +161,9 @@ class TailReader:
     def _of(self, pieces: Sequence[Piece], max_rows: int, max_bytes: int, deadline: float) -> Batch | None:
         """Return the next lines under a name: the older of its files first, to its end."""
         for piece in sorted(pieces, key=lambda p: int(p.key)):
-            if piece.key not in self._follower.pieces:
+            if not self._follows(piece):
+                if piece.key in self._follower.pieces:
+                    return None  # it was cut, and its copy has its key: what is left is read from there, in the next round
                 continue  # the look that waited for more has let it go
             stop = self._wanted.get(piece.key)
             if self._until is not None and (piece.at >= stop if stop is not None else not piece.left):
@@ -171,14 +173,20 @@ class TailReader:
                 if self._few(piece, final):
                     self._wake.wait(max(0.0, min(self._ctx.linger, deadline - time.monotonic())))
                     self.look()
-                batch = self._taken(piece, max_rows, max_bytes, stop, final=final)
+                batch = self._taken(piece, max_rows, max_bytes, stop, final=final) if self._follows(piece) else None
                 if batch is not None:
                     return batch
-            if piece.key in self._follower.pieces:
+            if self._follows(piece):
                 self._follower.settle(piece)
-            if piece.key in self._follower.pieces and piece.size != piece.at and piece.left:
+            elif piece.key in self._follower.pieces:
+                return None
+            if self._follows(piece) and piece.size != piece.at and piece.left:
                 return None  # half a line of the old file; its other half is to come before the new one
         return None
+
+    def _follows(self, piece: Piece) -> bool:
+        """Whether a file is still followed as it was: any look may have cut it, and have put its copy in its place."""
+        return self._follower.pieces.get(piece.key) is piece
 
     def _few(self, piece: Piece, final: bool) -> bool:
         lingers = time.monotonic() - piece.changed < self._ctx.linger

@@ -350,3 +350,30 @@ def test_once_stops_where_the_files_ended_when_it_began(tmp_path: Path) -> None:
     rest = Tail(tmp_path, path="*.log", offset=tail.offset)
     assert sorted(rest.until(3).quiet().values) == [97, 98, 99]
     rest.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_cut_after_it_was_copied_while_a_reader_waited_for_more(restarted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few lines are waited for before they are given; the file that is looked at meanwhile may become another one."""
+    log = tmp_path / "app.log"
+    append(log, lines(range(5)))
+    tail = Tail(tmp_path)
+    tail.until(5)
+    tail.ctx.linger = 60.0
+    append(log, lines(range(5, 8)))
+    wait = tail.reader._wake.wait
+
+    def rotated(seconds: float) -> bool:
+        if log.stat().st_size > len(lines(range(6))) and tail.reader._follower.pieces["0"].unread:
+            shutil.copyfile(log, tmp_path / "app.log.1")
+            log.write_bytes(lines([8]))
+        return wait(min(seconds, 0.01))
+
+    monkeypatch.setattr(tail.reader._wake, "wait", rotated)
+    tail.until(8)
+    if restarted:
+        tail.close()
+        before, tail = tail, Tail(tmp_path, offset=tail.offset)
+        tail.batches += before.batches
+    assert tail.until(9).quiet().values == list(range(9))
+    tail.close()

@@ -39,7 +39,7 @@ class Quiet:
     def _looked_at(self, key: str, reader: Any) -> None:
         parts = getattr(reader, "partitions", None)
         if parts:
-            self._names[key] = tuple(f"{key}:{part}" for part in sorted(parts))
+            self._names[key] = tuple(f"{key}:{part}" if part else key for part in sorted(parts))
         for name in self._names.get(key, (key,)):
             self._heard.setdefault(name, self._now())
 
