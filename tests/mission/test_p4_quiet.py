@@ -48,6 +48,18 @@ def test_parts_of_a_reader_rest_one_by_one_and_new_ones_are_found() -> None:
     assert state(made, ["t"]) == {"t:0": 0, "t:1": 16, "t:2": 0}
 
 
+def test_a_part_without_a_name_is_its_partition() -> None:
+    class Reader:
+        partitions = ("",)
+
+    clock = Clock()
+    made = Quiet(clock, 10.0)
+    made.opened("t", Reader())
+    clock.now += 16
+    made.heard("t", "t")
+    assert state(made, ["t"]) == {"t": 0}
+
+
 def test_time_in_which_nobody_listened_does_not_count(monkeypatch: Any) -> None:
     clock, moment = Clock(), [0.0]
     monkeypatch.setattr(quiet.time, "monotonic", lambda: moment[0])
