@@ -12,6 +12,8 @@ POLL = 0.3
 """Seconds between two looks."""
 MOST = 2000
 """Files that are looked at."""
+SETTLES = 10
+"""Looks before a file that never rests, such as a log, counts as changed."""
 Seen = Mapping[Path, tuple[int, int]]
 
 
@@ -26,18 +28,24 @@ def seen(files: Iterable[Path]) -> Seen:
 
 
 def wait_for_change(files: Callable[[], Iterable[Path]], before: Seen, sleep: Callable[[float], None] = time.sleep) -> list[Path]:
-    """Wait until a file has changed, has come or is gone; return which.
+    """Wait until a file has changed, has come or is gone, and nothing changes any more; return which.
+
+    What writes a file may empty it first: half a file would be an error that nobody made.
 
     Args:
         files: gives the files; asked at every look, since files may come.
         before: how they were when somebody last read them.
         sleep: waits some seconds.
     """
+    last: Seen | None = None
+    looks = 0
     while True:
         now = seen(files())
         changed = sorted(p for p in now.keys() | before.keys() if now.get(p) != before.get(p))
-        if changed:
+        looks += bool(changed)
+        if changed and (now == last or looks > SETTLES):
             return changed
+        last = now
         sleep(POLL)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataflare_plugins.workflow_tests.watching import made_of, seen, wait_for_change
+from dataflare_plugins.workflow_tests.watching import SETTLES, made_of, seen, wait_for_change
 
 FLOW = {
     "sources": {"g": {"use": "csv", "with": {"path": "in.csv", "columns": {"id": "BIGINT"}}}},
@@ -72,6 +72,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def put(file: Path, text: str) -> None:
+    """Write a file at one moment, whenever the machine stops this process."""
+    beside = file.with_name("beside")
+    beside.write_text(text)
+    beside.replace(file)
+
+
 def test_every_change_is_checked_tested_and_shown(folder: Path) -> None:
     going = Going(folder, "dev", "w.yaml")
     try:
@@ -79,15 +86,15 @@ def test_every_change_is_checked_tested_and_shown(folder: Path) -> None:
         assert first[0] == "w.yaml: valid"
         assert "1 passed, 0 failed" in first
         assert first[-3:] == ["g:", "id", "7"]
-        (folder / "in.csv").write_text("id\n8\n9\n")
+        put(folder / "in.csv", "id\n8\n9\n")
         second = going.turn(2)
         assert "in.csv changed" in second
         assert second[-3:] == ["id", "8", "9"]
-        (folder / "w.test.yaml").write_text(yaml.safe_dump(TEST).replace("id: 1", "id: 5", 1))
+        put(folder / "w.test.yaml", yaml.safe_dump(TEST).replace("id: 1", "id: 5", 1))
         assert "0 passed, 1 failed" in going.turn(3)
-        (folder / "w.yaml").write_text(yaml.safe_dump(FLOW).replace("path: in.csv", "pth: in.csv"))
+        put(folder / "w.yaml", yaml.safe_dump(FLOW).replace("path: in.csv", "pth: in.csv"))
         assert any("pth" in line for line in going.turn(4))
-        (folder / "w.yaml").write_text(yaml.safe_dump(FLOW))
+        put(folder / "w.yaml", yaml.safe_dump(FLOW))
         assert "w.yaml: valid" in going.turn(5)
         assert going.stop() == 0
     finally:
@@ -99,7 +106,7 @@ def test_tests_run_again_at_a_change(folder: Path) -> None:
     going = Going(folder, "test", "--watch", "w.yaml")
     try:
         assert "1 passed, 0 failed" in going.turn(1)
-        (folder / "w.test.yaml").write_text(yaml.safe_dump(TEST).replace("id: 1", "id: 5", 1))
+        put(folder / "w.test.yaml", yaml.safe_dump(TEST).replace("id: 1", "id: 5", 1))
         assert "0 passed, 1 failed" in going.turn(2)
         assert going.stop() == 0
     finally:
@@ -112,14 +119,42 @@ def test_a_file_that_comes_changes_or_goes_is_a_change(tmp_path: Path) -> None:
     looks: list[float] = []
 
     def sleep(seconds: float) -> None:
+        if not looks:
+            file.write_text("x")
         looks.append(seconds)
-        file.write_text("x")
 
     assert wait_for_change(lambda: [file], before, sleep) == [file]
-    assert len(looks) == 1
     before = seen([file])
     file.unlink()
+    assert wait_for_change(lambda: [file], before, looks.append) == [file]
+
+
+def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("before")
+    before = seen([file])
+    writes = ["", "half", "half and the other half"]
+
+    def sleep(_: float) -> None:
+        if writes:
+            file.write_text(writes.pop(0))
+
     assert wait_for_change(lambda: [file], before, sleep) == [file]
+    assert file.read_text() == "half and the other half"
+    assert not writes
+
+
+def test_a_file_that_never_rests_is_a_change_too(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    before = seen([file])
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        file.write_text("x" * len(looks))
+
+    assert wait_for_change(lambda: [file], before, sleep) == [file]
+    assert SETTLES < len(looks) < 2 * SETTLES
 
 
 def test_the_files_of_a_workflow(folder: Path) -> None:
