@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dataflare_plugins.aggregate.windows import Shape
 from dataflare_sdk import duck, held
-from dataflare_sdk.held import DEAD_ROWS, own
+from dataflare_sdk.held import DEAD_ROWS, Chunks, Leavings, own
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote, select_as
 
@@ -86,8 +86,9 @@ class WindowState:
         self.connection.execute("SET preserve_insertion_order=false")
         self._current = duck.CurrentBatch(pa.schema([*batch, pa.field(TIME, pa.int64())]))
         self.connection.register("batch", self._current)
-        self._chunks: list[dict[str, Any]] = []
-        self._dead = 0
+        fewer = self._merged if lines.merges else None
+        self._chunks = Chunks(self._until(), *([fewer] if fewer is not None else []))
+        self._leavings = Leavings("live", fewer)
         self._fresh = self._unsaved = self._anew = self._told = False
         make = f"CREATE TABLE {{}} AS {self._taken()} LIMIT 0"
         self.connection.execute(make.format("fresh"))
@@ -139,7 +140,8 @@ class WindowState:
             self.connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._merged('fresh')}")
         else:
             self.connection.execute("CREATE OR REPLACE TABLE delta AS SELECT * FROM fresh")
-        self.connection.execute("INSERT INTO live SELECT * FROM delta")
+        came = self.connection.execute("INSERT INTO live SELECT * FROM delta").fetchall()[0][0]
+        self._leavings.count(self.connection, came=came)
         self.connection.execute(f"CREATE OR REPLACE TABLE fresh AS {self._taken()} LIMIT 0")
         self.connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
         self._fresh, self._unsaved = False, True
@@ -191,11 +193,11 @@ class WindowState:
             now: the watermark; None: everything was given, so that nothing is left for a checkpoint to keep.
         """
         if now is None:
-            self._chunks, self._anew, self._unsaved = [], False, False
+            self._anew = self._unsaved = False
+            self._chunks.clear()
         if self._shape.kind != "session":
             self._delete("true" if now is None else f"{self._shape.last(FROM)} + {self._shape.size} <= {now}")
         elif self._told:
-            self._dead += held.count(self.connection, "live")
             # What is left is written down anew: lines of a session that goes on cannot be told from those of one that is over.
             left = f"SELECT {', '.join(self._columns)} FROM sessions WHERE NOT ({_ended(now)})"
             self.connection.execute(f"CREATE OR REPLACE TABLE live AS {left}")
@@ -215,10 +217,8 @@ class WindowState:
         return f"SELECT * EXCLUDE ({own('begins')}), min({FROM}) {whole} AS {OPENS}, {ends} FROM ({numbered})"
 
     def _delete(self, over: str) -> None:
-        self._dead += self.connection.execute(f"DELETE FROM live WHERE {over}").fetchall()[0][0]
-        if self._dead > max(DEAD_ROWS, held.count(self.connection, "live")):
-            held.made_anew(self.connection, "live", self._merged("live") if self._lines.merges else "SELECT * FROM live")
-            self._dead = 0
+        gone = self.connection.execute(f"DELETE FROM live WHERE {over}").fetchall()[0][0]
+        self._leavings.count(self.connection, left=gone)
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -229,19 +229,15 @@ class WindowState:
             put: keeps a chunk and returns its reference.
             watermark: windows that end by then were given.
         """
-        shape = self._shape
-        if shape.kind != "session":
-            self._chunks = [c for c in self._chunks if c["until"] > watermark]
-        live = held.count(self.connection, "live")
-        if self._anew or sum(c["rows"] for c in self._chunks) > 2 * live + DEAD_ROWS:
-            self._anew = False
-            self._chunks = held.written(self.connection, "SELECT * FROM live", put, self._until())
+        since = 0 if self._shape.kind == "session" else watermark + 1
+        self._chunks.needed(since)
+        if self._anew or self._chunks.rows > 2 * held.count(self.connection, "live") + DEAD_ROWS:
+            self._chunks.anew(self.connection, "SELECT * FROM live", put, since)
         elif self._unsaved:
-            open_ = "true" if shape.kind == "session" else f"{shape.last(FROM)} + {shape.size} > {watermark}"
-            self._chunks += held.written(self.connection, f"SELECT * FROM delta WHERE {open_}", put, self._until())
+            self._chunks.add(self.connection, "SELECT * FROM delta", put, since)
         self.connection.execute("DROP TABLE IF EXISTS delta")
-        self._unsaved = False
-        return [dict(c) for c in self._chunks]
+        self._anew = self._unsaved = False
+        return self._chunks.listed()
 
     def _until(self) -> str:
         """Return SQL for the watermark from which on no window needs a line; of sessions that depends on the lines to come."""
@@ -258,21 +254,18 @@ class WindowState:
             get: gives a chunk.
             watermark: windows that end by then were given.
         """
-        self._chunks = [dict(c) for c in chunks]
-        owned, dealt = self._load(chunks, get), self._load(others, get)
+        columns, mine = held.columns_of(self.connection, "live"), self._mine(self._lines.key_names)
+        statement = f"INSERT INTO live SELECT {columns} FROM chunk{mine}"
+        self._chunks.restore(self.connection, chunks, get, statement)
+        owned = held.count(self.connection, "live")
+        for chunk in others:
+            held.loaded(self.connection, get(chunk["ref"]), statement)
+        dealt = held.count(self.connection, "live") - owned
         # Where groups were dealt out otherwise, what is this share's is written down anew with the next checkpoint.
-        self._anew = bool(dealt) or owned != sum(c["rows"] for c in chunks)
+        self._anew = bool(dealt) or owned != self._chunks.rows
         if self._shape.kind == "session":
             self._complete_sessions(watermark)  # they were given
         self.forget(watermark)
-
-    def _load(self, chunks: Sequence[Mapping[str, Any]], get: Callable[[str], bytes]) -> int:
-        """Take this share's lines of some chunks; returns how many there were."""
-        columns, mine = held.columns_of(self.connection, "live"), self._mine(self._lines.key_names)
-        before = held.count(self.connection, "live")
-        for chunk in chunks:
-            held.loaded(self.connection, chunk, get, f"INSERT INTO live SELECT {columns} FROM chunk{mine}")
-        return held.count(self.connection, "live") - before
 
     def close(self) -> None:
         """Release the tables."""

@@ -39,10 +39,10 @@ class Remembered:
         self._key, self._ttl, self._door, self._schema, self._identity, self._ctx = key, micros(ttl), door, schema, identity, ctx
         self._now = BEGINNING if ctx.run is None else int(ctx.run.started)  # of keys: which of them are forgotten
         self._given = 0  # rows of this epoch so far
-        self._dead = 0
-        self._chunks: list[dict[str, Any]] = []
         self._unsaved = False
         self._open: Any = None
+        self._chunks = held.Chunks(f"t + {self._ttl}")
+        self._leavings = held.Leavings("seen")
         self._current = duck.CurrentBatch(pa.schema([*schema, pa.field("\x1ftime", pa.int64())]))
 
     @property
@@ -170,25 +170,24 @@ class Remembered:
         return None if self._door is None or self._now == BEGINNING else self._now
 
     def _forget(self) -> None:
-        self._dead += self._connection.execute(f"DELETE FROM seen WHERE t + {self._ttl} <= {self._now}").fetchall()[0][0]
-        if self._dead > max(held.DEAD_ROWS, held.count(self._connection, "seen")):
-            held.made_anew(self._connection, "seen", "SELECT * FROM seen")
-            self._dead = 0
+        gone = self._connection.execute(f"DELETE FROM seen WHERE t + {self._ttl} <= {self._now}").fetchall()[0][0]
+        self._leavings.count(self._connection, left=gone)
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def snapshot(self, put: Callable[[bytes], str]) -> Mapping[str, Any]:
         """Return the clocks and the chunks of keys that are remembered; only the keys of this epoch are written."""
-        self._chunks = [c for c in self._chunks if c["until"] > self._now]
+        self._chunks.needed(self._now + 1)
         if self._unsaved:
-            anew = sum(c["rows"] for c in self._chunks) > 2 * held.count(self._connection, "seen") + held.DEAD_ROWS
-            alive = f"SELECT k, t FROM {'seen' if anew else 'fresh'} WHERE t + {self._ttl} > {self._now}"
-            self._chunks = [] if anew else self._chunks
-            self._chunks += held.written(self._connection, alive, put, f"t + {self._ttl}")
-            self._connection.execute("CREATE OR REPLACE TABLE fresh (k VARCHAR, t BIGINT)")
+            connection = self._connection
+            if self._chunks.rows > 2 * held.count(connection, "seen") + held.DEAD_ROWS:
+                self._chunks.anew(connection, "SELECT k, t FROM seen", put, self._now + 1)
+            else:
+                self._chunks.add(connection, "SELECT k, t FROM fresh", put, self._now + 1)
+            connection.execute("CREATE OR REPLACE TABLE fresh (k VARCHAR, t BIGINT)")
             self._unsaved = False
         door = None if self._door is None else self._door.snapshot()
-        return {"v": 1, "dedupe": self._identity, "door": door, "now": self._now, "chunks": [dict(c) for c in self._chunks]}
+        return {"v": 1, "dedupe": self._identity, "door": door, "now": self._now, "chunks": self._chunks.listed()}
 
     def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
         """Take back what `snapshot` gave.
@@ -201,10 +200,9 @@ class Remembered:
         self._now = state["now"]
         if self._door is not None:
             self._door.restore(state["door"])
-        self._chunks = [dict(c) for c in state["chunks"]]
-        for chunk in self._chunks:
-            alive = f"INSERT INTO seen SELECT k, t FROM chunk WHERE t + {self._ttl} > {self._now}"
-            held.loaded(self._connection, chunk, get, alive)
+        alive = f"INSERT INTO seen SELECT k, t FROM chunk WHERE t + {self._ttl} > {self._now}"
+        if state["chunks"]:
+            self._chunks.restore(self._connection, state["chunks"], get, alive)
 
     def close(self) -> None:
         """Release the tables."""

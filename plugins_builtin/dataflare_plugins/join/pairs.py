@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dataflare_sdk import duck, held
 from dataflare_sdk.event_time import FOREVER
-from dataflare_sdk.held import DEAD_ROWS, own
+from dataflare_sdk.held import DEAD_ROWS, Chunks, Leavings, own
 from dataflare_sdk.schema import quote, select_as
 
 SIDES = ("left", "right")
@@ -26,16 +26,18 @@ class Side:
         count: rows taken so far; it numbers them.
         joined: rows that have looked for each other so far.
         chunks: what checkpoints hold of it.
-        met: references to the numbers of rows that have met, of rows in `chunks`.
+        met: the same of the numbers of rows that have met.
+        leavings: what changes of its table leave behind.
+        newly: rows have met since the last checkpoint.
     """
 
     def __init__(self, name: str, schema: pa.Schema, connection: Any) -> None:
         self.name = name
         self.schema = schema
         self.count = self.joined = 0
-        self.chunks: list[dict[str, Any]] = []
-        self.met: list[dict[str, Any]] = []
-        self.dead = 0
+        self.chunks, self.met = Chunks(TIME), Chunks(TIME)
+        self.leavings = Leavings(self.held)
+        self.newly = False
         self._connection = connection
         self._current = duck.CurrentBatch(pa.schema([*schema, pa.field("\x1ftime", pa.int64()), pa.field("\x1fnumber", pa.int64())]))
         connection.register(f"batch_{name}", self._current)
@@ -153,7 +155,9 @@ class Pairs:
             f"INSERT INTO newly_{side.name} SELECT DISTINCT {NUMBER} AS number, {TIME} AS time FROM {side.held} "
             f"WHERE NOT {MET} AND {NUMBER} IN (SELECT {column} FROM pairs)"
         )
-        self._connection.execute(f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT number FROM newly_{side.name})")
+        side.newly = True
+        met = f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT number FROM newly_{side.name})"
+        side.leavings.count(self._connection, left=self._connection.execute(met).fetchall()[0][0])
 
     def close(self, left: int, right: int) -> Iterator[pa.RecordBatch]:
         """Give rows that can meet nobody any more and have met nobody, and forget all that can meet nobody any more.
@@ -171,10 +175,8 @@ class Pairs:
                 away = "r" if side is self.left else "l"
                 query = f"FROM {stands} LEFT JOIN {nobody} AS {away} ON true" if self._kind != "anti" else f"FROM {stands}"
                 yield from self._answer(f"{query} WHERE NOT {letter}.{MET} AND {over.replace(TIME, f'{letter}.{TIME}')}")
-            side.dead += self._connection.execute(f"DELETE FROM {side.held} WHERE {over}").fetchall()[0][0]
-            if side.dead > max(DEAD_ROWS, held.count(self._connection, side.held)):
-                held.made_anew(self._connection, side.held, f"SELECT * FROM {side.held}")
-                side.dead = 0
+            gone = self._connection.execute(f"DELETE FROM {side.held} WHERE {over}").fetchall()[0][0]
+            side.leavings.count(self._connection, left=gone)
 
     def _over(self, other: int) -> str:
         """Return which rows nobody of the other side can meet any more."""
@@ -194,42 +196,33 @@ class Pairs:
             watermarks: of left and right: rows that nobody can meet by these are not kept.
         """
         for side, other in ((self.left, watermarks[1]), (self.right, watermarks[0])):
-            kept = [c for c in side.chunks if other != FOREVER and c["until"] >= other - self._within]
-            marks = [c for c in side.met if other != FOREVER and c["until"] >= other - self._within]
-            alive = f"NOT ({self._over(other)})"
-            if sum(c["rows"] for c in kept) > 2 * held.count(self._connection, side.held) + DEAD_ROWS:
-                kept = self._kept(f"SELECT * FROM {side.held}", put)
-                marks = []
+            since = FOREVER if other == FOREVER else other - self._within
+            for chunks in (side.chunks, side.met):
+                chunks.needed(since)
+            if side.chunks.rows > 2 * held.count(self._connection, side.held) + DEAD_ROWS:
+                side.chunks.anew(self._connection, f"SELECT * FROM {side.held}", put, since)
+                side.met.clear()
             else:
                 if side.taken:
-                    kept += self._kept(f"SELECT * FROM {side.fresh} WHERE {alive}", put)
-                if (
-                    side in self._marks
-                    and self._connection.execute(f"FROM duckdb_tables() WHERE table_name = 'newly_{side.name}'").fetchall()
-                ):
-                    marks += self._kept(
-                        f"SELECT number AS {NUMBER}, time AS {TIME} FROM newly_{side.name} WHERE {alive.replace(TIME, 'time')}", put
-                    )
-            side.chunks, side.met = kept, marks
-            self._connection.execute(f"DROP TABLE IF EXISTS newly_{side.name}")
+                    side.chunks.add(self._connection, f"SELECT * FROM {side.fresh}", put, since)
+                if side.newly:
+                    newly = f"SELECT number AS {NUMBER}, time AS {TIME} FROM newly_{side.name}"
+                    side.met.add(self._connection, newly, put, since)
+            if side.newly:
+                self._connection.execute(f"DROP TABLE newly_{side.name}")
+                side.newly = False
             if side.taken:
                 side.empty()
-        return [{"count": s.count, "chunks": list(s.chunks), "met": list(s.met)} for s in self.sides]
-
-    def _kept(self, query: str, put: Callable[[bytes], str]) -> list[dict[str, Any]]:
-        return held.written(self._connection, query, put, TIME)
+        return [{"count": s.count, "chunks": s.chunks.listed(), "met": s.met.listed()} for s in self.sides]
 
     def restore(self, state: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermarks: tuple[int, int]) -> None:
         """Take back what `snapshot` kept."""
         for side, kept, other in ((self.left, state[0], watermarks[1]), (self.right, state[1], watermarks[0])):
             side.count = side.joined = kept["count"]
-            side.chunks, side.met = [dict(c) for c in kept["chunks"]], [dict(c) for c in kept["met"]]
             columns = held.columns_of(self._connection, side.held)
-            for chunk in kept["chunks"]:
-                held.loaded(self._connection, chunk, get, f"INSERT INTO {side.held} SELECT {columns} FROM chunk")
-            for chunk in kept["met"]:
-                met = f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT {NUMBER} FROM chunk)"
-                held.loaded(self._connection, chunk, get, met)
+            side.chunks.restore(self._connection, kept["chunks"], get, f"INSERT INTO {side.held} SELECT {columns} FROM chunk")
+            met = f"UPDATE {side.held} SET {MET} = true WHERE {NUMBER} IN (SELECT {NUMBER} FROM chunk)"
+            side.met.restore(self._connection, kept["met"], get, met)
             self._connection.execute(f"DELETE FROM {side.held} WHERE {self._over(other)}")
 
     def release(self) -> None:

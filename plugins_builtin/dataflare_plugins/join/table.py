@@ -35,8 +35,9 @@ class Table:
         self._key = list(key)
         self._connection = connection
         self._columns = [quote(n) for n in schema.names]
-        self._chunks: list[dict[str, Any]] = []
-        self._count = self._taken = self._dead = 0
+        self._chunks = held.Chunks("0", *([self._last_of_each] if key else []))
+        self._leavings = held.Leavings("rows")
+        self._count = self._taken = 0
         self._unsent = self._saved_anew = False
         self._current = duck.CurrentBatch(pa.schema([*schema, *BESIDE]))
         connection.register("arriving", self._current)
@@ -113,16 +114,19 @@ class Table:
         """Bring the states of rows into the table."""
         if self._key:
             replaced = f"DELETE FROM rows USING {delta} AS d WHERE {self._same('rows', 'd')}"
-            self._dead += self._connection.execute(replaced).fetchall()[0][0]
+            self._leavings.count(self._connection, left=self._connection.execute(replaced).fetchall()[0][0])
         columns = ", ".join([*self._columns, POS])
         self._connection.execute(f"INSERT INTO rows SELECT {columns} FROM {delta} WHERE NOT {GONE}")
-        if self._dead > max(held.DEAD_ROWS, held.count(self._connection, "rows")):
-            held.made_anew(self._connection, "rows", "SELECT * FROM rows")
-            self._dead = 0
 
     def _forget_all(self) -> None:
-        self._dead += self._connection.execute("DELETE FROM rows").fetchall()[0][0]
-        self._chunks = []
+        self._leavings.count(self._connection, left=self._connection.execute("DELETE FROM rows").fetchall()[0][0])
+        self._chunks.clear()
+
+    def _last_of_each(self, states: str) -> str:
+        """Return a SELECT of the newest of several states of each row."""
+        keys = ", ".join(quote(k) for k in self._key)
+        columns = ", ".join([*self._columns, POS, GONE])
+        return f"SELECT {columns} FROM {states} QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {held.ORDER} DESC) = 1"
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -130,22 +134,20 @@ class Table:
         """Keep what the epoch brought; return the chunks that hold the table."""
         columns = ", ".join([*self._columns, POS, GONE])
         if self._connection.execute("FROM duckdb_tables() WHERE table_name = 'delta'").fetchall():
-            if sum(c["rows"] for c in self._chunks) > 2 * held.count(self._connection, "rows") + held.DEAD_ROWS:
-                self._chunks = held.written(self._connection, f"SELECT *, false AS {GONE} FROM rows", put, "0")
+            if self._chunks.rows > 2 * held.count(self._connection, "rows") + held.DEAD_ROWS:
+                self._chunks.anew(self._connection, f"SELECT *, false AS {GONE} FROM rows", put, 0)
             else:
-                self._chunks += held.written(self._connection, f"SELECT {columns} FROM delta", put, "0")
+                self._chunks.add(self._connection, f"SELECT {columns} FROM delta", put, 0)
             self._connection.execute("DROP TABLE delta")
-        return {"count": self._count, "settled": self.settled, "chunks": [dict(c) for c in self._chunks]}
+        return {"count": self._count, "settled": self.settled, "chunks": self._chunks.listed()}
 
     def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
         """Take back what `snapshot` kept."""
         self._count, self.settled = int(state["count"]), bool(state["settled"])
-        self._chunks = [dict(c) for c in state["chunks"]]
         columns = held.columns_of(self._connection, "rows")
         fitted = "(FROM chunk UNION ALL BY NAME (FROM rows LIMIT 0))"  # the table may have got columns since, and lost some
-        for chunk in self._chunks:
-            held.loaded(self._connection, chunk, get, f"CREATE OR REPLACE TABLE delta AS SELECT {columns}, {GONE} FROM {fitted}")
-            self._apply("delta")
+        state_of = f"CREATE OR REPLACE TABLE delta AS SELECT {columns}, {GONE} FROM {fitted}"
+        self._chunks.restore(self._connection, state["chunks"], get, state_of, lambda: self._apply("delta"))
         self._connection.execute("DROP TABLE IF EXISTS delta")
 
 
