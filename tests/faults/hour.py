@@ -81,7 +81,7 @@ def workflow(ports: dict[str, int]) -> dict[str, Any]:
             "late": {"use": "sqlite", "from": "counted.late", "with": {"path": "late.db", "table": "late"}, "write": {"mode": "append"}},
         },
         "errors": {"on_record": "dead_letter", "retry": {"attempts": 6, "initial": "200ms", "max": "2s"}},
-        "state": {"checkpoint": {"every": "1s"}},
+        "state": {"checkpoint": {"every": "250ms"}},
     }  # fmt: skip
 
 

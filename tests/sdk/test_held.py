@@ -92,7 +92,7 @@ def test_chunks_say_what_was_written(newest: bool, steps: list[tuple[str, Any]])
         if what != "needed" or not newest:
             getattr(kept, what)(*([] if given_ is None else [given_]))
     # In the order of the chunks: a later row of a key stands for the earlier ones.
-    assert kept.said([r for r in _in_order(kept)]) == kept.said(kept.model)
+    assert kept.said(_in_order(kept)) == kept.said(kept.model)
 
 
 def _in_order(kept: Kept) -> list[tuple[int, int, int]]:

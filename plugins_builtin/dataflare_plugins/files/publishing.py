@@ -19,6 +19,9 @@ LOST = code(
     "Do not remove hidden files beside a target while a run is unfinished; start over with `dataflare state reset`.",
 )
 MANIFEST = "_dataflare_manifest.json"
+"""Names the parts that are committed (`parts`), and the files that name earlier ones (`earlier`)."""
+MOST_PARTS = 500
+"""Parts that the manifest itself names, before they go into a file of their own: a day of epochs of a second has 86,400."""
 
 
 def put_whole(pieces: Pieces, target: Path, note: Mapping[str, Any]) -> None:
@@ -91,10 +94,15 @@ class Parts:
     def _tell(self, epoch: int) -> None:
         """Write down which parts are committed, for readers that want a whole epoch or none of it."""
         path = self._layout.target / MANIFEST
-        before = (atomic.read_record(path) or {}).get("parts", [])
-        parts = list(dict.fromkeys([*before, *(str(self.path(p)) for p in self._pieces.names)]))
-        record = {**self._about, "run_id": self._run_id, "epoch": epoch, "parts": parts}
-        atomic.write_record(path, record, through=self._pieces.folder)
+        before = atomic.read_record(path) or {}
+        parts, earlier = before.get("parts", []), before.get("earlier", [])
+        new = [str(self.path(p)) for p in self._pieces.names]
+        if len(parts) >= MOST_PARTS and not set(new) & set(parts):
+            name = f"{path.stem}-{len(earlier) + 1:06}{path.suffix}"
+            atomic.write_record(path.with_name(name), {"parts": parts}, through=self._pieces.folder)
+            parts, earlier = [], [*earlier, name]
+        record = {**self._about, "run_id": self._run_id, "epoch": epoch, "parts": list(dict.fromkeys([*parts, *new]))}
+        atomic.write_record(path, record | ({"earlier": earlier} if earlier else {}), through=self._pieces.folder)
 
     def swap(self, names: Sequence[str]) -> None:
         """Put a folder of all pieces in the old one's place, in one step where the system can."""

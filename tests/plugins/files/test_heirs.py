@@ -23,7 +23,9 @@ PLACES = {
     "appended": (CsvDestination, "o.csv", "append"),
     "folder": (ParquetDestination, "o/", "overwrite"),
     "parts": (ParquetDestination, "o/", "append"),
+    "listed": (ParquetDestination, "o/", "append"),
 }
+"""What is written; `listed`: parts of which the manifest names one and leaves the rest to lists of their own."""
 
 
 def opened(kind: str, folder: Path, fence: int, run: str = "run-1") -> FileDestination[Any]:
@@ -47,6 +49,15 @@ def rows(kind: str, folder: Path) -> list[int]:
     return sorted(r[0] for r in duckdb.sql(f"SELECT id FROM {source.format(folder)}").fetchall())
 
 
+def told_by(folder: Path) -> tuple[list[str], int]:
+    """Return the parts that the manifest of a folder tells of, and how many lists of earlier ones there are."""
+    record = json.loads((folder / publishing.MANIFEST).read_text())["record"]
+    earlier = record.get("earlier", [])
+    parts = [p for name in earlier for p in json.loads((folder / name).read_text())["record"]["parts"]]
+    assert sorted([publishing.MANIFEST, *earlier]) == sorted(p.name for p in folder.glob("*.json"))
+    return [*parts, *record["parts"]], len(earlier)
+
+
 STEPS = [
     (platform, "replace"),
     (platform, "fsync_dir"),
@@ -68,6 +79,8 @@ STEPS = [
 def test_an_older_run_that_is_stopped_in_its_commit(kind: str, last: int, tmp_path: Path, monkeypatch) -> None:
     """The heir runs to its end meanwhile; then the older one goes on. Or the heir refuses, and leaves all as it is."""
     monkeypatch.setattr(pieces, "PATIENCE", 0.1)
+    if kind == "listed":
+        monkeypatch.setattr(publishing, "MOST_PARTS", 1)
     passed = [name for owner, name in STEPS if stopped_at(owner, name, kind, last, tmp_path / name, monkeypatch)]
     assert len(passed) >= (4 if last == 2 else 1), passed
 
@@ -102,9 +115,10 @@ def stopped_at(owner: Any, name: str, kind: str, last: int, tmp_path: Path, monk
     if not heirs or isinstance(heirs[1], DataflareError):
         finish(kind, last, tmp_path, fence=3)
     assert rows(kind, tmp_path) == [1, 2, 3, 4][: last + 1], name
-    if kind == "parts":
-        told = json.loads((tmp_path / "o" / publishing.MANIFEST).read_text())["record"]["parts"]
+    if kind in ("parts", "listed"):
+        told, lists = told_by(tmp_path / "o")
         assert sorted(told) == sorted(p.name for p in (tmp_path / "o").glob("*.parquet")), name
+        assert lists == (0 if kind == "parts" else len(told) - 1)
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".dataflare-")] == [], name
     return bool(heirs)
 
@@ -121,6 +135,22 @@ def finish(kind: str, last: int, folder: Path, fence: int = 2) -> None:
         write(heir, 3, [4], final=True)
         heir.commit(3, {"by": "heir"}, True)
     heir.close()
+
+
+def test_a_manifest_of_many_epochs_stays_small(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(publishing, "MOST_PARTS", 5)
+    made = opened("parts", tmp_path, 1)
+    sizes = []
+    for epoch in range(1, 24):
+        write(made, epoch, [epoch], final=False)
+        made.commit(epoch, {}, False)
+        made.commit(epoch, {}, False)  # as after a crash behind it
+        sizes.append((tmp_path / "o" / publishing.MANIFEST).stat().st_size)
+    made.close()
+    told, lists = told_by(tmp_path / "o")
+    assert (sorted(told), lists) == (sorted(p.name for p in (tmp_path / "o").glob("*.parquet")), 4)
+    assert len(told) == 23
+    assert max(sizes) < 1000
 
 
 def test_an_older_run_that_never_ends_is_named(tmp_path: Path, monkeypatch) -> None:
