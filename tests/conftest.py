@@ -11,6 +11,7 @@ from tests.servers.mariadb_fixtures import mariadb, mariadb_minimal, mariadb_ser
 from tests.servers.mosquitto_fixtures import mosquitto, own_mosquitto
 from tests.servers.nats_fixtures import nats_server, own_nats, shared_nats
 from tests.servers.redis_fixtures import own_redis, redis_server, shared_redis
+from tests.stepping import small_state
 from tests.template.clean import clean, new_plugin
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "redis_server",
     "shared_nats",
     "shared_redis",
+    "small_state",
     "wheels",
 ]
 

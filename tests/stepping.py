@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from dataflare.contracts import Progress, Watermark
 from dataflare.lifecycle import Runtime
-from dataflare_sdk import Batch
+from dataflare_sdk import Batch, held
 from dataflare_sdk.event_time import FOREVER
 from dataflare_sdk.testing.context import FakeContext
+
+
+@pytest.fixture(scope="module")
+def small_state() -> Iterator[None]:
+    """Put chunks together and make tables anew after a few rows: what else happens once in thousands of epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held, "TOGETHER", 2)
+        patch.setattr(held, "SMALL_ROWS", 24)
+        patch.setattr(held, "DEAD_ROWS", 60)
+        for name, rows in (("STATEMENT", 2), ("LEFT", 4), ("CAME", 8)):
+            patch.setattr(held.Leavings, name, rows)
+        yield
 
 
 class Bench:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dataflare_plugins.aggregate.windows import Shape
 from dataflare_sdk import duck, held
-from dataflare_sdk.held import DEAD_ROWS, Chunks, Leavings, own
+from dataflare_sdk.held import Chunks, Leavings, own
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote, select_as
 
@@ -231,7 +231,7 @@ class WindowState:
         """
         since = 0 if self._shape.kind == "session" else watermark + 1
         self._chunks.needed(since)
-        if self._anew or self._chunks.rows > 2 * held.count(self.connection, "live") + DEAD_ROWS:
+        if self._anew or self._chunks.rows > 2 * held.count(self.connection, "live") + held.DEAD_ROWS:
             self._chunks.anew(self.connection, "SELECT * FROM live", put, since)
         elif self._unsaved:
             self._chunks.add(self.connection, "SELECT * FROM delta", put, since)

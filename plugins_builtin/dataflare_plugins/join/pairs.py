@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dataflare_sdk import duck, held
 from dataflare_sdk.event_time import FOREVER
-from dataflare_sdk.held import DEAD_ROWS, Chunks, Leavings, own
+from dataflare_sdk.held import Chunks, Leavings, own
 from dataflare_sdk.schema import quote, select_as
 
 SIDES = ("left", "right")
@@ -199,7 +199,7 @@ class Pairs:
             since = FOREVER if other == FOREVER else other - self._within
             for chunks in (side.chunks, side.met):
                 chunks.needed(since)
-            if side.chunks.rows > 2 * held.count(self._connection, side.held) + DEAD_ROWS:
+            if side.chunks.rows > 2 * held.count(self._connection, side.held) + held.DEAD_ROWS:
                 side.chunks.anew(self._connection, f"SELECT * FROM {side.held}", put, since)
                 side.met.clear()
             else:

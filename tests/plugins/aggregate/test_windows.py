@@ -22,6 +22,8 @@ from dataflare.lifecycle import Runtime
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
 
+pytestmark = pytest.mark.usefixtures("small_state")
+
 ORIGIN = 946_857_600_000_000
 START = datetime.datetime(2026, 3, 28, 23, 30)
 MINUTE = 60_000_000

@@ -22,6 +22,8 @@ from dataflare_sdk import held
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
 
+pytestmark = pytest.mark.usefixtures("small_state")
+
 START = datetime.datetime(2026, 3, 28, 23, 30)
 SECOND = datetime.timedelta(seconds=1)
 SCHEMA = pa.schema([("id", pa.int64()), ("k", pa.int64()), ("x", pa.float64()), ("at", pa.timestamp("us"))])

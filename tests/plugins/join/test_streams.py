@@ -20,6 +20,8 @@ from dataflare.lifecycle import Runtime
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
 
+pytestmark = pytest.mark.usefixtures("small_state")
+
 START = datetime.datetime(2026, 3, 28, 23, 30)
 KINDS = {"inner": "JOIN", "left": "LEFT JOIN", "full": "FULL JOIN", "semi": "SEMI JOIN", "anti": "ANTI JOIN"}
 

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "mission"))
 from flows import Document, flow, json_rows, saved, step, told
 from stepping import Bench
 
+pytestmark = pytest.mark.usefixtures("small_state")
+
 KINDS = {"inner": "JOIN", "left": "LEFT JOIN", "semi": "SEMI JOIN", "anti": "ANTI JOIN"}
 LEFT = pa.schema([("i", pa.int64()), ("k", pa.int64())])
 TABLE = pa.schema([("id", pa.int64()), ("g", pa.int64()), ("name", pa.string())])
