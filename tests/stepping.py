@@ -128,6 +128,14 @@ class Bench:
         self._chunks[ref] = data
         return ref
 
+    def several(self) -> None:
+        """Read and end eight epochs, a row of every partition in each, and crash: what they kept was put together, and is taken back."""
+        for _ in range(8):
+            for name, part in self._at:
+                self.read(name, part, 1)
+            self.end_epoch()
+        self.crash()
+
     def crash(self) -> None:
         """Lose everything since the last epoch, and do it again, in other batches and another order of the partitions."""
         self.step.close()

@@ -77,8 +77,8 @@ class Kept:
     st.booleans(),
     st.lists(
         st.one_of(
-            st.tuples(st.just("add"), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50)), min_size=1, max_size=30)),
-            st.tuples(st.just("needed"), st.integers(1, 20)),
+            st.tuples(st.just("add"), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=30)),
+            st.tuples(st.just("needed"), st.integers(1, 3)),
             st.tuples(st.just("again"), st.none()),
         ),
         max_size=40,

@@ -163,10 +163,12 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
         yield made
 
 
-deeds = st.lists(st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9)), st.just("epoch"), st.just("crash")), max_size=40)
+deeds = st.lists(
+    st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9)), st.just("epoch"), st.just("crash"), st.just("several")), max_size=40
+)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(row, min_size=10, max_size=60),
     second=st.lists(row, max_size=40),
@@ -204,6 +206,8 @@ def test_epochs_and_crashes_change_nothing(
             bench.end_epoch()
         elif deed == "crash":
             bench.crash()
+        elif deed == "several":
+            bench.several()
         else:
             bench.read("rows", *deed)
     bench.end_epoch()

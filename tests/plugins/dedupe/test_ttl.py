@@ -83,10 +83,17 @@ class Walk:
 drawn_row = st.tuples(
     st.integers(0, 8).map(lambda n: n * 15), st.sampled_from([0, 0, 0, 30, 120, 600]), st.sampled_from([None, 1, 2]), st.sampled_from([0.0, -0.0, 1.5])
 )  # fmt: skip
-deeds = st.lists(st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9)), st.just("epoch"), st.just("crash")), max_size=30)
+deeds = st.lists(
+    st.one_of(st.tuples(st.sampled_from([0, 1]), st.integers(1, 9)), st.just("epoch"), st.just("crash"), st.just("several")), max_size=30
+)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def spelled(deeds: list[Any]) -> list[Any]:
+    """Write out `several`: epochs of a row of each part, whose chunks are put together, and a crash."""
+    return [d for deed in deeds for d in ([*[(0, 1), (1, 1), "epoch"] * 8, "crash"] if deed == "several" else [deed])]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(drawn_row, min_size=5, max_size=60),
     second=st.lists(drawn_row, max_size=30),
@@ -101,7 +108,7 @@ def test_by_event_time(
     config = {"key": ["k", "x"], "ttl": f"{ttl}s", "on": "at", "lateness": f"{lateness}s"}
     bench = Bench(runtime, tmp_path_factory.mktemp("b"), "dedupe", config, {"r": [table(p) for p in parts]})
     walk, at, begun = Walk(ttl, lateness), [0, 0], [0, 0]
-    for deed in [*deeds, "epoch", "crash"]:
+    for deed in spelled([*deeds, "epoch", "crash"]):
         if deed == "epoch":
             bench.end_epoch()
             walk.epoch([p[b:a] for p, b, a in zip(parts, begun, at, strict=True)], [a == len(p) for p, a in zip(parts, at, strict=True)])

@@ -71,12 +71,17 @@ def counted(table: pa.Table) -> Counter[str]:
 row = st.tuples(st.integers(0, 6).map(lambda n: n * 10), st.sampled_from([0, 0, 0, 10, 30, 90]), st.sampled_from([None, 1, 2]))
 streams = st.lists(row, min_size=1, max_size=25)
 deeds = st.lists(
-    st.one_of(st.tuples(st.sampled_from(["l", "r"]), st.sampled_from([0, 1]), st.integers(1, 6)), st.just("epoch"), st.just("crash")),
+    st.one_of(
+        st.tuples(st.sampled_from(["l", "r"]), st.sampled_from([0, 1]), st.integers(1, 6)),
+        st.just("epoch"),
+        st.just("crash"),
+        st.just("several"),
+    ),
     max_size=30,
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     left=st.tuples(streams, streams),
     right=st.tuples(streams, streams),
@@ -99,6 +104,8 @@ def test_streams_that_meet(
             bench.end_epoch()
         elif deed == "crash":
             bench.crash()
+        elif deed == "several":
+            bench.several()
         else:
             bench.read(*deed)
     bench.end()

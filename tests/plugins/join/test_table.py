@@ -107,7 +107,7 @@ deeds = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     keys=st.lists(st.sampled_from([None, 0, 1, 2, 3]), min_size=1, max_size=40),
     log=st.lists(logged, max_size=40),
@@ -177,6 +177,20 @@ def test_a_change_that_a_snapshot_has_seen_says_nothing_new(runtime: Runtime, tm
     bench.end_epoch()
     bench.end()
     assert bench.table().column("name").to_pylist() == ["newer"]
+
+
+def test_of_states_that_are_kept_together_the_newest_counts(runtime: Runtime, tmp_path: Path) -> None:
+    log = Log(
+        [("create", 1, 1), ("create", 2, 2), ("update", 1, 3), ("delete", 2, 0), ("update", 1, 4), ("create", 2, 5), ("update", 1, 6)]
+    )
+    tables = {"l": [pa.Table.from_pylist([{"i": i, "k": i} for i in (1, 2)], LEFT)], "r": [log.table()]}
+    bench = Bench(runtime, tmp_path, "join", {"on": {"k": "id"}, "table": True}, tables, changes={"r": (["id"], as_changes)})
+    for _ in log.rows:
+        bench.read("r", 0, 1)
+        bench.end_epoch()
+        bench.crash()
+    bench.end()
+    assert dict(zip(*(bench.table().column(n).to_pylist() for n in ("i", "name")), strict=True)) == {1: "n6", 2: "n5"}
 
 
 def test_a_column_that_was_not_sent_stays_as_it_was(runtime: Runtime, tmp_path: Path) -> None:
