@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import zoneinfo
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -78,15 +79,23 @@ class Schedule:
         return found
 
     def within(self, start: datetime, stop: datetime) -> list[datetime]:
-        """Return the times after `start` up to `stop`; of very many the newest."""
-        found: list[datetime] = []
+        """Return the times after `start` up to `stop`; of very many the newest `MOST`."""
+        back = timedelta(days=1)
+        while (near := stop - back) > start:
+            if len(found := self._walked(near, stop)) == MOST:
+                return found
+            back *= 8
+        return self._walked(start, stop)
+
+    def _walked(self, start: datetime, stop: datetime) -> list[datetime]:
+        found: deque[datetime] = deque(maxlen=MOST)
+        if self._every is not None:  # the only one with more than a time a minute
+            start = max(start, stop - timedelta(seconds=self._every) * (MOST + 1))
         at = self.after(start)
         while at <= stop:
             found.append(at)
             at = self.after(at)
-            if len(found) > 2 * MOST:
-                del found[:MOST]
-        return found[-MOST:]
+        return list(found)
 
     def upcoming(self, moment: datetime, count: int = 3) -> list[datetime]:
         """Return the next times."""
