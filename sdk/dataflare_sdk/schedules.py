@@ -6,6 +6,7 @@ twice runs once; expressions with `*` or a step in hours or minutes follow the c
 
 from __future__ import annotations
 
+import itertools
 import random
 import zoneinfo
 from collections import deque
@@ -56,6 +57,8 @@ class Schedule:
             raise WRONG.error(f"there is no time zone '{name}'", path="schedule.timezone") from None
         if self._cron is not None:
             self._check(self._cron)
+        if self._jitter and self._jitter >= self._shortest():
+            raise WRONG.error("`jitter` is as long as the time between two runs: some would never begin", path="schedule.jitter")
 
     def _check(self, cron: str) -> None:
         from cronsim import CronSimError
@@ -68,6 +71,13 @@ class Schedule:
             raise WRONG.error(f"'{cron}' is no cron expression: {error}", path="schedule.cron") from None
         if found is None:
             raise WRONG.error(f"'{cron}' never comes", path="schedule.cron")
+
+    def _shortest(self) -> float:
+        """Return seconds between two times, of some the fewest."""
+        if self._every is not None:
+            return self._every
+        times = [t.timestamp() for t in self.upcoming(EPOCH, 100)]
+        return min(later - sooner for sooner, later in itertools.pairwise(times))
 
     def after(self, moment: datetime) -> datetime:
         """Return the first time after `moment`, in the schedule's zone."""

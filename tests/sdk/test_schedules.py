@@ -81,6 +81,9 @@ def test_a_distance_is_counted_from_one_moment() -> None:
         ({"cron": "61 * * * *"}, "schedule.cron"),
         ({"cron": "0 0 30 2 *"}, "schedule.cron"),
         ({"every": 0.5}, "schedule.every"),
+        ({"every": 60.0, "jitter": 60.0}, "schedule.jitter"),
+        ({"cron": "*/5 * * * *", "jitter": 600.0}, "schedule.jitter"),
+        ({"cron": "0 9 * * 1,2", "jitter": 90_000.0}, "schedule.jitter"),
         ({"every": 60.0, "timezone": "Mars/Olympus"}, "schedule.timezone"),
     ],
 )
@@ -260,6 +263,26 @@ def test_a_run_that_cannot_even_begin_has_failed() -> None:
     assert (told["status"], told["exit"], told["error"]["code"]) == ("failed", 3, "config.invalid")
     assert (scheduled.failed, scheduled.exit) == (1, 3)
     assert "failed" in said[0]
+
+
+def test_times_a_machine_slept_over_are_told() -> None:
+    class Asleep(World):
+        def __init__(self, **block: Any) -> None:
+            wait = Clock.wait
+
+            def slept(clock: Clock, until: datetime | None, running: Any) -> None:
+                wait(clock, until, running)
+                if clock.time == self.start + timedelta(seconds=20):
+                    clock.time += timedelta(seconds=35)
+
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(Clock, "wait", slept)
+                super().__init__(takes=1, seconds=65, **block)
+
+    asleep = Asleep()
+    assert asleep.begun() == [(10, 10), (50, 55), (60, 60)]
+    assert ["3 time(s)" in line for line in asleep.told] == [True]
+    assert Asleep(catch_up="all").begun() == [(10, 10), (20, 55), (30, 56), (40, 57), (50, 58), (60, 60)]
 
 
 def test_the_end_of_a_watch_drains_its_run() -> None:

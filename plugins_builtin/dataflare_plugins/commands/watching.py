@@ -166,6 +166,8 @@ class Watch:
         newest = self._seen = times[-1]
         if self._schedule.catch_up == "all":
             self._waiting += times[:-1]
+        elif len(times) > 1:
+            self._tell(f"{len(times) - 1} time(s) up to {times[-2].isoformat()} were missed and are not made up for")
         if self._running is not None and self._running.over():
             self._running = None
         if self._running is None or self._schedule.overlap == "queue":
