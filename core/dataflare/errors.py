@@ -160,7 +160,13 @@ class DataflareError(Exception):
 
 
 class RetriableError(DataflareError):
-    """A failure of the moment (a busy file, a server restarting): trying again may succeed."""
+    """A failure of the moment (a busy file, a server restarting): trying again may succeed.
+
+    Attributes:
+        after: seconds that whoever was asked wants to be left alone for; None: it does not say.
+    """
+
+    after: float | None = None
 
 
 def exit_code(problems: list[Problem]) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
 
 from dataflare.errors import CONFIG_INVALID, code
+from dataflare_sdk import web
 
 __all__ = ["Poster"]
 
@@ -19,7 +18,9 @@ NOT_TAKEN = code(
 )
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
-"""Seconds between two attempts; each pause is twice the one before."""
+"""Seconds between two attempts where the receiver does not ask for others; each pause is twice the one before."""
+ANSWER = 64 << 10
+"""Bytes of an answer that are read; nobody looks at them."""
 
 
 class Poster:
@@ -28,7 +29,7 @@ class Poster:
     Args:
         url: the address; it may hold a secret, and is never shown whole.
         headers: sent with every post.
-        timeout: seconds to wait for an answer.
+        timeout: seconds until all of an answer has to be there.
         attempts: how often one post is tried.
 
     Raises:
@@ -37,21 +38,12 @@ class Poster:
 
     def __init__(self, url: str, headers: Mapping[str, str], *, timeout: float = 5.0, attempts: int = 5) -> None:
         try:
-            parts = urlsplit(str(url))
-            port = parts.port
-        except ValueError:
-            raise CONFIG_INVALID.error("the address cannot be taken apart", path="url") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CONFIG_INVALID.error("expected an address that begins with http:// or https://", path="url")
-        if parts.username is not None:
-            raise CONFIG_INVALID.error("user and password do not belong into an address; use `headers`", path="url")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if not _printable(self._target):
-            raise CONFIG_INVALID.error("the address holds characters that it must not", path="url")
-        wrong = [name for name, value in headers.items() if not _printable(name, " \t:") or not _printable(value)]
-        if wrong:
-            raise CONFIG_INVALID.error("a header holds characters that it must not", path="headers")
+            self._url = web.address(str(url))
+        except ValueError as error:
+            raise CONFIG_INVALID.error(str(error), fix="Credentials go into `headers`.", path="url") from None
+        wrong = next((w for name, value in headers.items() if (w := web.bad_header(name, value))), None)
+        if wrong is not None:
+            raise CONFIG_INVALID.error(wrong, path="headers")
         self._headers = {"User-Agent": "dataflare", "Connection": "close", **headers}
         self._timeout = timeout
         self._attempts = attempts
@@ -59,43 +51,34 @@ class Poster:
     @property
     def shown(self) -> str:
         """The server, as people may see it: the path may be a secret of its own."""
-        return f"{'https' if self._secure else 'http'}://{self._host}{f':{self._port}' if self._port else ''}"
+        return web.shown(self._url)
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Post something; try again after a failure of the moment (no answer, 408, 429, 5xx).
+        """Post something; try again after a failure of the moment (no answer, 408, 425, 429, 5xx), when the receiver says if it does.
 
         Raises:
             DataflareError: `monitor.not-taken`, once it was refused or tried as often as it may be.
         """
         from http.client import HTTPException
 
+        from dataflare_sdk.web_connection import WebConnection, failure
+
         pause = FIRST_PAUSE
         for attempt in range(1, self._attempts + 1):
+            connection = WebConnection(self._timeout, ANSWER)
+            asked: float | None = None
             try:
-                status = self._once(body, {**self._headers, **(headers or {})})
+                sent = {**self._headers, **(headers or {})}
+                answer = connection.ask("POST", self._url, body, sent, until=time.monotonic() + self._timeout)
             except (OSError, HTTPException) as error:
-                status, why = 0, type(error).__name__
+                why, passing = failure(error)
             else:
-                why = f"HTTP {status}"
-            if 200 <= status < 300:
-                return
-            passing = status == 0 or status in (408, 429) or status >= 500
+                if 200 <= answer.status < 300:
+                    return
+                why, passing, asked = f"HTTP {answer.status}", web.momentary(answer.status), web.asked_pause(answer.headers)
+            finally:
+                connection.close()
             if not passing or attempt == self._attempts:
                 raise NOT_TAKEN.error(f"{self.shown} did not take what was posted: {why}, tried {attempt} times")
-            time.sleep(pause)
+            time.sleep(pause if asked is None else asked)
             pause = min(pause * 2, LONGEST_PAUSE)
-
-    def _once(self, body: bytes, headers: Mapping[str, str]) -> int:
-        import http.client
-
-        kind: Any = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection: http.client.HTTPConnection = kind(self._host, self._port, timeout=self._timeout)  # certificates are checked
-        try:
-            connection.request("POST", self._target, body, dict(headers))
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-
-def _printable(text: str, without: str = "") -> bool:
-    return all(" " <= c <= "~" and c not in without for c in text)

@@ -6,8 +6,10 @@ twice runs once; expressions with `*` or a step in hours or minutes follow the c
 
 from __future__ import annotations
 
+import itertools
 import random
 import zoneinfo
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,6 +57,8 @@ class Schedule:
             raise WRONG.error(f"there is no time zone '{name}'", path="schedule.timezone") from None
         if self._cron is not None:
             self._check(self._cron)
+        if self._jitter and self._jitter >= self._shortest():
+            raise WRONG.error("`jitter` is as long as the time between two runs: some would never begin", path="schedule.jitter")
 
     def _check(self, cron: str) -> None:
         from cronsim import CronSimError
@@ -68,6 +72,13 @@ class Schedule:
         if found is None:
             raise WRONG.error(f"'{cron}' never comes", path="schedule.cron")
 
+    def _shortest(self) -> float:
+        """Return seconds between two times, of some the fewest."""
+        if self._every is not None:
+            return self._every
+        times = [t.timestamp() for t in self.upcoming(EPOCH, 100)]
+        return min(later - sooner for sooner, later in itertools.pairwise(times))
+
     def after(self, moment: datetime) -> datetime:
         """Return the first time after `moment`, in the schedule's zone."""
         if self._every is not None:
@@ -78,15 +89,23 @@ class Schedule:
         return found
 
     def within(self, start: datetime, stop: datetime) -> list[datetime]:
-        """Return the times after `start` up to `stop`; of very many the newest."""
-        found: list[datetime] = []
+        """Return the times after `start` up to `stop`; of very many the newest `MOST`."""
+        back = timedelta(days=1)
+        while (near := stop - back) > start:
+            if len(found := self._walked(near, stop)) == MOST:
+                return found
+            back *= 8
+        return self._walked(start, stop)
+
+    def _walked(self, start: datetime, stop: datetime) -> list[datetime]:
+        found: deque[datetime] = deque(maxlen=MOST)
+        if self._every is not None:  # the only one with more than a time a minute
+            start = max(start, stop - timedelta(seconds=self._every) * (MOST + 1))
         at = self.after(start)
         while at <= stop:
             found.append(at)
             at = self.after(at)
-            if len(found) > 2 * MOST:
-                del found[:MOST]
-        return found[-MOST:]
+        return list(found)
 
     def upcoming(self, moment: datetime, count: int = 3) -> list[datetime]:
         """Return the next times."""

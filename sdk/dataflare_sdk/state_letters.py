@@ -59,13 +59,12 @@ class SqlLetters:
         """Return letters behind `after`, oldest first, at most `limit`."""
         found: list[DeadLetter] = []
         most = ALL if limit is None else limit
-        for part in _parts(where, int(after or 0)):
+        behind = min(int(after or 0), ALL)
+        for part in _parts(where, behind):
             if len(found) >= most:
                 break
             condition, arguments = _matching(workflow, part)
-            rows = self._query(
-                f"{_SELECT}{condition} AND l.id > ? ORDER BY l.id LIMIT ?", *arguments, int(after or 0), min(most - len(found), ALL)
-            )
+            rows = self._query(f"{_SELECT}{condition} AND l.id > ? ORDER BY l.id LIMIT ?", *arguments, behind, min(most - len(found), ALL))
             found += [_letter(row) for row in rows]
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,10 +26,13 @@ class Receiver:
 
     Attributes:
         requests: everything that came, also what was refused.
+        headers: sent with every answer.
         answers: statuses for the next requests, one each; then 200. `cut` closes the connection, `hang` waits until the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self.headers: dict[str, str] = {}
         self.requests: list[Request] = []
         self.answers: list[int | str] = []
         self.always: int | str = 200
@@ -50,15 +54,22 @@ class Receiver:
                     self.close_connection = True
                     return
                 self.send_response(answer)
-                self.send_header("Content-Length", "0")
+                for name, value in {"Content-Length": "0", **receiver.headers}.items():
+                    self.send_header(name, value)
                 if 300 <= answer < 400:
                     self.send_header("Location", "/elsewhere")
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None: ...
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -72,7 +83,7 @@ class Receiver:
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._server.server_port}"
 
 
 def until(condition: Callable[[], Any]) -> Any:

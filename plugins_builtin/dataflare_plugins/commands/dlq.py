@@ -73,11 +73,11 @@ def list_letters(
 @selecting
 @_status
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
-@click.option("--after", default="", metavar="ID", help="Only those behind this one: the next page.")
+@click.option("--after", type=click.IntRange(min=0), metavar="ID", help="Only those behind this one: the next page.")
 @verb
 def show(
     call: Invocation, file: Path, ids: tuple[str, ...], run_id: str | None, step: str | None, status: tuple[str, ...],
-    limit: int | None, after: str,
+    limit: int | None, after: int | None,
 ) -> int:  # fmt: skip
     """Show dead letters: where the row stood, what it held, and why it was refused."""
     from dataflare_sdk.dead_letters import told
@@ -89,7 +89,7 @@ def show(
         runtime.authorize("dlq.show", workflow.name)
         with opened(runtime.host, workflow) as store:
             which = wanted(ids, run_id, step, status or (() if ids else WAITING))
-            for page in pages(store, workflow.name, which, limit, after):
+            for page in pages(store, workflow.name, which, limit, str(after or "")):
                 count += len(page)
                 if call.json:
                     found += [told(x) for x in page]

@@ -54,12 +54,22 @@ def in_an_editor(letter: DeadLetter) -> str | None:
 
 
 def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise BAD_ROW.error(f"it is no JSON: {error}") from None
+    found = _json(text, "it")
     if not isinstance(found, dict):
         raise BAD_ROW.error("it is no JSON object")
+    return found
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BAD_ROW.error(f"{what} holds half of a surrogate pair, which is no character") from None
+    except RecursionError:
+        raise BAD_ROW.error(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise BAD_ROW.error(f"{what} is no JSON: {error}") from None
     return found
 
 
@@ -70,8 +80,5 @@ def _pair(text: str, kinds: Mapping[str, str]) -> tuple[str, Any]:
     if value == "null":
         return name, None
     if kinds.get(name, "").startswith(("STRUCT", "MAP")) or kinds.get(name, "").endswith("]"):
-        try:
-            return name, json.loads(value)
-        except ValueError as error:
-            raise BAD_ROW.error(f"the value of '{name}' is no JSON: {error}") from None
+        return name, _json(value, f"the value of '{name}'")
     return name, value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataflare_sdk import DeadLetter, LetterFilter, Workflow, code
+from dataflare_sdk import DeadLetter, LetterFilter, RunInfo, Surroundings, Workflow, code
 from dataflare_sdk.commands import Runtime
 from dataflare_sdk.state_sql import ALL
 
@@ -138,18 +138,40 @@ def queried(runtime: Runtime, store: Any, workflow: Workflow, sql: str, where: L
     Raises:
         DataflareError: `expression.*`.
     """
-    import pyarrow as pa
+    import time
 
     from dataflare_sdk.dead_letters import TABLE, table
 
-    engine = runtime.host.build("expression_engine", "duckdb", {})
+    # Without a run `now()` would be the beginning of 1970.
+    run = RunInfo("", workflow.name, "", int(time.time() * 1e6))
+    engine = runtime.host.build("expression_engine", "duckdb", {}, Surroundings(run=run))
     try:
         bound = engine.bind_query(sql, {"dead_letters": TABLE})
-        parts = (table(page, bound.reads["dead_letters"]) for page in pages(store, workflow.name, where or LetterFilter()))
-        letters = pa.RecordBatchReader.from_batches(TABLE, parts)
+        letters = _Letters(
+            lambda: (table(page, bound.reads["dead_letters"]) for page in pages(store, workflow.name, where or LetterFilter()))
+        )
         return engine.query(engine.text_of(sql, ["dead_letters"]), {"dead_letters": letters}).read_all()
     finally:
         engine.close()
+
+
+class _Letters:
+    """The table `dead_letters`, read anew as often as a query names it: a reader of Arrow's can be read once."""
+
+    def __init__(self, parts: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+        self._parts = parts
+
+    def __arrow_c_schema__(self) -> object:
+        from dataflare_sdk.dead_letters import TABLE
+
+        return TABLE.__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        import pyarrow as pa
+
+        from dataflare_sdk.dead_letters import TABLE
+
+        return pa.RecordBatchReader.from_batches(TABLE, self._parts()).__arrow_c_stream__(requested_schema)
 
 
 def matching(runtime: Runtime, store: Any, workflow: Workflow, where: LetterFilter, condition: str) -> LetterFilter:

@@ -67,7 +67,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._run_id = ""
         self._waiting: list[str] = []
-        self._full = False
+        self._full = self._begun = False
 
     def event(self, event: RunEvent) -> None:
         """Keep an event; how far a run is, is told too often to be kept."""
@@ -87,7 +87,7 @@ class Recorder:
         """Take the id under which the run is kept from here on."""
         if not run_id or run_id == self._run_id:
             return
-        before, self._run_id = self._run_id, run_id
+        before, self._run_id, self._begun = self._run_id, run_id, False
         if before:
             old = self._path(before)
             try:
@@ -110,7 +110,10 @@ class Recorder:
                 self._full = True
                 if full:
                     return
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._begun:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # A crash may have cut off the last line of a run that is resumed: what comes is not to be lost with it.
+                line, self._begun = ("\n" if _cut_off(path) else "") + line, True
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError:
@@ -162,13 +165,24 @@ def listening(call: Invocation) -> None:
 
 
 def kept(folder: Path, run_id: str) -> Iterator[dict[str, Any]]:
-    """Return what was kept of a run, oldest first; a line that a crash cut off is left out."""
+    """Return what was kept of a run, oldest first; a line that a crash cut off, or that is damaged, is left out."""
     path = folder / f"{run_id}.jsonl"
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(found, dict) and isinstance(found.get("time"), (int, float)):
+                yield found
+
+
+def _cut_off(path: Path) -> bool:
+    """Return whether a file ends within a line."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        return file.read(1) != b"\n"

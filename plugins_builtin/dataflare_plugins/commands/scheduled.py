@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dataflare_plugins.commands.recording import recorded
 from dataflare_plugins.commands.watching import WallClock, Watch
-from dataflare_sdk import DataflareError, Workflow, code
+from dataflare_sdk import CODES, DataflareError, Problem, Workflow, code
 from dataflare_sdk.commands import Invocation, RunHandle, RunOptions, Runtime
 from dataflare_sdk.schedules import Schedule
 from dataflare_sdk.state_store import opened
@@ -145,8 +145,14 @@ class _Run:
 
     def _main(self) -> None:
         try:
-            with self._watch.runtime() as runtime:
-                document = self._watch.document(runtime, self._started)
+            document: Mapping[str, Any]
+            try:
+                with self._watch.runtime() as runtime:
+                    document = self._watch.document(runtime, self._started)
+            except DataflareError as error:
+                document = _not_begun(error.problems)
+            except Exception as error:  # a thread of its own: nobody above would say so
+                document = _not_begun([CODES["internal.bug"].problem(f"{type(error).__name__}: {error}")])
             self._watch.ran(self._due, document)
         finally:
             self._over.set()
@@ -156,6 +162,13 @@ class _Run:
         self._handle = handle
         if self._cancelled:
             handle.cancel()
+
+
+def _not_begun(problems: Sequence[Problem]) -> dict[str, Any]:
+    """Return the document of a run for which there was not even a runtime."""
+    error = {"code": problems[0].code, "message": problems[0].message, "where": problems[0].where(), "fix": problems[0].fix}
+    none: dict[str, Any] = {"run_id": None, "status": "failed", "rows": {"read": 0, "written": 0, "dead_lettered": 0}, "nodes": []}
+    return {**none, "error": error, "problems": [p.to_json() for p in problems]}
 
 
 def _scope(workflow: Workflow) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from dataflare_sdk.schedules import Schedule
+from dataflare_sdk.schedules import MOST, Schedule
+
+AHEAD = timedelta(hours=1)
+"""How far the newest time may lie in the future: a clock that is put right by a little is none that was wrong."""
 
 
 class Running(Protocol):
@@ -101,6 +104,7 @@ class Watch:
         self._launch, self._keep, self._tell = launch, keep, tell
         self._running: Running | None = None
         self._waiting: list[datetime] = []
+        self._seen = self._kept = clock.now()
 
     def run(self, last: datetime | None) -> None:
         """Watch until the clock says to stop; a run that is under way by then is drained.
@@ -108,54 +112,82 @@ class Watch:
         Args:
             last: the newest time an earlier watch dealt with, None when there was none.
         """
-        seen = self._clock.now() if last is None else last
         if last is None:
-            self._keep(seen)
+            self._keep(self._seen)
         else:
-            seen = self._caught_up(last)
+            self._seen = self._kept = last
+            self._set_back()
+            self._catch_up()
         while not self._clock.stopped():
             if self._running is not None and self._running.over():
                 self._running = None
             if self._running is None and self._waiting:
-                self._running = self._launch(self._waiting.pop(0))
+                due = self._waiting.pop(0)
+                self._running = self._launch(due)
+                # What still waits is not dealt with: the next watch is to find it missed if this one ends.
+                self._settle(due if self._waiting else self._seen)
                 continue
-            due = self._schedule.after(seen)
+            self._set_back()
+            due = self._schedule.after(self._seen)
             begins = self._schedule.begins(due, self._name)
             self._clock.wait(begins, self._running)
             if not self._clock.stopped() and self._clock.now() >= begins:
-                seen = self._due(due)
+                self._due(due)
         if self._running is not None:
             self._running.cancel()
             while not self._running.over():
                 self._clock.wait(None, self._running)
 
-    def _caught_up(self, last: datetime) -> datetime:
+    def _set_back(self) -> None:
+        """Go on from now where the newest time lies far ahead: else nothing would run until the clock is there again."""
+        now = self._clock.now()
+        if self._seen - now > AHEAD:
+            self._tell(f"the clock was set back from {self._seen.isoformat()}: the schedule goes on from now")
+            self._seen = now
+            self._settle(now)
+
+    def _catch_up(self) -> None:
         """Line up the times nobody watched at, as `catch_up` says."""
-        missed = self._schedule.within(last, self._clock.now())
+        missed = self._schedule.within(self._seen, self._clock.now())
         if not missed:
-            return last
+            return
         self._waiting = {"all": missed, "last": missed[-1:]}.get(self._schedule.catch_up, [])
         dropped = len(missed) - len(self._waiting)
-        if dropped:
-            self._tell(f"{dropped} time(s) since {last.isoformat()} were missed and are not made up for")
-        self._keep(missed[-1])
-        return missed[-1]
+        if dropped or len(missed) == MOST:
+            count = f"{dropped} time(s)" if len(missed) < MOST else f"all but {len(self._waiting)} of {MOST} or more times"
+            self._tell(f"{count} since {self._seen.isoformat()} were missed and are not made up for")
+        self._seen = missed[-1]
+        if not self._waiting:
+            self._settle(self._seen)
 
-    def _due(self, due: datetime) -> datetime:
+    def _due(self, due: datetime) -> None:
         """Deal with a time that has come; with the newest, when the machine slept over several."""
         times = [due, *self._schedule.within(due, self._clock.now())]
-        newest = times[-1]
+        newest = self._seen = times[-1]
         if self._schedule.catch_up == "all":
             self._waiting += times[:-1]
+        elif len(times) > 1:
+            self._tell(f"{len(times) - 1} time(s) up to {times[-2].isoformat()} were missed and are not made up for")
         if self._running is not None and self._running.over():
             self._running = None
         if self._running is None or self._schedule.overlap == "queue":
             self._waiting.append(newest)
         elif self._schedule.overlap == "cancel":
             self._tell(f"{newest.isoformat()}: the run before is not over and is stopped")
+            if self._waiting:
+                self._tell(f"{len(self._waiting)} time(s) that waited for it are not made up for")
             self._running.cancel()
             self._waiting = [newest]
         else:
             self._tell(f"{newest.isoformat()}: skipped, the run before is not over")
-        self._keep(newest)
-        return newest
+        if len(self._waiting) > MOST:
+            self._tell(f"too many times wait for their run: {self._waiting[0].isoformat()} is not made up for")
+            del self._waiting[:-MOST]
+        if not self._waiting:
+            self._settle(newest)
+
+    def _settle(self, time: datetime) -> None:
+        """Keep that everything up to a time is dealt with."""
+        if time != self._kept:
+            self._kept = time
+            self._keep(time)

@@ -32,7 +32,7 @@ class Effort:
         timeout: seconds of a request.
         attempts: requests at most, the first one included.
         initial: seconds before the second; doubled each time.
-        most: longest pause, seconds.
+        most: longest pause that is not the lookup's wish, seconds.
         failures: requests in a row that failed until the lookup is left alone.
         pause: for how long, seconds.
         keys: keys of a request.
@@ -149,7 +149,8 @@ class Asker:
                         answered[request.at : request.at + request.keys.num_rows] = [True] * request.keys.num_rows
                     elif request.tries < self._effort.attempts and not self._cancelled():
                         self._counted("lookup_retries", 1)
-                        request.due = time.monotonic() + min(self._effort.initial * 2 ** (request.tries - 1), self._effort.most)
+                        pause = min(self._effort.initial * 2 ** (request.tries - 1), self._effort.most)
+                        request.due = time.monotonic() + (pause if failed.after is None else failed.after)
                         waiting.append(request)
                     else:
                         self._breaker.failed(self._clock())

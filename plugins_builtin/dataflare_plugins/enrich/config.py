@@ -34,7 +34,7 @@ class RetryConfig:
 
     attempts: int = option("Requests at most, the first one included.", default=3, minimum=1)
     initial: Duration = option("Pause before the second; it doubles each time.", default=0.2)
-    max: Duration = option("Longest pause.", default=5.0)
+    max: Duration = option("Longest pause that is not the service's wish (`Retry-After`).", default=5.0)
 
 
 @config

@@ -103,10 +103,11 @@ def cast(column: Any, kind: pa.DataType) -> Any:
         return column.cast(kind)
     if pa.types.is_float32(have) and pa.types.is_float64(kind):
         return column.cast(kind)
-    return _selected([column], f"CAST(c0 AS {duck_type(kind)})", kind)
+    return selected([column], f"CAST(c0 AS {duck_type(kind)})", kind)
 
 
-def _selected(columns: Sequence[Any], sql: str, kind: pa.DataType) -> Any:
+def selected(columns: Sequence[Any], sql: str, kind: pa.DataType) -> Any:
+    """Return what SQL makes of columns, which it knows as `c0`, `c1` …, as a type."""
     with duck.session() as connection:
         connection.register("given", pa.table({f"c{i}": c for i, c in enumerate(columns)}))
         try:
@@ -134,8 +135,8 @@ def asked(columns: Sequence[Any], keys: Sequence[KeyPair]) -> tuple[pa.RecordBat
             out.append(column)
             continue
         kind = duck_type(key.other)
-        narrow = _selected([column], f"TRY_CAST(c0 AS {kind})", key.other)
-        same = pc.fill_null(_selected([column, narrow], f"CAST(c1 AS {duck_type(column.type)}) = c0", pa.bool_()), False)
+        narrow = selected([column], f"TRY_CAST(c0 AS {kind})", key.other)
+        same = pc.fill_null(selected([column, narrow], f"CAST(c1 AS {duck_type(column.type)}) = c0", pa.bool_()), False)
         can = same if can is None else pc.and_(can, same)
         out.append(narrow)
     batch = pa.RecordBatch.from_arrays(out, names=[k.theirs for k in keys])

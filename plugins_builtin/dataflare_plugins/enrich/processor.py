@@ -29,10 +29,16 @@ from dataflare_sdk import (
     duck,
 )
 from dataflare_sdk.row_stage import need_column, only, refuse_duplicates, single
-from dataflare_sdk.schema import cast_batch, literal, quote
+from dataflare_sdk.schema import cast_batch, literal, quote, type_name
 
 MISS = code("data.lookup-miss", 1, "A row has no match in the lookup.", "Add the key to the lookup, or set `on_miss`.")
 MANY = code("data.lookup-many", 1, "A row has several matches in the lookup.", "Make the key unique, or set `on_many` to first or all.")
+NO_KEY = code(
+    "data.lookup-key",
+    1,
+    "The key of a row cannot be compared with the lookup's: it is text, and no value of the lookup's type.",
+    "Mend the key, or cast it in a `map` before: `try_cast` leaves the row without a match.",
+)
 OUTAGE = code("data.lookup-outage", 1, "The lookup did not answer for a row.", "Replay the dead letters when it answers again.")
 
 
@@ -238,7 +244,8 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         """Return the batch with its new columns.
 
         Raises:
-            DataflareError: `data.lookup-miss`, `data.lookup-many`, `data.lookup-outage`; the engine then calls `attempt`.
+            DataflareError: `data.lookup-miss`, `data.lookup-many`, `data.lookup-outage`, `data.lookup-key`; the engine then
+                calls `attempt`. `enrich.bad-key`.
         """
         outputs, rejected = self._joined(batch)
         if rejected:
@@ -252,11 +259,13 @@ class EnrichmentProcessor(Processor[EnrichConfig]):
         return result if of is batch.data and result is not None else self._joined(batch)
 
     def _joined(self, batch: Batch) -> tuple[list[tuple[str, Batch]], list[RowRejection]]:
+        from dataflare_plugins.enrich.dirty import compared
         from dataflare_plugins.enrich.index import NO, ONE
         from dataflare_sdk.compute import pc
 
-        found = self._found(batch.data.select(list(self.config.on)))
-        rejected: list[RowRejection] = []
+        found, bad = compared(self._found, batch.data.select(list(self.config.on)), self._keys)
+        types = ", ".join(dict.fromkeys(type_name(k.other) for k in self._keys))
+        rejected = self._rejections(bad, NO_KEY, f"there is no {types} to look up", {})
         keep = None
         lost = found.lost
         if lost is not None and self.config.on_outage == "dead_letter":

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflare_plugins.enrich import keys as key_columns
+from dataflare_plugins.enrich.dirty import misfits, of_the_lookup
 from dataflare_plugins.enrich.index import Found, Segment, build, found
 from dataflare_plugins.enrich.keys import KeyPair
 from dataflare_plugins.enrich.spilled import SpilledTable
@@ -95,7 +96,12 @@ class TableLookup:
             whole = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_arrays(
                 [pa.array([], f.type) for f in self._schema], schema=self._schema
             )  # fmt: skip
-            return build(key_columns.encode(key_columns.met(whole, [k.theirs for k in self._keys], self._keys)), whole)
+            names = [k.theirs for k in self._keys]
+            try:
+                columns = key_columns.met(whole, names, self._keys)
+            except Exception as error:
+                raise of_the_lookup(error, bool(misfits(whole, names, self._keys).true_count)) from error
+            return build(key_columns.encode(columns), whole)
         spilled = SpilledTable(self._ctx, self._schema, self._keys, every=self._every)
         try:
             spilled.fill(itertools.chain(kept, rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from dataflare_plugins.http.encoding import CONTENT, Cutter, Encoder, body_of
 from dataflare_plugins.http.options import BatchConfig, HttpConfig
 from dataflare_plugins.http.spool import Progress, Request, SpoolWriter, requests
 from dataflare_plugins.http.target import Target as Address
-from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, code
+from dataflare_sdk import CODES, Batch, Destination, Opened, RowRejection, Target, WriteSpec, code, web
 from dataflare_sdk.atomic import read_record, write_record
+from dataflare_sdk.compute import pc
 from dataflare_sdk.failpoints import declare, failpoint
 
 BAD_ROW = code("http.row-refused", 1, "A server refused rows.", "Mend the rows, or set `errors.on_record` to skip or dead_letter.")
-_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", "content-encoding", "upgrade", "te", "trailer"})
+_DOTS = pa.array(["", ".", ".."])
+"""Texts that a path may climb by, alone or beside others."""
 
 declare("http.request.sent", "http.epoch.sent")
 
@@ -48,15 +48,16 @@ class HttpDestination(Destination[HttpConfig]):
         self._part = 0
 
     def _check_headers(self) -> None:
-        named = [(n, f"headers.{n}") for n in self.config.headers]
-        if self.config.idempotency_header is not None:
-            named.append((self.config.idempotency_header, "idempotency_header"))
-        for name, path in named:
-            if not _NAME.fullmatch(name) or name.lower() in _OURS:
-                raise CODES["config.invalid"].error(f"'{name}' is no header that can be set", path=path)
-        for name, value in self.config.headers.items():
-            if not value.isprintable():
-                raise CODES["config.invalid"].error("a header is one line of printable text", path=f"headers.{name}")
+        headers = {**self.config.headers}
+        if self.config.idempotency_header is not None and self.config.idempotency_header not in headers:
+            headers[self.config.idempotency_header] = ""
+        for name, value in headers.items():
+            path = f"headers.{name}" if name in self.config.headers else "idempotency_header"
+            wrong = web.bad_header(name, value)
+            if wrong is None and name.lower() == "content-encoding":
+                wrong = f"'{name}' is no header that can be set"
+            if wrong is not None:
+                raise CODES["config.invalid"].error(wrong, path=path)
 
     # -- what it can do ----------------------------------------------------------------------------------
 
@@ -138,12 +139,17 @@ class HttpDestination(Destination[HttpConfig]):
 
     def _without_address(self, data: pa.RecordBatch) -> list[RowRejection]:
         found: dict[int, str] = {}
+        dots = False
         for name in self.address.columns:
             column = data.column(data.schema.get_field_index(name))
             if column.null_count:
-                found.update((i, name) for i, there in enumerate(column.is_valid().to_pylist()) if not there)
-        cause = "the address of the row cannot be made: '{}' is NULL"
-        return [RowRejection("data.bad-row", cause.format(found[i]), index=i) for i in sorted(found)]
+                found.update((i, f"'{name}' is NULL") for i, there in enumerate(column.is_valid().to_pylist()) if not there)
+            dots = dots or bool(pc.is_in(column, _DOTS).true_count if column.type == pa.string() else False)
+        if dots:
+            for i, path in enumerate(self.address.paths(data)):
+                if path is not None and web.climbs(path):
+                    found.setdefault(i, "with its values it is the address of another place")
+        return [RowRejection("data.bad-row", f"the address of the row cannot be made: {found[i]}", index=i) for i in sorted(found)]
 
     def _asked(self, data: pa.RecordBatch, indices: Sequence[int]) -> list[RowRejection]:
         """Send rows now; what the server refuses is halved until single rows are left."""

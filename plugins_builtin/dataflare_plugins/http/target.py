@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow as pa
 
-from dataflare_sdk import CODES, code, duck
+from dataflare_sdk import CODES, code, duck, web
 from dataflare_sdk.schema import literal, quote
 
 BAD_URL = code("http.bad-url", 3, "The address of a request cannot be made.", "Give an http(s) address, with columns in its path only.")
@@ -22,7 +22,7 @@ class Target:
         text: the template.
 
     Attributes:
-        host, port, tls: the server.
+        tls: whether the server is spoken to in secret.
         columns: columns in the template.
 
     Raises:
@@ -31,28 +31,27 @@ class Target:
 
     def __init__(self, text: str) -> None:
         try:
-            url = urlsplit(text)
-            port = url.port
+            url = web.address(_PLACE.sub("x", text))
         except ValueError as error:
-            raise BAD_URL.error(f"the address cannot be read: {error}", path="url") from None
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise BAD_URL.error("an address begins with http:// or https://", path="url")
-        if url.username is not None or url.password is not None:
-            raise BAD_URL.error("an address holds no user", fix="Put credentials into `headers`.", path="url")
-        if "{" in url.netloc or "}" in url.netloc:
+            raise BAD_URL.error(str(error), fix="Credentials go into `headers`.", path="url") from None
+        whole = urlsplit(text)
+        if "{" in whole.netloc or "}" in whole.netloc:
             raise BAD_URL.error("what names the server is the same for all rows", path="url")
-        self.host = url.hostname
+        self._server = url._replace(path="", query="", fragment="")
         self.tls = url.scheme == "https"
-        self.port = port or (443 if self.tls else 80)
-        self._path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        if not self._path.isascii() or " " in self._path:
-            raise BAD_URL.error("an address is ASCII without spaces; other characters are written %XX", path="url")
+        self._path = web.target(whole)
         self.columns = tuple(dict.fromkeys(_PLACE.findall(self._path)))
 
     @property
     def origin(self) -> str:
         """Return the server, for people and for the commit scope."""
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
+        scheme, host, port = web.origin(self._server)
+        return f"{scheme}://{host}:{port}"
+
+    def url(self, path: str = "/") -> SplitResult:
+        """Return the address of a path that `paths` gave."""
+        place, _, query = path.partition("?")
+        return self._server._replace(path=place, query=query)
 
     def missing(self, schema: pa.Schema) -> Sequence[str]:
         """Return columns of the template that the rows have not."""

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 
-from dataflare_plugins.http_lookup.web import BAD_ANSWER, LATER, NOTHING, REFUSED, UNAVAILABLE, Service, parsed, shown
-from dataflare_sdk import CODES, Size, config, duck, option
+from dataflare_plugins.http_lookup.web import BAD_ANSWER, BAD_URL, NOTHING, REFUSED, Service, parsed
+from dataflare_sdk import CODES, Size, config, duck, option, web
 from dataflare_sdk import schema as schemas
 from dataflare_sdk.lookup import Lookup, joined
 from dataflare_sdk.schema import cast_batch, duck_type
@@ -54,7 +54,12 @@ class HttpLookup(Lookup[HttpLookupConfig]):
         self._many = KEYS in config.url or KEYS in json.dumps(config.body)
         self._service: Service | None = None
         self._names = self._placeholders()
-        parsed(config.url.replace("{", "").replace("}", ""))
+        self._url = parsed(config.url.replace("{", "").replace("}", ""))
+        if "{" in urlsplit(config.url).netloc:
+            raise BAD_URL.error("what names the server is the same for all keys", path="url")
+        for name, value in config.headers.items():
+            if (wrong := web.bad_header(name, value)) is not None:
+                raise CODES["config.invalid"].error(wrong, path=f"headers.{name}")
         if config.rows and not config.rows.startswith("/"):
             raise CODES["config.invalid"].error("a JSON pointer begins with '/'", path="rows")
         if not self._many:
@@ -108,22 +113,22 @@ class HttpLookup(Lookup[HttpLookupConfig]):
             bodies = [(i, self._ask(self._address([one]), self._filled([one]))) for i, one in enumerate(asked)]
         return self._read(keys, [(i, b) for i, b in bodies if b is not None])
 
-    def _ask(self, address: str, body: bytes | None) -> bytes | None:
+    def _ask(self, address: str | None, body: bytes | None) -> bytes | None:
         """Return an answer, None when it says that there is nothing."""
         if self._service is None:
             self._service = Service(self.config.headers, self.spec.timeout, self.config.max_bytes)
+        if address is None:
+            return None
         method = self.config.method or ("GET" if body is None else "POST")
         status, data = self._service.send(method, address, body)
-        where = shown(parsed(address))
-        if status in LATER:
-            raise UNAVAILABLE.retriable(f"{where} answers with status {status}", path="url")
         if status == 204 or (status in NOTHING and not self._many):
             return None
         if not 200 <= status < 300:
-            raise REFUSED.error(f"{where} answers with status {status}", path="url")
+            raise REFUSED.error(f"{web.shown(parsed(address))} answers with status {status}", path="url")
         return data
 
-    def _address(self, asked: Sequence[Mapping[str, Any]]) -> str:
+    def _address(self, asked: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return where keys are asked for; None when there is no such place: `..` would be another one."""
         first = asked[0]
         values = {name: quote(_text(value), safe="") for name, value in first.items()}
         if len(first) == 1:
@@ -133,7 +138,7 @@ class HttpLookup(Lookup[HttpLookupConfig]):
         made = self.config.url
         for name in self._names:
             made = made.replace("{" + name + "}", values[name])
-        return made
+        return None if web.climbs(web.target(urlsplit(made))) else made
 
     def _filled(self, asked: Sequence[Mapping[str, Any]]) -> bytes | None:
         if self.config.body is None:
@@ -159,9 +164,7 @@ class HttpLookup(Lookup[HttpLookupConfig]):
                     connection.unregister("answers")
         except Exception as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise BAD_ANSWER.error(
-                f"the answer of {shown(parsed(self.config.url))} cannot be read: {reason[:200]}", path="columns"
-            ) from error
+            raise BAD_ANSWER.error(f"the answer of {web.shown(self._url)} cannot be read: {reason[:200]}", path="columns") from error
         return joined([cast_batch(b, schema) for b in made.to_batches()], schema)
 
     def _sql(self, schema: pa.Schema) -> str:

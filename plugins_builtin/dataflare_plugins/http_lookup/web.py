@@ -1,16 +1,13 @@
-"""One web service: a connection that is kept, redirects that do not carry secrets away, answers of bounded size."""
+"""One web service: redirects that do not carry secrets away, answers of bounded size."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import socket
-import ssl
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit
+from http.client import HTTPException
+from urllib.parse import SplitResult
 
-from dataflare_sdk import code
+from dataflare_sdk import RetriableError, code, web
+from dataflare_sdk.web_connection import Answer, WebConnection, failure
 
 BAD_URL = code(
     "http_lookup.bad-url",
@@ -23,11 +20,7 @@ REFUSED = code("http_lookup.refused", 4, "The service refuses the request.", "Ch
 BAD_ANSWER = code(
     "http_lookup.bad-answer", 4, "The service's answer is not what was expected.", "Check `rows` and `columns` against what it sends."
 )
-HOPS = 5
-LATER = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses that may be another one when it is asked again."""
 NOTHING = (404, 410)
-_AGAIN = (301, 302, 303, 307, 308)
 
 
 def parsed(text: str) -> SplitResult:
@@ -37,15 +30,9 @@ def parsed(text: str) -> SplitResult:
         DataflareError: `http_lookup.bad-url`.
     """
     try:
-        url = urlsplit(text)
-        _ = url.port
+        return web.address(text)
     except ValueError as error:
-        raise BAD_URL.error("the address cannot be taken apart", path="url") from error
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise BAD_URL.error("the address does not begin with http:// or https://, and a host", path="url")
-    if url.username is not None or url.password is not None:
-        raise BAD_URL.error("the address holds a user or a password", path="url")
-    return url
+        raise BAD_URL.error(str(error), path="url") from None
 
 
 class Service:
@@ -58,9 +45,8 @@ class Service:
     """
 
     def __init__(self, headers: Mapping[str, str], timeout: float, most: int) -> None:
-        self._headers, self._timeout, self._most = dict(headers), timeout, most
-        self._connection: http.client.HTTPConnection | None = None
-        self._origin: tuple[str, str, int | None] | None = None
+        self._headers, self._most = dict(headers), most
+        self._connection = WebConnection(timeout, most)
 
     def send(self, method: str, address: str, body: bytes | None) -> tuple[int, bytes]:
         """Make a request and follow its redirects.
@@ -69,90 +55,48 @@ class Service:
             Status and body of the answer.
 
         Raises:
-            RetriableError: `http_lookup.unavailable`.
+            RetriableError: `http_lookup.unavailable`; `after` says when to ask again, if the service does.
             DataflareError: `http_lookup.refused`: it was sent on for ever, or to where it may not go.
         """
         url = parsed(address)
-        home = _origin(url)
-        for _ in range(HOPS + 1):
-            status, place, data = self._once(method, url, body, self._headers if _origin(url) == home else {})
-            if status not in _AGAIN or place is None:
-                return status, data
-            there = parsed(urljoin(url.geturl(), place))
-            if url.scheme == "https" and there.scheme == "http":
-                raise REFUSED.error(f"{shown(url)} sends the request on to an address that is not encrypted")
-            if status in (301, 302, 303) and method == "POST":
-                method, body = "GET", None
-            url = there
-        raise REFUSED.error(f"{shown(url)} sent the request on more than {HOPS} times")
+        home = web.origin(url)
+        for _ in range(web.HOPS + 1):
+            answer = self._asked(method, url, body, self._headers if web.origin(url) == home else {})
+            try:
+                there = web.onward(url, answer.status, answer.headers.get("location"), method, body)
+            except ValueError as error:
+                raise REFUSED.error(f"{web.shown(url)}: {error}", path="url") from None
+            if there is None:
+                if web.momentary(answer.status):
+                    raise _later(f"{web.shown(url)} answers with status {answer.status}", answer)
+                return answer.status, answer.body
+            url, method, body = there
+        raise REFUSED.error(f"{web.shown(url)} sent the request on more than {web.HOPS} times", path="url")
 
-    def _once(self, method: str, url: SplitResult, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, str | None, bytes]:
-        kept = self._connection is not None and self._origin == _origin(url)
-        try:
-            return self._asked(method, url, body, headers)
-        except (http.client.RemoteDisconnected, http.client.BadStatusLine, ConnectionError) as error:
-            self.close()
-            if not kept:
-                raise UNAVAILABLE.retriable(f"{shown(url)} does not answer: {_text(error)}", path="url") from error
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise UNAVAILABLE.retriable(f"{shown(url)} does not answer: {_text(error)}", path="url") from error
-        # A connection that was kept may have been closed by the other side meanwhile: that is no failure yet.
-        try:
-            return self._asked(method, url, body, headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise UNAVAILABLE.retriable(f"{shown(url)} does not answer: {_text(error)}", path="url") from error
-
-    def _asked(self, method: str, url: SplitResult, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, str | None, bytes]:
-        connection = self._to(url)
-        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    def _asked(self, method: str, url: SplitResult, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         given = {"Accept": "application/json", **({"Content-Type": "application/json"} if body is not None else {}), **headers}
-        connection.request(method, target, body=body, headers=given)
-        answer = connection.getresponse()
-        data = answer.read(self._most + 1)
-        if len(data) > self._most:
-            self.close()
-            raise BAD_ANSWER.error(f"the answer of {shown(url)} is larger than {self._most} bytes", path="max_bytes")
-        if not answer.isclosed() or answer.will_close:
-            self.close()
-        return answer.status, answer.getheader("Location"), data
-
-    def _to(self, url: SplitResult) -> http.client.HTTPConnection:
-        if self._connection is None or self._origin != _origin(url):
-            self.close()
-            host = str(url.hostname)
-            if url.scheme == "https":
-                context = ssl.create_default_context()
-                self._connection = http.client.HTTPSConnection(host, url.port, timeout=self._timeout, context=context)
-            else:
-                self._connection = http.client.HTTPConnection(host, url.port, timeout=self._timeout)
-            self._origin = _origin(url)
-        return self._connection
+        try:
+            answer = self._connection.ask(method, url, body, given)
+        except (OSError, HTTPException) as error:
+            why, passing = failure(error)
+            if not passing:
+                raise REFUSED.error(f"{web.shown(url)}: {why}", path="url") from error
+            raise UNAVAILABLE.retriable(f"{web.shown(url)} does not answer: {why}", path="url") from error
+        if not answer.whole:
+            raise BAD_ANSWER.error(f"the answer of {web.shown(url)} is larger than {self._most} bytes", path="max_bytes")
+        return answer
 
     def cancel(self) -> None:
         """Cut the connection; from any thread."""
-        sock: Any = getattr(self._connection, "sock", None)
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._connection.cancel()
 
     def close(self) -> None:
         """Close the connection."""
-        connection, self._connection, self._origin = self._connection, None, None
-        if connection is not None:
-            connection.close()
+        self._connection.close()
 
 
-def _origin(url: SplitResult) -> tuple[str, str, int | None]:
-    return url.scheme, str(url.hostname), url.port
-
-
-def shown(url: SplitResult) -> str:
-    """Return where a service is, for messages: a path or a query may hold what is not to be shown."""
-    port = f":{url.port}" if url.port else ""
-    return f"{url.scheme}://{url.hostname}{port}"
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def _later(what: str, answer: Answer) -> RetriableError:
+    """Return an outage, with the pause that the service asks for."""
+    error = UNAVAILABLE.retriable(what, path="url")
+    error.after = web.asked_pause(answer.headers)
+    return error

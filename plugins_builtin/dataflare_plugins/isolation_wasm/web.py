@@ -7,20 +7,17 @@ are put in here and taken out of answers again: a guest never holds a secret, it
 from __future__ import annotations
 
 import base64
-import contextlib
-import http.client
 import re
-import socket
-import ssl
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult
 
-from dataflare_sdk import code
+from dataflare_sdk import code, web
 from dataflare_sdk.addresses import public
 from dataflare_sdk.records import record
+from dataflare_sdk.web_connection import WebConnection, resolved
 
 DENIED = code(
     "wasm.address-refused",
@@ -31,13 +28,9 @@ DENIED = code(
 BAD_REQUEST = code("wasm.bad-request", 4, "A plugin made a request that is none.", "Mend the plugin; see the PDK for the form of requests.")
 UNREACHABLE = code("wasm.unreachable", 4, "A plugin's request was not answered.", "Check the address and the network; run again.")
 
-HOPS = 5
 MOST = 16 << 20
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_PORTS = {"http": 80, "https": 443}
 _SECRET = re.compile(r"\$\{secret:([^}]{1,128})\}")
-_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
-_OURS = frozenset(("host", "connection", "content-length", "transfer-encoding", "proxy-authorization", "upgrade", "te", "trailer"))
 
 
 @record
@@ -88,33 +81,44 @@ class Web:
         until = time.monotonic() + self._seconds
         url = self._parsed(raw["url"])
         request = self._request(raw, url)
-        for _ in range(HOPS + 1):
+        for _ in range(web.HOPS + 1):
             answer = self._hop(url, request, until)
-            target = answer.headers.get("location")
-            if answer.status not in (301, 302, 303, 307, 308) or target is None:
+            try:
+                onward = web.onward(url, answer.status, answer.headers.get("location"), request.method, request.body)
+            except ValueError as error:
+                raise BAD_REQUEST.error(f"'{url.hostname}' answers what is not followed: {error}") from None
+            if onward is None:
                 return answer
-            there = self._parsed(urljoin(url.geturl(), target))
-            request = _redirected(request, answer.status, same=_origin(there) == _origin(url))
-            url = there
-        raise BAD_REQUEST.error(f"it was sent on more than {HOPS} times")
+            there, method, body = onward
+            # Secrets stay behind.
+            secrets = request.secrets if web.origin(there) == web.origin(url) else {}
+            url, request = there, _Request(method, request.headers, body, secrets, request.values)
+        raise BAD_REQUEST.error(f"it was sent on more than {web.HOPS} times")
 
     def _request(self, raw: Mapping[str, Any], url: SplitResult) -> _Request:
         method, headers = str(raw.get("method", "GET")).upper(), raw.get("headers") or {}
         if method not in METHODS or not isinstance(headers, Mapping) or len(headers) > 64:
             raise BAD_REQUEST.error(f"a request has one of the methods {', '.join(METHODS)}, and headers by name")
         body: bytes | None = None
-        if raw.get("body_base64") is not None:
-            body = base64.b64decode(str(raw["body_base64"]), validate=True)
-        elif raw.get("body") is not None:
-            body = str(raw["body"]).encode()
+        try:
+            if raw.get("body_base64") is not None:
+                body = base64.b64decode(str(raw["body_base64"]), validate=True)
+            elif raw.get("body") is not None:
+                body = str(raw["body"]).encode()
+        except ValueError:
+            raise BAD_REQUEST.error("a body is text, or bytes in base64") from None
         plain: dict[str, str] = {}
         hidden: dict[str, str] = {}
         values: list[str] = []
         for name, value in headers.items():
             text = str(value)
-            if not _NAME.fullmatch(str(name)) or name.lower() in _OURS or not text.isprintable() or len(text) > 8_192:
-                raise BAD_REQUEST.error("a header has a name that is not the host's to set, and printable text")
+            if str(name).lower() == "accept-encoding":
+                continue  # nothing is unpacked for a guest
+            if web.bad_header(str(name), text) is not None or len(text) > 8_192:
+                raise BAD_REQUEST.error("a header has a name that is not the host's to set, and printable ASCII text")
             filled = _SECRET.sub(lambda m: self._secret(m[1], url, values), text)
+            if web.bad_header(str(name), filled) is not None:
+                raise BAD_REQUEST.error(f"the secret for the header '{name}' is not one line of printable ASCII")
             (plain if filled == text else hidden)[str(name)] = filled
         return _Request(method, plain, body, hidden, tuple(values))
 
@@ -125,22 +129,21 @@ class Web:
             self._ctx.audit(f"secret {ref} to {url.hostname}", False)
             raise DENIED.error(f"the secret '{ref}' may not be sent to '{url.hostname}'")
         found: str = self._ctx.secret(ref)
-        values.append(found)
+        if found:
+            values.append(found)
         return found
 
     def _parsed(self, text: str) -> SplitResult:
         try:
-            url = urlsplit(text)
-            port = url.port
+            url = web.address(text)
         except ValueError as error:
-            raise BAD_REQUEST.error(f"its url cannot be read: {error}") from None
-        good = url.scheme in _PORTS and url.hostname and text.isascii() and text.isprintable() and len(text) <= 8_192 and " " not in text
-        if not good or url.username is not None or url.password is not None or port == 0:
-            raise BAD_REQUEST.error("a url is http or https, with a host and without a user")
+            raise BAD_REQUEST.error(str(error)) from None
+        if not text.isascii() or len(text) > 8_192:
+            raise BAD_REQUEST.error("a url is ASCII, and no longer than 8192 characters")
         return url
 
     def _hop(self, url: SplitResult, request: _Request, until: float) -> Answer:
-        host, port = str(url.hostname), url.port or _PORTS[url.scheme]
+        _, host, port = web.origin(url)
         action = f"net {host}:{port}"
         found = [g for g in self._net if _allows(g, host, port)]
         if not found:
@@ -157,113 +160,31 @@ class Web:
 
     def _addresses(self, host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
+            return list(resolved(host, port))
+        except OSError as error:
             raise UNREACHABLE.retriable(f"'{host}' has no address: {error}") from None
-        return [(family, tuple(address)) for family, _, _, _, address in found]
 
     def _asked(self, url: SplitResult, addresses: Sequence[tuple[int, tuple[Any, ...]]], request: _Request, until: float) -> Answer:
-        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        connection = _Connection(url, addresses, until)
-        # A server that drips its headers byte by byte meets every deadline of the socket; not this one.
-        watch = threading.Timer(max(until - time.monotonic(), 0), connection.cut)
-        watch.daemon = True
-        watch.start()
-        response: http.client.HTTPResponse | None = None
+        # The connection goes to what was judged, whatever the name resolves to by now.
+        connection = WebConnection(self._seconds, MOST, where=lambda _host, _port: addresses)
         try:
-            connection.request(request.method, target, request.body, {**request.headers, **request.secrets, "Accept-Encoding": "identity"})
-            response = connection.getresponse()
-            body = _body(response, connection, until)
-            status, given = response.status, response.getheaders()
-        except (OSError, http.client.HTTPException) as error:
+            got = connection.ask(request.method, url, request.body, {**request.headers, **request.secrets}, until=until)
+        except (OSError, HTTPException) as error:
             raise UNREACHABLE.retriable(f"'{url.hostname}' did not answer: {type(error).__name__}") from None
         finally:
-            watch.cancel()
-            if response is not None:
-                response.close()
             connection.close()
-        headers = {name.lower(): _without(value, request.values) for name, value in given}
-        for value in request.values:
-            body = body.replace(value.encode(), b"***") if value else body
-        return Answer(status, headers, body)
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to addresses that were judged, whatever its name resolves to by now."""
-
-    def __init__(self, url: SplitResult, addresses: Sequence[tuple[int, tuple[Any, ...]]], until: float) -> None:
-        super().__init__(str(url.hostname), url.port or _PORTS[url.scheme])
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
-        self._addresses = addresses
-        self._until = until
-        self._held: socket.socket | None = None
-
-    def cut(self) -> None:
-        """End the conversation, whatever it waits for."""
-        held = self._held
-        if held is not None:
-            with contextlib.suppress(OSError):
-                held.shutdown(socket.SHUT_RDWR)
-
-    def patient(self) -> None:
-        """Wait no longer than the deadline."""
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        if self.sock is not None:
-            self.sock.settimeout(left)
-
-    def connect(self) -> None:
-        """Connect to the first address that answers."""
-        failed: OSError = TimeoutError()
-        for family, address in self._addresses:
-            made = socket.socket(family, socket.SOCK_STREAM)
-            self.sock = made
-            try:
-                self.patient()
-                made.connect(address)
-                if self._tls is not None:
-                    self.sock = self._tls.wrap_socket(made, server_hostname=self.host)
-            except OSError as error:
-                made.close()
-                failed = error
-            else:
-                self._held = self.sock
-                return
-        raise failed
-
-
-def _body(response: http.client.HTTPResponse, connection: _Connection, until: float) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        if connection.sock is not None:
-            connection.patient()
-        elif time.monotonic() > until:
-            raise TimeoutError
-        part = response.read1(1 << 16)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-        size += len(part)
-        if size > MOST:
+        if not got.whole:
             raise BAD_REQUEST.error(f"an answer has more than {MOST} bytes")
-
-
-def _redirected(request: _Request, status: int, *, same: bool) -> _Request:
-    """Return the request for the next hop: secrets stay behind, and so does a body where the answer says so."""
-    turned = status == 303 or (status in (301, 302) and request.method == "POST")
-    method = "GET" if turned and request.method != "HEAD" else request.method
-    return _Request(method, request.headers, None if turned else request.body, request.secrets if same else {}, request.values)
-
-
-def _origin(url: SplitResult) -> tuple[str, str | None, int]:
-    return url.scheme, url.hostname, url.port or _PORTS[url.scheme]
+        headers = {name: web.hidden(value, request.values) for name, value in got.headers.items()}
+        body = got.body
+        for value in request.values:
+            body = body.replace(value.encode(), b"***")
+        return Answer(got.status, headers, body)
 
 
 def _allows(grant: Mapping[str, Any], host: str, port: int) -> bool:
     ports = grant.get("port")
-    fits = port in _PORTS.values() if ports is None else str(ports) in ("*", str(port))
+    fits = port in web.PORTS.values() if ports is None else str(ports) in ("*", str(port))
     return fits and _matches(str(grant.get("host", "")), host)
 
 
@@ -271,9 +192,3 @@ def _matches(pattern: str, host: str) -> bool:
     """Whether a host is meant: itself, any (`*`), or one below a domain (`*.acme.example`)."""
     wanted, name = pattern.lower().rstrip("."), host.lower().rstrip(".")
     return wanted in ("*", name) or (wanted.startswith("*.") and name.endswith(wanted[1:]))
-
-
-def _without(text: str, values: Sequence[str]) -> str:
-    for value in values:
-        text = text.replace(value, "***") if value else text
-    return text

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dataflare_plugins.monitor_openlineage import facts
 from dataflare_plugins.monitor_openlineage.facts import Dataset, facet
@@ -179,7 +180,8 @@ class OpenLineageMonitor(Monitor[OpenLineageConfig]):
 
     def _facets(self, dataset: Dataset) -> dict[str, Any]:
         fields = [{"name": name, "type": kind} for name, kind in dataset.columns.items()]
-        uri = dataset.namespace if ":" in dataset.namespace else f"{dataset.namespace}:"
+        # A namespace may hold a path as it is; a URI has no blanks and no letters beyond ASCII.
+        uri = quote(dataset.namespace if ":" in dataset.namespace else f"{dataset.namespace}:", safe=":/?#[]@!$&'()*+,;=~")
         return {
             "schema": facet("SchemaDatasetFacet", self._producer, fields=fields),
             "dataSource": facet("DatasourceDatasetFacet", self._producer, name=dataset.namespace, uri=uri),

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dataflare_sdk import Duration, Monitor, Plan, RunEvent, Workflow, code, config, option
+from dataflare_sdk import CODES, Duration, Monitor, Plan, RunEvent, Workflow, code, config, option, web
 
 if TYPE_CHECKING:
     from dataflare_plugins.monitor_otel.signals import Metrics, Traces
@@ -41,6 +41,14 @@ class OtelMonitor(Monitor[OtelConfig]):
 
     def __init__(self, config: OtelConfig, ctx: Any) -> None:
         super().__init__(config, ctx)
+        if config.endpoint is not None:
+            try:
+                web.address(str(config.endpoint))
+            except ValueError as error:
+                raise CODES["config.invalid"].error(str(error), fix="Credentials go into `headers`.", path="endpoint") from None
+        for name, value in config.headers.items():
+            if (wrong := web.bad_header(name, value)) is not None:
+                raise CODES["config.invalid"].error(wrong, path=f"headers.{name}")
         missing = [name for name in _NEEDS if not _installed(name)]
         if missing:
             raise MISSING_EXTRA.error(f"the package {missing[0]} cannot be found")

@@ -7,6 +7,8 @@ import zlib
 from typing import Any, NoReturn
 
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-seq", "application/jsonlines")
+MEMBERS = 1000
+"""Parts of a packed body at most: each costs a copy of all that follow it."""
 SPACE = " \t\r\n"
 
 
@@ -36,8 +38,12 @@ def unpacked(body: bytes, encoding: str, most: int) -> bytes:
         raise Refused(415, "encoding", f"the content encoding '{encoding}' is not taken; gzip is")
     parts: list[bytes] = []
     size = 0
+    left = MEMBERS
     try:
         while body:
+            if not left:
+                raise Refused(400, "gzip", f"the packed body has more than {MEMBERS} parts")
+            left -= 1
             one = zlib.decompressobj(31)
             parts.append(one.decompress(body, most + 1 - size))
             size += len(parts[-1])

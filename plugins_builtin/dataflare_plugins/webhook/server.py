@@ -150,6 +150,7 @@ class Connection(asyncio.Protocol):
         self._since = server.loop.time()
         self._receiving = False
         self._half_closed = False
+        self._unread = False
         self._parts: list[bytes] = []
 
     # -- the transport's side ----------------------------------------------------------------------------
@@ -189,6 +190,16 @@ class Connection(asyncio.Protocol):
         """The other side sends no more, and may still read answers."""
         self._half_closed = True
         return self._busy or bool(self._requests)
+
+    def pause_writing(self) -> None:
+        """The other side does not read: it gets no more answers, and is read no further, until it does."""
+        self._unread = True
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._unread = False
+        if not self._busy:
+            self._go_on()
 
     # -- the parser's side -------------------------------------------------------------------------------
 
@@ -279,7 +290,7 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Work on the request whose turn it is."""
-        if self._busy or not self._requests or self._ending:
+        if self._busy or not self._requests or self._ending or self._unread:
             return
         request, alive = self._requests.popleft()
         if isinstance(request, Request):
@@ -307,7 +318,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._ending:
+        if self._ending or self._unread:
             return
         if self._requests:
             self._server.loop.call_soon(self._next)
@@ -344,8 +355,11 @@ class Connection(asyncio.Protocol):
             self.end()
 
     def look(self, now: float) -> None:
-        """End a connection that has waited long enough."""
-        if self._receiving and now - self._since > PATIENCE:
+        """End a connection that has waited long enough; one that does not take its last answer is cut."""
+        if self._ending:
+            if now - self._since > PATIENCE:
+                self._transport.abort()
+        elif self._receiving and now - self._since > PATIENCE:
             self._refuse(Refused(408, "timeout", "the request took too long to arrive"))
         elif not self._receiving and not self._busy and now - self._since > IDLE:
             self.end()
@@ -353,4 +367,5 @@ class Connection(asyncio.Protocol):
     def end(self) -> None:
         """Close it when what was written is sent."""
         self._ending = True
+        self._since = self._server.loop.time()
         self._transport.close()

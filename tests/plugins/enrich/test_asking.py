@@ -267,6 +267,30 @@ def test_what_is_known_but_old_may_be_used(enriching, told) -> None:
         enriching.over(step, pa.table({"i": pa.array([0], pa.int64()), "k": pa.array([3], pa.int64())}))
 
 
+def test_what_was_used_though_old_does_not_become_young_by_that(enriching, told) -> None:
+    """The lookup answers again, and says something else by now: that is what counts, at once, and no longer than `ttl`."""
+    now = [LOOKUP]
+    step = told(act=lambda keys: act[0](keys), cache={"ttl": "1m"}, on_outage="stale", breaker={"failures": 1, "pause": "10s"})
+    act = [lambda _k: None]
+    enriching.over(step, GIVEN)
+    enriching.clock.now += 3600
+    act[0] = down
+    for _ in range(3):
+        same(enriching.over(step, GIVEN)[0], wanted())
+        enriching.clock.now += 11
+    act[0] = lambda _k: None
+    now[0] = pa.table({"id": pa.array([1, 9], pa.int64()), "name": ["uno", "nueve"]})
+    for made in told.made:
+        made.table = now[0]
+    told_table = by_duckdb(GIVEN, now[0], ON, SELECT)
+    enriching.lookups["scripted"] = lambda: Scripted(now[0], told.asked)
+    same(enriching.over(step, GIVEN)[0], told_table)
+    count = len(told.asked)
+    enriching.clock.now += 59
+    same(enriching.over(step, GIVEN)[0], told_table)
+    assert len(told.asked) == count
+
+
 def test_who_does_not_answer_is_left_alone_for_a_while(enriching, told) -> None:
     act = [down]
     step = told(act=lambda keys: act[0](keys), on_outage="keep", retry={"attempts": 1}, breaker={"failures": 2, "pause": "30s"})

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pytest
 from tests.plugins.enrich.enriching import by_duckdb, same
+from tests.servers.tls import certificate
 
+from dataflare_plugins.enrich import asking
 from dataflare_sdk import DataflareError, RetriableError
 from dataflare_sdk.testing import LookupSuite
 
@@ -34,7 +39,7 @@ class Shop:
         url: where it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.act: Callable[[str], tuple[int, dict[str, str], bytes] | None] = lambda _path: None
         shop = self
@@ -60,9 +65,16 @@ class Shop:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # clients that do not trust it
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 
@@ -155,6 +167,72 @@ def test_headers_go_to_the_service_and_nowhere_else(enriching, shop) -> None:
         other.close()
 
 
+def test_what_a_request_carries_goes_to_no_other_server(enriching, shop) -> None:
+    """A redirect that keeps the body would hand over a token in it, and the keys."""
+    other = Shop()
+    try:
+        shop.act = lambda path: (307, {"Location": f"{other.url}{path}"}, b"")
+        made = step(enriching, block={"url": shop.url + "/many", "body": {"token": "hush", "ids": "{keys}"}})
+        with pytest.raises(DataflareError) as caught:
+            enriching.over(made, GIVEN)
+        assert (caught.value.code, other.seen) == ("http_lookup.refused", [])
+        assert "hush" not in str(caught.value)
+    finally:
+        other.close()
+
+
+def test_a_key_that_is_another_place_is_not_asked_for(enriching, shop) -> None:
+    shop.act = lambda path: (200, {}, json.dumps({"name": path}).encode())
+    given = pa.table({"k": ["..", "a", ".", "..."]})
+    block = {"url": shop.url + "/one/{key}", "columns": {"id": "VARCHAR", "name": "VARCHAR"}}
+    made = enriching.step(given.schema, lookup={"use": "http_lookup", "with": block}, on=ON, select={"name": "name"})
+    assert [r["name"] for r in enriching.over(made, given)[0]] == [None, "/one/a", None, "/one/..."]
+
+
+def test_a_service_says_when_to_ask_again(enriching, shop, monkeypatch) -> None:
+    """And it is asked then, not by the pauses of `retry`, which would have used up all attempts long before."""
+    due = list[float]()
+    shop.act = lambda _path: (429, {"Retry-After": "30"}, b"") if not due else None
+    made = step(enriching, block={"url": shop.url + "/many?ids={keys}", "rows": "/data/a~1b~0c"})
+
+    def sleep(seconds: float) -> None:
+        due.append(seconds)
+        now[0] += 1
+
+    now = [0.0]
+    real = time.monotonic
+    monkeypatch.setattr(asking, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: real() + now[0]))
+    same(enriching.over(made, GIVEN)[0], by_duckdb(GIVEN, LOOKUP, ON, SELECT))
+    assert len(shop.seen) == 2
+    assert len(due) > 20, "each looked a second further"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(enriching, shop) -> None:
+    cut = list[str]()
+
+    def act(path: str):
+        if not cut:
+            cut.append(path)
+            return 200, {"Content-Length": "500", "Connection": "close"}, b'[{"id": 1,'
+        return None
+
+    shop.act = act
+    made = step(enriching, block={"url": shop.url + "/many?ids={keys}", "rows": "/data/a~1b~0c"})
+    same(enriching.over(made, GIVEN)[0], by_duckdb(GIVEN, LOOKUP, ON, SELECT))
+
+
+def test_a_certificate_that_nobody_vouches_for_stays_one(enriching, tmp_path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    shop = Shop(context)
+    try:
+        with pytest.raises(DataflareError) as caught:
+            enriching.over(step(enriching, block={"url": shop.url + "/one/{key}", "headers": {"X": "hush"}}), GIVEN)
+        assert (caught.value.code, isinstance(caught.value, RetriableError)) == ("http_lookup.refused", False)
+    finally:
+        shop.close()
+
+
 def test_a_redirect_within_the_service_is_followed_and_one_for_ever_is_not(enriching, shop) -> None:
     shop.act = lambda path: (307, {"Location": path.replace("/old", "/one")}, b"") if path.startswith("/old") else None
     made = step(enriching, block={"url": shop.url + "/old/{key}", "headers": {"X-Key": "k"}})
@@ -166,7 +244,7 @@ def test_a_redirect_within_the_service_is_followed_and_one_for_ever_is_not(enric
     assert caught.value.code == "http_lookup.refused"
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [425, 429, 500, 503, 507, 520])
 def test_a_status_that_may_pass_is_tried_again(enriching, shop, status) -> None:
     failed: set[str] = set()
 
@@ -237,12 +315,12 @@ def test_a_connection_is_kept_and_made_anew_when_the_service_closed_it(enriching
     """The service closes without a word after each answer: that is no failure."""
     made = step(enriching, block={"url": shop.url + "/one/{key}"}, concurrency=1, retry={"attempts": 1})
     enriching.over(made, GIVEN)
-    service = made._keyed._asker._idle[0]._lookup._service
-    kept = service._connection
-    assert kept is not None
+    connection = made._keyed._asker._idle[0]._lookup._service._connection
+    kept = connection._line
+    assert kept.sock is not None
     kept.sock.shutdown(socket.SHUT_RDWR)
     same(enriching.over(made, GIVEN)[0], by_duckdb(GIVEN, LOOKUP, ON, SELECT))
-    assert service._connection is not kept or service._connection.sock is not None
+    assert connection._line is not kept
 
 
 def test_no_more_requests_at_once_than_allowed(enriching, shop) -> None:
@@ -269,12 +347,15 @@ def test_no_more_requests_at_once_than_allowed(enriching, shop) -> None:
     [
         ({"url": "ftp://x/{key}"}, "url"), ({"url": "http://u:p@x/{key}"}, "url"), ({"url": "http://x/"}, "url"), ({"url": "http://x/{key"}, "url"),
         ({"url": "http://x/{key}", "rows": "data"}, "rows"), ({"url": "http://x/{key}", "columns": {"id": "NONSENSE"}}, "columns.id"),
+        ({"url": "http://x/a b/{key}?t=hush"}, "url"), ({"url": "http://x/é/{key}"}, "url"), ({"url": "http://{key}.x/"}, "url"),
+        ({"url": "http://x/{key}", "headers": {"A": "hush\nB: c"}}, "headers.A"), ({"url": "http://x/{key}", "headers": {"A": "\u20ac"}}, "headers.A"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_anything_is_asked(enriching, block, path) -> None:
     with pytest.raises(DataflareError) as caught:
         step(enriching, block=block)
     assert caught.value.problems[0].path == f"lookup.with.{path}"
+    assert "hush" not in str(caught.value)
 
 
 def test_an_address_without_a_place_for_the_key_is_refused(enriching) -> None:

@@ -147,3 +147,48 @@ def test_what_cannot_be_asked_for_is_said(enriching, own, other) -> None:
         enriching.step(pa.schema([("k", own)]), lookup={"use": "scripted"}, on={"k": "id"}, select={"n": "n"})
     assert caught.value.code == "enrich.no-such-mode"
     assert caught.value.problems[0].path == "on.k"
+
+
+DIRTY = pa.table({"i": pa.array(range(7), pa.int64()), "k0": ["1", None, "abc", " 2", "", "9", "1.5"]})
+CLEAN = pa.table({"id0": pa.array([1, 2, 2], pa.int64()), "n": pa.array([10, 20, 21], pa.int64())})
+
+
+@pytest.mark.parametrize("how", ["table", "spilled", "asked", "kept"])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_a_key_that_cannot_be_compared_is_a_bad_row(enriching, monkeypatch, how, chunk) -> None:
+    """One text that is no number ended the run as a bug of ours, whatever `errors.on_record` said."""
+    if how == "spilled":
+        monkeypatch.setattr(table, "SHARE", 1 << 40)
+    enriching.lookups["scripted"] = lambda: Scripted(CLEAN, [])
+    lookup = {"use": "scripted"} if how in ("asked", "kept") else held(enriching.folder, CLEAN)
+    more = {"cache": {"ttl": "10m"}} if how == "kept" else {}
+    step = enriching.step(DIRTY.schema, lookup=lookup, on={"k0": "id0"}, select={"found": "n"}, on_many="all", **more)
+    rows, rejected = enriching.over(step, DIRTY, chunk)
+    bad = [2, 4]
+    good = DIRTY.take([i for i in range(7) if i not in bad])
+    same(rows, by_duckdb(good, CLEAN, {"k0": "id0"}, {"found": "n"}))
+    assert [(r.index, r.code) for r in rejected] == [(i, "data.lookup-key") for i in bad]
+    assert "abc" not in rejected[0].cause
+    assert "BIGINT" in rejected[0].cause
+
+
+def test_a_bad_key_stands_beside_a_miss_and_several_matches(enriching) -> None:
+    step = enriching.step(
+        DIRTY.schema, lookup=held(enriching.folder, CLEAN), on={"k0": "id0"}, select={"found": "n"}, on_many="fail", on_miss="dead_letter"
+    )
+    rows, rejected = enriching.over(step, DIRTY)
+    assert [r["i"] for r in rows] == [0]
+    wanted = {1: "miss", 2: "key", 3: "many", 4: "key", 5: "miss", 6: "many"}
+    assert {r.index: r.code for r in rejected} == {i: f"data.lookup-{what}" for i, what in wanted.items()}
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_key_of_the_lookup_that_cannot_be_compared_ends_the_run_with_a_reason(enriching, monkeypatch, spilled) -> None:
+    if spilled:
+        monkeypatch.setattr(table, "SHARE", 1 << 40)
+    lookup = pa.table({"id0": ["1", "x"], "n": pa.array([1, 2], pa.int64())})
+    given_ = pa.table({"k0": pa.array([1, 5], pa.int64())})
+    step = enriching.step(given_.schema, lookup=held(enriching.folder, lookup), on={"k0": "id0"}, select={"found": "n"})
+    with pytest.raises(DataflareError) as caught:
+        enriching.over(step, given_)
+    assert (caught.value.code, caught.value.exit_code) == ("enrich.bad-key", 4)

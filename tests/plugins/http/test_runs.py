@@ -198,6 +198,35 @@ def test_a_secret_is_sent_and_not_shown(receiver: Callable[..., Receiver], tmp_p
     assert server.came[0].headers["x-key"] == "s3cret-key-1"
 
 
+def test_a_row_that_would_go_to_another_place_is_a_bad_row(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
+    """`..` in a path is the place above: servers and proxies take it for that, also where it is written %2E%2E."""
+    server = receiver()
+    prepare(tmp_path, server, url=server.url + "/of/{name}?n={name}", policy="dead_letter")
+    names = ["a", "..", ".", "...", "", "../x", None, "b"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "name": n, "x": 0.5}) + "\n" for i, n in enumerate(names)))
+    assert ran(tmp_path)[0] == 0
+    assert [got.path for got in server.taken] == [
+        "/of/a?n=a", "/of/...?n=...", "/of/?n=", "/of/..%2Fx?n=..%2Fx", "/of/b?n=b",
+    ]  # fmt: skip
+    assert [(x["row"]["name"], x["code"]) for x in letters(tmp_path)] == [(n, "data.bad-row") for n in ("..", ".", None)]
+
+
+def test_what_a_server_asks_for_is_no_bug_of_ours(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
+    server = receiver(judge=lambda got, number: (429, {"Retry-After": "\xb2"}, b"") if number == 1 else (200, {}, b""))
+    made = prepare(tmp_path, server, rows=5)
+    assert ran(tmp_path)[0] == 0
+    assert server.rows == made
+
+
+def test_a_header_is_sent_once_however_it_is_written(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
+    server = receiver()
+    prepare(tmp_path, server, rows=5, headers={"content-type": "application/vnd.api+json", "X-Empty-End": "token "})
+    server.judge = lambda got, number: (401, {}, b"plain words")
+    found = ran(tmp_path)[1]
+    assert "plain words" in found["error"]["message"]
+    assert server.came[0].headers["content-type"] == "application/vnd.api+json"
+
+
 def test_https(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
     cert = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -219,6 +248,10 @@ def test_https(receiver: Callable[..., Receiver], tmp_path: Path) -> None:
         ({"url": "http://u:p@h/"}, "http.bad-url", "url"),
         ({"url": "http://{name}.example/"}, "http.bad-url", "url"),
         ({"url": "http://h/a b"}, "http.bad-url", "url"),
+        ({"url": "http://h/a\x01"}, "http.bad-url", "url"),
+        ({"url": "http://h:0/"}, "http.bad-url", "url"),
+        ({"headers": {"X-A": "5 \u20ac"}}, "config.invalid", "headers.X-A"),
+        ({"headers": {"Content-Encoding": "br"}}, "config.invalid", "headers.Content-Encoding"),
         ({"headers": {"Host": "x"}}, "config.invalid", "headers.Host"),
         ({"headers": {"X-A": "a\nb"}}, "config.invalid", "headers.X-A"),
         ({"idempotency_header": "a b"}, "config.invalid", "idempotency_header"),

@@ -15,18 +15,19 @@ from tests.plugins.isolation_wasm.loading import component, processed
 from tests.plugins.isolation_wasm.server import Server, serving
 
 from dataflare_plugins.isolation_wasm import web
-from dataflare_sdk import DataflareError, RetriableError
+from dataflare_sdk import DataflareError, RetriableError, web_connection
+from dataflare_sdk import web as rules
 from dataflare_sdk.testing import FakeContext
 
-EVERYTHING = "capabilities:\n  host: [log, metric, clock]\n  state: {max_bytes: 1MiB}\n  net: [%s]\n  secrets: [{ref: token}, {ref: bound, hosts: [other.example]}]\n"
+EVERYTHING = "capabilities:\n  host: [log, metric, clock]\n  state: {max_bytes: 1MiB}\n  net: [%s]\n  secrets: [{ref: token}, {ref: bound, hosts: [other.example]}, {ref: lines}]\n"
 LOOPBACK = '{host: 127.0.0.1, port: "*", private: true}'
 
 
 class Context(FakeContext):
-    """Keeps what was logged, and hands out two secrets."""
+    """Keeps what was logged, and hands out secrets."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, secrets={"token": "s3cret-value", "bound": "b0und"})
+        super().__init__(folder, secrets={"token": "s3cret-value", "bound": "b0und", "lines": "hush\nhush"})
         self.lines: list[str] = []
         self.log = self
 
@@ -149,6 +150,28 @@ def test_a_secret_goes_where_it_was_meant_for(tmp_path: Path, server: Server) ->
     guest.close()
 
 
+def test_a_body_goes_to_no_other_server(tmp_path: Path, server: Server) -> None:
+    guest = caller(tmp_path)
+    with serving() as other:
+        server.answers["/there"] = (307, {"Location": f"http://127.0.0.1:{other.port}/x"}, b"")
+        server.answers["/here"] = (307, {"Location": "/x"}, b"")
+        url = f"http://127.0.0.1:{server.port}"
+        assert refusal(guest, f"{url}/there", method="POST", body="row").code == "wasm.bad-request"
+        assert not other.asked
+        assert asks(guest, "h", method="POST", url=f"{url}/here", body="row") == ("row", 200)
+    guest.close()
+
+
+@pytest.mark.parametrize("request_", [{"body_base64": "no base64"}, {"body_base64": "é"}, {"headers": {"X": "${secret:lines}"}}], ids=str)
+def test_what_cannot_be_sent_is_a_bad_request(tmp_path: Path, server: Server, request_: dict) -> None:
+    guest = caller(tmp_path)
+    error = refusal(guest, f"http://127.0.0.1:{server.port}/", method="POST", **request_)
+    assert error.code == "wasm.bad-request"
+    assert "hush" not in str(error)
+    assert not server.asked
+    guest.close()
+
+
 def test_every_hop_is_judged(tmp_path: Path, server: Server) -> None:
     guest = caller(tmp_path, f"{{host: 127.0.0.1, port: {server.port}, private: true}}")
     with serving() as other:
@@ -164,7 +187,7 @@ def test_every_hop_is_judged(tmp_path: Path, server: Server) -> None:
         "/out": "wasm.address-refused", "/meta": "wasm.address-refused", "/name": "wasm.address-refused",
         "/file": "wasm.bad-request", "/round": "wasm.bad-request",
     }  # fmt: skip
-    assert [a.path for a in server.asked].count("/round") == web.HOPS + 1
+    assert [a.path for a in server.asked].count("/round") == rules.HOPS + 1
     assert ("net 169.254.169.254:80", False) in guest.ctx.audited
     guest.close()
 
@@ -177,8 +200,8 @@ def test_every_hop_is_judged(tmp_path: Path, server: Server) -> None:
 def test_private_addresses_are_refused_after_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80)), (family, socket.SOCK_STREAM, 6, "", (address, 80))]
-    monkeypatch.setattr(web.socket, "getaddrinfo", lambda *a, **k: both)
-    monkeypatch.setattr(web._Connection, "connect", lambda self: pytest.fail("it was connected to"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: both)
+    monkeypatch.setattr(web_connection._Line, "connect", lambda self: pytest.fail("it was connected to"))
     guest = caller(tmp_path, '{host: "*"}')
     error = refusal(guest, "http://acme.example/")
     assert (error.code, error.exit_code) == ("wasm.address-refused", 6)
@@ -189,7 +212,7 @@ def test_private_addresses_are_refused_after_resolution(tmp_path: Path, monkeypa
 def test_a_name_cannot_change_its_mind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     """The name is resolved once; the connection goes to the address that was judged."""
     answers = iter([("127.0.0.1", server.port)])
-    monkeypatch.setattr(web.socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", next(answers))])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", next(answers))])
     guest = caller(tmp_path, f"{{host: acme.example, port: {server.port}, private: true}}")
     assert asks(guest, "h", url=f"http://acme.example:{server.port}/x")[1] == 200
     assert server.asked[0].headers["Host"] == f"acme.example:{server.port}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import typing
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import attr
 import pytest
@@ -67,8 +69,31 @@ def made(kind: Any, raw: Any) -> Any:
     return raw
 
 
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:([A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")
+URIS = ("_producer", "producer", "_schemaURL", "schemaURL", "uri")
+
+
+def formats(value: Any) -> None:
+    """Hold values to the formats of the specification's schemas (`uri`, `uuid`, `date-time`), which the library does not look at."""
+    if isinstance(value, list):
+        for item in value:
+            formats(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name in URIS:
+                assert URI.fullmatch(item), (name, item)
+            elif name == "runId":
+                assert str(uuid.UUID(item)) == item
+            elif name == "eventTime":
+                assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", item)
+            elif name == "rowCount":
+                assert type(item) is int
+            formats(item)
+
+
 def understood(event: dict[str, Any]) -> RunEvent:
     """Return the event as the library's own, and hold what it writes of it to what was written."""
+    formats(event)
 
     def facets(raw: dict[str, Any]) -> dict[str, Any]:
         for name, facet in raw.items():
@@ -254,3 +279,20 @@ def test_names_of_datasets(kind: str, use: str, config: dict[str, Any], stream: 
     if expected is not None and not isinstance(expected, tuple):
         expected = (expected.get_namespace(), expected.get_name())
     assert found == expected
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_place_is_named_by_a_uri_whatever_its_folder_is_called(
+    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch, bad: bool
+) -> None:
+    folder = tmp_path / "my f\u00f6lder 100% <1>"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    error = [{"id": "f", "use": "map", "with": {"set": {"x": "error('no')"}}}] if bad else []
+    document = flow(
+        processors=error, destinations={"o": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}}}, observe={"lineage": "openlineage"}
+    )
+    assert dataflare.run(document).status == ("failed" if bad else "done")
+    last = events(folder / ".dataflare" / "openlineage.jsonl")[-1]
+    [place] = {o["facets"]["dataSource"]["uri"] for o in last["outputs"]}
+    assert unquote(place) == f"sqlite://{folder / 'o.db'}"

@@ -155,6 +155,23 @@ def test_a_collector_that_refuses_is_a_note(here: Path) -> None:
     assert {r.path for r in receiver.requests} == {"/v1/traces", "/v1/metrics"}
 
 
+@pytest.mark.parametrize(
+    ("otel", "path"),
+    [
+        ({"endpoint": "ftp://x"}, "endpoint"),
+        ({"endpoint": "http://u:hush@x"}, "endpoint"),
+        ({"endpoint": "http://x/a b"}, "endpoint"),
+        ({"headers": {"x-key": "hush\nhush"}}, "headers.x-key"),
+        ({"headers": {"Host": "x"}}, "headers.Host"),
+    ],
+)
+def test_what_is_wrong_is_said_by_validate(here: Path, otel: dict[str, Any], path: str) -> None:
+    with pytest.raises(DataflareError) as found:
+        dataflare.run(flow(observe={"traces": {"otel": otel}, "patience": "0s"}), check=True)
+    assert [(p.code, p.path) for p in found.value.problems] == [("config.invalid", f"observe.traces.otel.{path}")]
+    assert "hush" not in str(found.value)
+
+
 def test_a_collector_that_hangs_does_not_hold_the_run_up(here: Path) -> None:
     with Receiver() as receiver:
         receiver.always = "hang"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.gated import ROWS, WRITTEN, Gated, flow
 from tests.servers.receiver import Receiver, until
+from tests.servers.tls import certificate
 
 import dataflare
-from dataflare_sdk import DataflareError
+from dataflare_sdk import DataflareError, posting
 from dataflare_sdk.posting import Poster
 
 SECRET = "hook-canary-4711"
@@ -53,7 +58,7 @@ def test_a_failure_is_posted_with_its_code(here: Path) -> None:
 
 def test_what_is_not_taken_is_tried_again_with_the_same_id(here: Path) -> None:
     with Receiver() as receiver:
-        receiver.answers += [503, "cut", 429, 200]
+        receiver.answers += [503, "cut", 425, 200]
         run = dataflare.run(flow(observe={"webhook": {"url": receiver.url, "events": ["run.ended"]}, "patience": "60s"}), check=True)
     assert [p["event"] for p in posted(receiver)] == ["run.ended"] * 4
     assert len({r.headers["x-dataflare-delivery"] for r in receiver.requests}) == 1
@@ -135,6 +140,53 @@ def test_what_is_wrong_is_said_by_validate(here: Path, hook: Any, path: str) -> 
     assert [p.path for p in found.value.problems] == [path]
     assert found.value.exit_code == 3
     assert "pass" not in str(found.value).replace("password", "")
+
+
+def test_a_receiver_says_when_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = list[float]()
+    monkeypatch.setattr(posting.time, "sleep", slept.append)
+    with Receiver() as receiver:
+        receiver.answers += [429, 503, 200]
+        receiver.headers["Retry-After"] = "30"
+        Poster(receiver.url, {}).post(b"{}")
+        assert (len(receiver.requests), slept) == (3, [30.0, 30.0])
+
+
+def test_one_that_drips_is_given_up_in_time() -> None:
+    """Each byte comes in time, the answer never does: the thread of a monitor would hang for ever."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            one, _ = listening.accept()
+            with one, contextlib.suppress(OSError):
+                one.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while not over.wait(0.01):
+                    one.sendall(b"a")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        poster = Poster(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, timeout=0.3, attempts=1)
+
+        def post() -> None:
+            with pytest.raises(DataflareError, match="did not take"):
+                poster.post(b"{}")
+
+        posted = threading.Thread(target=post, daemon=True)
+        posted.start()
+        posted.join(20)
+        hangs = posted.is_alive()
+        over.set()
+        dripping.join()
+    assert not hangs
+
+
+def test_a_certificate_that_nobody_vouches_for_is_asked_once(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    with Receiver(context) as receiver, pytest.raises(DataflareError, match=r"certificate.*tried 1 times"):
+        Poster(receiver.url, {"X": "hush"}, attempts=3).post(b"{}")
+    assert not receiver.requests
 
 
 def test_an_address_is_shown_without_its_path() -> None:

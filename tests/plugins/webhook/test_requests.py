@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import hmac
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.plugins.webhook.driver import Hook, post, raw
+from tests.servers.receiver import until
 from tests.servers.tls import certificate
 
 from dataflare_plugins.webhook.bodies import Refused, objects, unpacked
@@ -439,3 +441,45 @@ def test_a_state_that_is_older_than_the_log_is_refused(hook: Callable[..., Hook]
     with pytest.raises(DataflareError) as found:
         hook(offset=one.batches[0].offset)
     assert found.value.code == "inflow.trimmed"
+
+
+def test_a_body_of_very_many_packed_parts_is_refused() -> None:
+    """Each part costs a copy of all that follow it: 8 MiB of empty ones held the server up for minutes."""
+    assert unpacked(gzip.compress(b"a") * 1000, "gzip", 1 << 20) == b"a" * 1000
+    with pytest.raises(Refused, match="parts") as caught:
+        unpacked(gzip.compress(b"") * 1001, "gzip", 1 << 20)
+    assert (caught.value.status, caught.value.code) == (400, "gzip")
+
+
+def test_who_reads_no_answers_is_read_no_further(hook: Callable[..., Hook]) -> None:
+    """Answers that nobody takes would pile up in memory, as many as a client likes to ask for."""
+    one = hook()
+    ask = b"GET / HTTP/1.1\r\n\r\n" * 1000
+    with socket.create_connection(("127.0.0.1", one.port)) as client:
+        client.settimeout(1.0)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(300):
+                client.sendall(ask)
+        server = one.source._server
+        assert server is not None
+        [connection] = server.connections
+        assert connection._transport.get_write_buffer_size() < 1 << 20
+        client.settimeout(20.0)
+        answers = client.recv(1 << 20)
+        assert answers.startswith(b"HTTP/1.1 405 ")
+    assert post(one.port, b'{"n": 1}')[0] == 202
+
+
+def test_who_reads_no_answers_is_left_in_the_end(hook: Callable[..., Hook]) -> None:
+    one = hook()
+    with socket.create_connection(("127.0.0.1", one.port)) as client:
+        client.settimeout(1.0)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(300):
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 1000)
+        server = one.source._server
+        assert server is not None
+        [connection] = server.connections
+        for later in (1000.0, 2000.0):
+            server.loop.call_soon_threadsafe(connection.look, server.loop.time() + later)
+        until(lambda: not server.connections)
