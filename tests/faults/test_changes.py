@@ -13,7 +13,6 @@ from tests.servers.fixtures import missing
 from tests.servers.postgres import installed
 from tests.servers.processes import own_folder
 
-
 RATE = float(os.environ.get("RATE", "150"))
 """Transactions per second; a soak has 450 of them. All that is written while runs are killed is read in the end."""
 
