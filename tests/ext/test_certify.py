@@ -19,7 +19,7 @@ class Liar(RowSource[C]):
 
     def rows(self):
         type(self).calls += 1
-        for i in range(200):
+        for i in range(40):
             if self.config.how == "hangs" and i == 7:
                 time.sleep(3600)
             yield {"a": i, "b": type(self).calls if self.config.how == "changes" else 0}

@@ -13,6 +13,9 @@ from tests.servers.fixtures import missing
 from tests.servers.postgres import installed
 from tests.servers.processes import own_folder
 
+RATE = float(os.environ.get("RATE", "150"))
+"""Transactions per second; a soak has 450 of them. All that is written while runs are killed is read in the end."""
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -26,8 +29,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.timeout(1200)
 def test_killed_at_every_failpoint_and_at_seeded_moments(folder: Path) -> None:
-    kills = int(os.environ.get("KILLS", "40"))
-    report = changes.run(kills, 1, int(os.environ.get("SEED", "7")), 450.0, folder)
+    kills = int(os.environ.get("KILLS", "36"))
+    report = changes.run(kills, 1, int(os.environ.get("SEED", "7")), RATE, folder)
     assert (report["lost"], report["duplicated"]) == (0, 0), report["differences"]
     assert report["proven"], report["failpoints"]
     assert report["kills"] >= kills

@@ -22,7 +22,7 @@ spec.loader.exec_module(kill)
 @pytest.mark.timeout(1800)
 def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     kills = int(os.environ.get("KILLS", "44"))
-    tally = kill.run(kills, int(os.environ.get("SEED", "7")), tmp_path)
+    tally = kill.run(kills, int(os.environ.get("SEED", "7")), tmp_path, forked=True)
     assert not tally.faults, "\n".join(tally.faults)
     assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
     assert tally.kills >= kills
@@ -34,7 +34,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
 def test_windows_are_told_once(tmp_path: Path) -> None:
     """A few of the 200 kills of `make soak`, which arms every failpoint."""
     kills = int(os.environ.get("KILLS_WINDOWS", "6"))
-    tally = kill.run(kills, int(os.environ.get("SEED", "5")), tmp_path, lanes=(kill.WINDOWS,), every=False)
+    tally = kill.run(kills, int(os.environ.get("SEED", "5")), tmp_path, lanes=(kill.WINDOWS,), every=False, forked=True)
     assert not tally.faults, "\n".join(tally.faults)
     assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
     assert tally.kills >= kills
@@ -46,7 +46,7 @@ def test_nor_with_state_in_postgres(tmp_path: Path, postgres: Any, monkeypatch: 
     """At every step of the state store, which is what differs; SQLite's run has all the others."""
     monkeypatch.setenv("STATE_URL", postgres.url)
     kills = int(os.environ.get("KILLS_STATE", "12"))
-    tally = kill.run(kills, int(os.environ.get("SEED", "11")), tmp_path, "postgres", every=False, first="state.")
+    tally = kill.run(kills, int(os.environ.get("SEED", "11")), tmp_path, "postgres", every=False, first="state.", forked=True)
     assert not tally.faults, "\n".join(tally.faults)
     assert (tally.lost, tally.duplicated, tally.orphans) == (0, 0, 0)
     assert tally.kills >= kills

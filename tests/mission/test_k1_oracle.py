@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import dataflare
 
-EXAMPLES = int(os.environ.get("DATAFLARE_ORACLE_EXAMPLES", "300"))
+EXAMPLES, MANY = 80, int(os.environ.get("DATAFLARE_ORACLE_EXAMPLES", "600"))
+"""Graphs that are drawn in `make test`, where every kind of step and of join is among them, and in a soak."""
 CHUNKS = (1, 7, 65536)
 SHARDS = 4
 
@@ -354,10 +355,23 @@ def canonical(table: pa.Table) -> list[tuple]:
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_any_graph_equals_one_query(shard: int, data: Path) -> None:
-    @seed(shard)
+    check_graphs(shard, EXAMPLES // SHARDS, data)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_many_graphs_equal_one_query(shard: int, data: Path) -> None:
+    check_graphs(2 * SHARDS + shard, MANY // SHARDS, data)
+
+
+def check_graphs(shard: int, examples: int, data: Path) -> None:
+    """Draw graphs, the same for the same shard, and check each."""
+
+    @seed(SHARDS + shard)
     @given(tree=trees())
     @settings(
-        max_examples=EXAMPLES // SHARDS,
+        max_examples=examples,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

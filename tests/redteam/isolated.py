@@ -35,8 +35,10 @@ provides:
 hooks: []
 capabilities:
   fs: [{path: "${config.granted}", mode: ro, why: "the folder it may read"}, {path: "${config.out}", mode: rw, why: "the one it may write"}]
-limits: {memory: 768MiB, deadline: 4s, open_files: 128, threads: 16, file: 64MiB}
+limits: {memory: 768MiB, deadline: DEADLINE, open_files: 128, threads: 16, file: 64MiB}
 """
+DEADLINES = {"never-return": "1s", "sleep-for-ever": "1s"}
+"""Deadlines of the attacks that only a deadline stops, and that are tried again before the run is given up; of others it is 4 s."""
 CODE = '''
 import json
 import types
@@ -184,14 +186,14 @@ def _content(path: Path) -> str | None:
         return None
 
 
-def install(site: Path) -> None:
+def install(site: Path, attack: str) -> None:
     """Install the attacking plugin into a folder that is put on the path."""
     package = site / "redteam_plugin"
     (package / "attacks").mkdir(parents=True)
     for source in (HERE / "attacks").glob("*.py"):
         (package / "attacks" / source.name).write_text(source.read_text())
     (package / "__init__.py").write_text(CODE)
-    (package / "plugin.yaml").write_text(MANIFEST)
+    (package / "plugin.yaml").write_text(MANIFEST.replace("DEADLINE", DEADLINES.get(attack, "4s")))
     info = site / "redteam-1.0.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: redteam\nVersion: 1.0.0\n")
@@ -208,7 +210,7 @@ def run(chosen: Attack, folder: Path) -> Seen:
     site, work, world = folder / "site", folder / "work", folder / "world"
     for made in (site, work, world):
         made.mkdir()
-    install(site)
+    install(site, chosen.name)
     outside = Outside(world)
     try:
         given = outside.values()

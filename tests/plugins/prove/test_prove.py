@@ -22,6 +22,8 @@ from dataflare_plugins.prove.schedule import Schedule
 ROOT = Path(__file__).parents[3]
 SLOW = 840
 """Seconds after which a proof hangs: it gives up a run that does not move after two minutes, so it ends by itself long before."""
+BATCHES = "runtime: {batch: {rows: 25}}\n"
+"""A proof paces the batches of small tables, and makes them tiny: writers of a quick proof would leave it behind."""
 SQL = """
 CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, total REAL, changed TIMESTAMP);
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120)
@@ -79,7 +81,7 @@ def test_changes_into_two_databases(tmp_path: Path) -> None:
         "processors: [{id: large, use: filter, with: {where: total > 40}}]\n"
         "destinations:\n"
         "  all: {use: duckdb, from: orders, with: {path: out.duckdb, table: orders}}\n"
-        "  some: {use: sqlite, from: large, with: {path: out.db, table: orders}, write: {mode: upsert, deletes: soft}}\n"
+        "  some: {use: sqlite, from: large, with: {path: out.db, table: orders}, write: {mode: upsert, deletes: soft}}\n" + BATCHES
     )
     file.with_suffix(".sql").write_text(SQL)
     status, document, said = prove(file, "--kills", "4", "--seed", "2")
@@ -107,7 +109,7 @@ def test_mariadb_into_mariadb_and_sqlite(tmp_path: Path, mode: str) -> None:
         f"sources: {{orders: {{use: mysql, with: {{url: 'mysql://u:p@nowhere/shop', table: shop.orders}}, extract: {extract}}}}}\n"
         "destinations:\n"
         "  all: {use: mysql, with: {url: 'mysql://u:p@elsewhere/copy', table: orders}, write: {mode: upsert, key: [id]}}\n"
-        "  some: {use: sqlite, with: {path: out.db, table: orders}, write: {mode: upsert, key: [id]}}\n"
+        "  some: {use: sqlite, with: {path: out.db, table: orders}, write: {mode: upsert, key: [id]}}\n" + BATCHES
     )
     file.with_suffix(".sql").write_text(MARIADB)
     status, document, said = prove(file, "--kills", "4", "--seed", "3")
@@ -197,7 +199,7 @@ def test_the_real_database_is_copied_not_opened_for_writing(tmp_path: Path) -> N
     file = tmp_path / "w.yaml"
     file.write_text(
         "sources: {orders: {use: sqlite, with: {path: shop.db, table: orders}, extract: {mode: cdc}}}\n"
-        "destinations: {o: {use: sqlite, with: {path: shop.db, table: copied}}}\n"
+        "destinations: {o: {use: sqlite, with: {path: shop.db, table: copied}}}\n" + BATCHES
     )
     before = fingerprint(tmp_path)
     status, document, said = prove(file, "--list")
