@@ -26,6 +26,7 @@ def small_state() -> Iterator[None]:
         patch.setattr(held, "DEAD_ROWS", 60)
         for name, rows in (("STATEMENT", 2), ("LEFT", 4), ("CAME", 8)):
             patch.setattr(held.Leavings, name, rows)
+        patch.setattr(held.Instance, "EPOCHS", 3)
         yield
 
 

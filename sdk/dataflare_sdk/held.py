@@ -234,6 +234,69 @@ def loaded(connection: Any, data: bytes, statement: str) -> None:
         connection.unregister("chunk")
 
 
+class Instance:
+    """The instance of DuckDB in which a step has its tables: opened when it is first needed, and anew now and then.
+
+    An instance notes in queues what it may evict; these take 5 to 15 MB, a few hundred bytes a statement, before it sweeps them,
+    and give nothing back. An instance that is closed gives back everything.
+
+    Args:
+        make: opens one and makes all that statements need, the tables empty.
+        tables: those that hold rows between epochs.
+    """
+
+    EPOCHS = 1000
+    """Epochs of an instance."""
+    ROWS = 100_000
+    """Rows that are few enough to be taken from one instance to the next; where there are more, the queues are little beside them."""
+
+    def __init__(self, make: Callable[[], Any], tables: Sequence[str]) -> None:
+        self._make = make
+        self._tables = tables
+        self._open: Any = None
+        self._epochs = 0
+
+    @property
+    def connection(self) -> Any:
+        """A connection to it; another one after `rest`."""
+        if self._open is None:
+            self._open = self._make()
+        return self._open
+
+    @property
+    def opened(self) -> bool:
+        """Whether it was needed."""
+        return self._open is not None
+
+    def rest(self) -> None:
+        """An epoch is over, and only `tables` hold rows: open it anew when it has had enough of them.
+
+        Raises:
+            DataflareError: see `guarded`.
+        """
+        self._epochs += 1
+        if self._open is None or self._epochs < self.EPOCHS:
+            return
+        self._epochs = 0
+        if sum(count(self._open, table) for table in self._tables) > self.ROWS:
+            return
+        with guarded():
+            kept = {table: self._open.sql(f"FROM {table}").to_arrow_table() for table in self._tables}
+        self.close()
+        for table, rows in kept.items():
+            columns = columns_of(self.connection, table)
+            self.connection.register("kept", rows)
+            with guarded():
+                self.connection.execute(f"INSERT INTO {table} SELECT {columns} FROM kept")
+            self.connection.unregister("kept")
+
+    def close(self) -> None:
+        """Close it; what its tables hold is gone."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
 def columns_of(connection: Any, table: str) -> str:
     """Return the columns of a table for a SELECT from a chunk, each cast to its type there: state of an older version fits too."""
     types = connection.execute(f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{table}'").fetchall()

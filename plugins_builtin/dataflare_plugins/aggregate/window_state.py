@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dataflare_plugins.aggregate.windows import Shape
 from dataflare_sdk import duck, held
-from dataflare_sdk.held import Chunks, Leavings, own
+from dataflare_sdk.held import Chunks, Instance, Leavings, own
 from dataflare_sdk.records import record
 from dataflare_sdk.schema import quote, select_as
 
@@ -63,9 +63,6 @@ class Lines:
 class WindowState:
     """The lines of one share of a step.
 
-    Attributes:
-        connection: where its tables are.
-
     Args:
         shape: the windows.
         lines: what a line holds.
@@ -82,19 +79,27 @@ class WindowState:
         self._shape = shape
         self._lines = lines
         self._shard = shard
-        self.connection: Any = duck.connect(memory=memory, threads=1, temp=temp, timezone=timezone)
-        self.connection.execute("SET preserve_insertion_order=false")
         self._current = duck.CurrentBatch(pa.schema([*batch, pa.field(TIME, pa.int64())]))
-        self.connection.register("batch", self._current)
+        self._instance = Instance(lambda: self._opened(memory, temp, timezone), ["live"])
         fewer = self._merged if lines.merges else None
         self._chunks = Chunks(self._until(), *([fewer] if fewer is not None else []))
         self._leavings = Leavings("live", fewer)
         self._fresh = self._unsaved = self._anew = self._told = False
-        make = f"CREATE TABLE {{}} AS {self._taken()} LIMIT 0"
-        self.connection.execute(make.format("fresh"))
-        self.connection.execute(make.format("live"))
         self._columns = [FROM, TO, *lines.names]
-        self.connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
+
+    @property
+    def connection(self) -> Any:
+        """Where its tables are; another one after a checkpoint."""
+        return self._instance.connection
+
+    def _opened(self, memory: int, temp: Path, timezone: str) -> Any:
+        connection = duck.connect(memory=memory, threads=1, temp=temp, timezone=timezone)
+        connection.execute("SET preserve_insertion_order=false")
+        connection.register("batch", self._current)
+        for table in ("fresh", "live"):
+            connection.execute(f"CREATE TABLE {table} AS {self._taken()} LIMIT 0")
+        connection.execute(f"PREPARE take AS INSERT INTO fresh {self._taken()}")
+        return connection
 
     # -- rows in -----------------------------------------------------------------------------------------
 
@@ -237,6 +242,8 @@ class WindowState:
             self._chunks.add(self.connection, "SELECT * FROM delta", put, since)
         self.connection.execute("DROP TABLE IF EXISTS delta")
         self._anew = self._unsaved = False
+        if not self._fresh:
+            self._instance.rest()
         return self._chunks.listed()
 
     def _until(self) -> str:
@@ -269,7 +276,7 @@ class WindowState:
 
     def close(self) -> None:
         """Release the tables."""
-        self.connection.close()
+        self._instance.close()
 
 
 def _ended(now: int | None) -> str:

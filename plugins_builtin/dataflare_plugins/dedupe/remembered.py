@@ -40,7 +40,7 @@ class Remembered:
         self._now = BEGINNING if ctx.run is None else int(ctx.run.started)  # of keys: which of them are forgotten
         self._given = 0  # rows of this epoch so far
         self._unsaved = False
-        self._open: Any = None
+        self._instance = held.Instance(self._opened, ["seen"])
         self._chunks = held.Chunks(f"t + {self._ttl}")
         self._leavings = held.Leavings("seen")
         self._current = duck.CurrentBatch(pa.schema([*schema, pa.field("\x1ftime", pa.int64())]))
@@ -52,14 +52,15 @@ class Remembered:
 
     @property
     def _connection(self) -> Any:
-        if self._open is None:
-            temp = Path(self._ctx.staging_dir) / "spill"
-            self._open = duck.connect(memory=self._ctx.memory, threads=1, temp=temp)
-            self._open.register("batch", self._current)
-            self._open.execute("CREATE TABLE seen (k VARCHAR, t BIGINT)")
-            self._open.execute("CREATE TABLE fresh (k VARCHAR, t BIGINT)")
-            self._open.execute(f"CREATE TABLE held AS {self._taken()} LIMIT 0", ["", 0])
-        return self._open
+        return self._instance.connection
+
+    def _opened(self) -> Any:
+        connection = duck.connect(memory=self._ctx.memory, threads=1, temp=Path(self._ctx.staging_dir) / "spill")
+        connection.register("batch", self._current)
+        for table in ("seen", "fresh"):
+            connection.execute(f"CREATE TABLE {table} (k VARCHAR, t BIGINT)")
+        connection.execute(f"CREATE TABLE held AS {self._taken()} LIMIT 0", ["", 0])
+        return connection
 
     def _taken(self) -> str:
         return f"SELECT *, {self._key} AS {KEY}, ?::VARCHAR AS {PART}, row_number() OVER () + ?::BIGINT AS {NUMBER} FROM batch"
@@ -111,7 +112,7 @@ class Remembered:
         yield from self.flush()
         if self._door is not None:
             self._now = self._door.advance(progress, (mark for marks in progress.watermarks.values() for mark in marks))
-        if self._open is not None and self._now > BEGINNING:
+        if self._instance.opened and self._now > BEGINNING:
             self._forget()
 
     def flush(self) -> Iterator[tuple[str, Batch]]:
@@ -186,6 +187,8 @@ class Remembered:
                 self._chunks.add(connection, "SELECT k, t FROM fresh", put, self._now + 1)
             connection.execute("CREATE OR REPLACE TABLE fresh (k VARCHAR, t BIGINT)")
             self._unsaved = False
+        if not self._given:
+            self._instance.rest()
         door = None if self._door is None else self._door.snapshot()
         return {"v": 1, "dedupe": self._identity, "door": door, "now": self._now, "chunks": self._chunks.listed()}
 
@@ -206,6 +209,4 @@ class Remembered:
 
     def close(self) -> None:
         """Release the tables."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._instance.close()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dataflare_sdk import duck, held
 from dataflare_sdk.event_time import FOREVER
-from dataflare_sdk.held import Chunks, Leavings, own
+from dataflare_sdk.held import Chunks, Instance, Leavings, own
 from dataflare_sdk.schema import quote, select_as
 
 SIDES = ("left", "right")
@@ -31,18 +31,22 @@ class Side:
         newly: rows have met since the last checkpoint.
     """
 
-    def __init__(self, name: str, schema: pa.Schema, connection: Any) -> None:
+    def __init__(self, name: str, schema: pa.Schema, instance: Instance) -> None:
         self.name = name
         self.schema = schema
         self.count = self.joined = 0
         self.chunks, self.met = Chunks(TIME), Chunks(TIME)
         self.leavings = Leavings(self.held)
         self.newly = False
-        self._connection = connection
+        self._instance = instance
         self._current = duck.CurrentBatch(pa.schema([*schema, pa.field("\x1ftime", pa.int64()), pa.field("\x1fnumber", pa.int64())]))
-        connection.register(f"batch_{name}", self._current)
-        connection.execute(f"CREATE TABLE {self.held} AS SELECT *, false AS {MET} FROM batch_{name} LIMIT 0")
-        self.empty()
+        self.taken = 0
+
+    def make(self, connection: Any) -> None:
+        """Make its tables, empty."""
+        connection.register(f"batch_{self.name}", self._current)
+        connection.execute(f"CREATE TABLE {self.held} AS SELECT *, false AS {MET} FROM batch_{self.name} LIMIT 0")
+        self._begin(connection)
 
     @property
     def fresh(self) -> str:
@@ -61,16 +65,19 @@ class Side:
 
     def empty(self) -> None:
         """Begin an epoch."""
-        self._connection.execute(f"CREATE OR REPLACE TABLE {self.fresh} AS SELECT *, false AS {MET} FROM batch_{self.name} LIMIT 0")
-        self._connection.execute(f"PREPARE take_{self.name} AS INSERT INTO {self.fresh} SELECT *, false FROM batch_{self.name}")
+        self._begin(self._instance.connection)
         self.taken = 0
+
+    def _begin(self, connection: Any) -> None:
+        connection.execute(f"CREATE OR REPLACE TABLE {self.fresh} AS SELECT *, false AS {MET} FROM batch_{self.name} LIMIT 0")
+        connection.execute(f"PREPARE take_{self.name} AS INSERT INTO {self.fresh} SELECT *, false FROM batch_{self.name}")
 
     def take(self, data: pa.RecordBatch, times: pa.Array) -> None:
         """Take rows with their event times."""
         numbers = pa.arange(self.count, self.count + data.num_rows)
         names = [*data.schema.names, "\x1ftime", "\x1fnumber"]
         self._current.batch = pa.RecordBatch.from_arrays([*data.columns, times, numbers], names=names)
-        self._connection.execute(f"EXECUTE take_{self.name}")
+        self._instance.connection.execute(f"EXECUTE take_{self.name}")
         self.count += data.num_rows
         self.taken += data.num_rows
 
@@ -106,12 +113,21 @@ class Pairs:
         self._within = within
         self._items = items
         self._result = result
-        self._connection: Any = duck.connect(memory=memory, threads=1, temp=temp)
-        self._connection.execute("SET preserve_insertion_order=false")
-        self.left = Side("left", schemas[0], self._connection)
-        self.right = Side("right", schemas[1], self._connection)
+        self._instance = Instance(lambda: self._opened(memory, temp), ["held_left", "held_right"])
+        self.left, self.right = (Side(name, schema, self._instance) for name, schema in zip(SIDES, schemas, strict=True))
         # Who has to be told when a row of it has met: those of which rows that met nobody come out, or each once.
         self._marks = {"left": [self.left], "semi": [self.left], "anti": [self.left], "full": [self.left, self.right]}.get(kind, [])
+
+    @property
+    def _connection(self) -> Any:
+        return self._instance.connection
+
+    def _opened(self, memory: int, temp: Path) -> Any:
+        connection = duck.connect(memory=memory, threads=1, temp=temp)
+        connection.execute("SET preserve_insertion_order=false")
+        for side in self.sides:
+            side.make(connection)
+        return connection
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -213,6 +229,8 @@ class Pairs:
                 side.newly = False
             if side.taken:
                 side.empty()
+        if all(side.joined == side.count for side in self.sides):
+            self._instance.rest()
         return [{"count": s.count, "chunks": s.chunks.listed(), "met": s.met.listed()} for s in self.sides]
 
     def restore(self, state: Sequence[Mapping[str, Any]], get: Callable[[str], bytes], watermarks: tuple[int, int]) -> None:
@@ -227,4 +245,4 @@ class Pairs:
 
     def release(self) -> None:
         """Release the tables."""
-        self._connection.close()
+        self._instance.close()

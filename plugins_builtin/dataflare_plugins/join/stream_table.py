@@ -56,7 +56,6 @@ class StreamTable:
         self._ended = False
         self._count = 0
         self._waiting = self._spool()
-        self._open: Any = None
         self._made: Table | None = None
 
     def _spool(self) -> Spool:
@@ -65,8 +64,8 @@ class StreamTable:
     @property
     def _table(self) -> Table:
         if self._made is None:
-            self._open = duck.connect(memory=self._ctx.memory // 2, threads=1, temp=Path(self._ctx.staging_dir) / "spill")
-            self._made = Table(self._rows, self._key, self._open)
+            temp = Path(self._ctx.staging_dir) / "spill"
+            self._made = Table(self._rows, self._key, lambda: duck.connect(memory=self._ctx.memory // 2, threads=1, temp=temp))
         return self._made
 
     def process(self, batch: Batch, input: str) -> Iterable[tuple[str, Batch]]:
@@ -108,7 +107,7 @@ class StreamTable:
         test = " AND ".join(f"l.{quote(a)} = r.{quote(b)}" for a, b in self._on.items())
         joined = f"SELECT {items}, l.{PART}, l.{NUMBER} FROM waiting AS l {self._kind.upper()} JOIN rows AS r ON {test}"
         query = f"{select_as(self._result, f'({joined})', PART)} ORDER BY {PART}, {NUMBER}"
-        for data in held.answers(self._open, query, waiting=self._waiting):
+        for data in held.answers(self._table.connection, query, waiting=self._waiting):
             yield from _by_partition(data)
         self._drop()
 
@@ -153,9 +152,9 @@ class StreamTable:
     def close(self) -> None:
         """Release the table and the file."""
         self._waiting.close()
-        if self._open is not None:
-            self._open.close()
-            self._open = self._made = None
+        if self._made is not None:
+            self._made.close()
+            self._made = None
 
 
 def _by_partition(data: pa.RecordBatch) -> Iterator[tuple[str, Batch]]:

@@ -23,31 +23,42 @@ class Table:
     Args:
         schema: of its rows.
         key: columns by which a row takes the place of an earlier one; none: every row is kept.
-        connection: to the instance of DuckDB that holds it.
+        open: opens an instance of DuckDB for it.
 
     Attributes:
         settled: the source's log has gone past what a snapshot of it read.
     """
 
-    def __init__(self, schema: pa.Schema, key: Sequence[str], connection: Any) -> None:
+    def __init__(self, schema: pa.Schema, key: Sequence[str], open: Callable[[], Any]) -> None:
         self.settled = False
         self._schema = schema
         self._key = list(key)
-        self._connection = connection
+        self._instance = held.Instance(lambda: self._opened(open()), ["rows"])
         self._columns = [quote(n) for n in schema.names]
         self._chunks = held.Chunks("0", *([self._last_of_each] if key else []))
         self._leavings = held.Leavings("rows")
         self._count = self._taken = 0
         self._unsent = self._saved_anew = False
         self._current = duck.CurrentBatch(pa.schema([*schema, *BESIDE]))
+
+    @property
+    def connection(self) -> Any:
+        """Where `rows` is; another one after a checkpoint."""
+        return self._instance.connection
+
+    def _opened(self, connection: Any) -> Any:
         connection.register("arriving", self._current)
         connection.execute(f"CREATE TABLE rows AS SELECT {', '.join([*self._columns, POS])} FROM arriving LIMIT 0")
-        self._empty()
+        self._begin(connection)
+        return connection
 
     def _empty(self) -> None:
-        self._connection.execute("CREATE OR REPLACE TABLE fresh AS SELECT * FROM arriving LIMIT 0")
-        self._connection.execute("PREPARE take AS INSERT INTO fresh FROM arriving")
+        self._begin(self.connection)
         self._taken, self._unsent = 0, False
+
+    def _begin(self, connection: Any) -> None:
+        connection.execute("CREATE OR REPLACE TABLE fresh AS SELECT * FROM arriving LIMIT 0")
+        connection.execute("PREPARE take AS INSERT INTO fresh FROM arriving")
 
     def take(self, batch: Batch) -> None:
         """Take rows, or changes, for the end of the epoch."""
@@ -63,7 +74,7 @@ class Table:
         beside[2] = pa.arange(self._count, self._count + rows)
         names = [*self._schema.names, *(name for name, _ in BESIDE)]
         self._current.batch = pa.RecordBatch.from_arrays([*batch.data.columns, *beside], names=names)
-        self._connection.execute("EXECUTE take")
+        self.connection.execute("EXECUTE take")
         self._count += rows
         self._taken += rows
 
@@ -72,14 +83,14 @@ class Table:
         if not self._taken:
             return
         if not self._key:
-            self._connection.execute(
+            self.connection.execute(
                 f"CREATE OR REPLACE TABLE delta AS SELECT {', '.join([*self._columns, POS])}, false AS {GONE} FROM fresh"
             )
         else:
-            emptied = self._connection.execute(f"SELECT max({NUMBER}) FROM fresh WHERE {OP} = {TRUNCATE}").fetchall()[0][0]
+            emptied = self.connection.execute(f"SELECT max({NUMBER}) FROM fresh WHERE {OP} = {TRUNCATE}").fetchall()[0][0]
             if emptied is not None:
                 self._forget_all()
-            self._connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._newest(-1 if emptied is None else emptied)}")
+            self.connection.execute(f"CREATE OR REPLACE TABLE delta AS {self._newest(-1 if emptied is None else emptied)}")
         self._apply("delta")
         self._empty()
 
@@ -114,12 +125,12 @@ class Table:
         """Bring the states of rows into the table."""
         if self._key:
             replaced = f"DELETE FROM rows USING {delta} AS d WHERE {self._same('rows', 'd')}"
-            self._leavings.count(self._connection, left=self._connection.execute(replaced).fetchall()[0][0])
+            self._leavings.count(self.connection, left=self.connection.execute(replaced).fetchall()[0][0])
         columns = ", ".join([*self._columns, POS])
-        self._connection.execute(f"INSERT INTO rows SELECT {columns} FROM {delta} WHERE NOT {GONE}")
+        self.connection.execute(f"INSERT INTO rows SELECT {columns} FROM {delta} WHERE NOT {GONE}")
 
     def _forget_all(self) -> None:
-        self._leavings.count(self._connection, left=self._connection.execute("DELETE FROM rows").fetchall()[0][0])
+        self._leavings.count(self.connection, left=self.connection.execute("DELETE FROM rows").fetchall()[0][0])
         self._chunks.clear()
 
     def _last_of_each(self, states: str) -> str:
@@ -133,22 +144,28 @@ class Table:
     def snapshot(self, put: Callable[[bytes], str]) -> dict[str, Any]:
         """Keep what the epoch brought; return the chunks that hold the table."""
         columns = ", ".join([*self._columns, POS, GONE])
-        if self._connection.execute("FROM duckdb_tables() WHERE table_name = 'delta'").fetchall():
-            if self._chunks.rows > 2 * held.count(self._connection, "rows") + held.DEAD_ROWS:
-                self._chunks.anew(self._connection, f"SELECT *, false AS {GONE} FROM rows", put, 0)
+        if self.connection.execute("FROM duckdb_tables() WHERE table_name = 'delta'").fetchall():
+            if self._chunks.rows > 2 * held.count(self.connection, "rows") + held.DEAD_ROWS:
+                self._chunks.anew(self.connection, f"SELECT *, false AS {GONE} FROM rows", put, 0)
             else:
-                self._chunks.add(self._connection, f"SELECT {columns} FROM delta", put, 0)
-            self._connection.execute("DROP TABLE delta")
+                self._chunks.add(self.connection, f"SELECT {columns} FROM delta", put, 0)
+            self.connection.execute("DROP TABLE delta")
+        if not self._taken:
+            self._instance.rest()
         return {"count": self._count, "settled": self.settled, "chunks": self._chunks.listed()}
 
     def restore(self, state: Mapping[str, Any], get: Callable[[str], bytes]) -> None:
         """Take back what `snapshot` kept."""
         self._count, self.settled = int(state["count"]), bool(state["settled"])
-        columns = held.columns_of(self._connection, "rows")
+        columns = held.columns_of(self.connection, "rows")
         fitted = "(FROM chunk UNION ALL BY NAME (FROM rows LIMIT 0))"  # the table may have got columns since, and lost some
         state_of = f"CREATE OR REPLACE TABLE delta AS SELECT {columns}, {GONE} FROM {fitted}"
-        self._chunks.restore(self._connection, state["chunks"], get, state_of, lambda: self._apply("delta"))
-        self._connection.execute("DROP TABLE IF EXISTS delta")
+        self._chunks.restore(self.connection, state["chunks"], get, state_of, lambda: self._apply("delta"))
+        self.connection.execute("DROP TABLE IF EXISTS delta")
+
+    def close(self) -> None:
+        """Release it."""
+        self._instance.close()
 
 
 def _last(column: str) -> str:
