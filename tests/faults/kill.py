@@ -134,16 +134,18 @@ def trial(
     Returns what is left of the plan where the workflow came to its end before.
     """
     begin(folder, lane, state)
-    todo = list(plan)
+    todo, killed = list(plan), False
     while todo:
         # In bulk each statement passes a failpoint once, and there are two of them; one of them may be done when it was killed before.
         most = 3 if lane != BULK else 2 if len(todo) == len(plan) else 1
         name = todo.pop(0)
         spot = None if name is None else f"{name}:{rng.randint(1, most)}"
-        tally.kills += killer.kill(folder, spot, rng.uniform(0.0, 0.95))
+        killed = killer.kill(folder, spot, rng.uniform(0.0, 0.95))
+        tally.kills += killed
         if finished(folder):
             break  # it came through: the next run would begin anew and append once more
     else:
+        killed = False
         out, err = launch(folder, {}).communicate(timeout=120)
         report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
         tally.resumed += bool(report.get("resumed"))
@@ -152,7 +154,7 @@ def trial(
     if (folder / "hits.txt").exists():
         tally.hits.update((folder / "hits.txt").read_text().split())
     try:
-        compare(folder, lane, plan, tally)
+        compare(folder, lane, plan, tally, unswept=killed)
     except Exception as error:  # what is not there at all cannot be compared; what the run said of it stands beside
         tally.lost += 1
         tally.faults.append(f"{folder.name} {plan}: {type(error).__name__}: {error}")

@@ -161,10 +161,10 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally) -> None:
+def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally, *, unswept: bool) -> None:
     """Count rows that are missing, rows that are there too often, and files nobody asked for.
 
-    Folders without a file in them may be left by a run that was killed when all but its sweeping was done; the next run removes them.
+    `unswept`: the last run was killed when all but its sweeping was done: it may leave folders without a file, which the next removes.
     """
     out, con, where = folder / "out", duckdb.connect(), f"{folder.name} {plan}"
     if lane == WINDOWS:
@@ -178,7 +178,7 @@ def compare(folder: Path, lane: str, plan: list[str | None], tally: Tally) -> No
     else:
         judge(con, f"{where} parquet", con.sql(f"SELECT {COLUMNS} FROM '{out}/whole.parquet'").fetchall(), ODD, tally)
         allowed = {"whole.parquet"}
-    empty = {p.name for p in out.glob(".dataflare-*") if p.is_dir() and not any(q.is_file() for q in p.rglob("*"))}
+    empty = {p.name for p in out.glob(".dataflare-*") if unswept and p.is_dir() and not any(q.is_file() for q in p.rglob("*"))}
     orphans = [p.name for p in out.iterdir() if p.name not in allowed | empty | {"rows.duckdb", "rows.duckdb.wal"}]
     orphans += [p.name for p in (out / "parts").rglob("*") if p.is_file() and p.suffix not in (".parquet", ".json")]
     orphans += [p.name for p in (folder / ".dataflare" / "spill").glob("*")]
