@@ -99,9 +99,9 @@ class Chunks:
             default all of them.
     """
 
-    def __init__(self, until: str, fewer: Callable[[str], str] = f"SELECT * EXCLUDE ({ORDER}) FROM {{}}".format) -> None:
+    def __init__(self, until: str, fewer: Callable[[str], str] | None = None) -> None:
         self._until = until
-        self._fewer = fewer
+        self._fewer = fewer or f"SELECT * EXCLUDE ({ORDER}) FROM {{}}".format
         self._listed: list[dict[str, Any]] = []
         self._small: dict[str, bytes] = {}
 
@@ -143,7 +143,7 @@ class Chunks:
         """
         for chunk in chunks:
             data = get(chunk["ref"])
-            loaded(connection, data, statement)
+            loaded(connection, _rows(data), statement)
             then()
             self._take({"level": 0, **chunk}, data)
 
@@ -179,7 +179,7 @@ class Chunks:
         return few if ready else None
 
     def _put_together(self, connection: Any, few: Sequence[dict[str, Any]], put: Callable[[bytes], str], since: int) -> None:
-        tables = [pa.ipc.open_stream(pa.py_buffer(self._small[c["ref"]])).read_all() for c in few]
+        tables = [_rows(self._small[c["ref"]]) for c in few]
         if any(not t.schema.equals(tables[-1].schema) for t in tables):  # some are of an older version, and stay as they are
             for chunk in few[:-1]:
                 self._small.pop(chunk["ref"], None)
@@ -223,9 +223,17 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(found).combine_chunks()
 
 
-def loaded(connection: Any, data: bytes, statement: str) -> None:
-    """Run a statement that reads the rows of one chunk as the table `chunk`."""
-    rows: Any = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+def _rows(chunk: bytes) -> pa.Table:
+    return pa.ipc.open_stream(pa.py_buffer(chunk)).read_all()
+
+
+def chunk_loaded(connection: Any, chunk: bytes, statement: str) -> None:
+    """Run a statement that reads the rows of a chunk as the table `chunk`."""
+    loaded(connection, _rows(chunk), statement)
+
+
+def loaded(connection: Any, rows: pa.Table, statement: str) -> None:
+    """Run a statement that reads rows as the table `chunk`."""
     connection.register("chunk", rows)
     try:
         with guarded():
@@ -237,8 +245,8 @@ def loaded(connection: Any, data: bytes, statement: str) -> None:
 class Instance:
     """The instance of DuckDB in which a step has its tables: opened when it is first needed, and anew now and then.
 
-    An instance notes in queues what it may evict; these take 5 to 15 MB, a few hundred bytes a statement, before it sweeps them,
-    and give nothing back. An instance that is closed gives back everything.
+    An instance notes in queues what it may evict. These take some megabytes, a few hundred bytes a statement, before it sweeps them,
+    and give nothing back; an instance that is closed does.
 
     Args:
         make: opens one and makes all that statements need, the tables empty.
@@ -284,11 +292,7 @@ class Instance:
             kept = {table: self._open.sql(f"FROM {table}").to_arrow_table() for table in self._tables}
         self.close()
         for table, rows in kept.items():
-            columns = columns_of(self.connection, table)
-            self.connection.register("kept", rows)
-            with guarded():
-                self.connection.execute(f"INSERT INTO {table} SELECT {columns} FROM kept")
-            self.connection.unregister("kept")
+            loaded(self.connection, rows, f"INSERT INTO {table} SELECT {columns_of(self.connection, table)} FROM chunk")
 
     def close(self) -> None:
         """Close it; what its tables hold is gone."""
@@ -329,7 +333,7 @@ class Leavings:
     def count(self, connection: Any, *, left: int = 0, came: int = 0) -> None:
         """Count rows that were deleted or updated, and rows that came; make the table anew when it is time.
 
-        Both together cost, per row, what a few rows cost to copy, however large the table is.
+        As that is after as many rows as it has, it costs what copying each of them once does, however large the table is.
         """
         self._left += max(left, self.STATEMENT) if left else 0
         self._came += came

@@ -5,8 +5,8 @@ taken, its beginning is dropped as warm-up (ten minutes, or a third of it, which
 and a slope is laid through medians of half minutes. Memory has grown when that slope is above 1 % of the memory per hour
 *and* its 95 % interval lies above zero: a slope within the noise is no growth, and neither is one that would take four days to
 double. The interval stands in the report, so that a soak too short to see anything is known as such. Under five minutes
-behind the warm-up nothing is judged. One thing that fills is known by its size: the eviction queues of an instance of DuckDB take
-5 MB, after some 20,000 statements that write, and no more then; the soak ends four epochs a second to be past that.
+behind the warm-up nothing is judged. The soak ends four epochs a second: what grows
+by the epoch shows four times as fast as at the usual one.
 
 The slope is that of Theil and Sen: the median of all slopes between two points; ranks of those slopes give its interval, by the
 variance of Kendall's S. Method: P. K. Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 63 (1968).

@@ -20,7 +20,7 @@ def test_whatever_goes_wrong_around_it(seed: int, times: int, more: list[str]) -
     """In a process of its own: what runs are forked from is made once in a process, with the clock it has then."""
     if not installed():
         missing("PostgreSQL")
-    command = [sys.executable, "-m", "tests.faults.disturbed", "--times", str(times), "--seed", str(seed), "--rate", "100", *more]
+    command = [sys.executable, "-m", "tests.faults.disturbed", "--times", str(times), "--seed", str(seed), "--rate", "200", *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     report = json.loads(done.stdout)

@@ -38,7 +38,7 @@ class Kept:
         self.chunks = self._made()
 
     def _made(self) -> Chunks:
-        return Chunks("t", *([NEWEST.format] if self.newest else []))
+        return Chunks("t", NEWEST.format if self.newest else None)
 
     def put(self, data: bytes) -> str:
         self.store[f"c{len(self.store)}"] = data

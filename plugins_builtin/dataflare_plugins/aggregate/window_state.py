@@ -82,7 +82,7 @@ class WindowState:
         self._current = duck.CurrentBatch(pa.schema([*batch, pa.field(TIME, pa.int64())]))
         self._instance = Instance(lambda: self._opened(memory, temp, timezone), ["live"])
         fewer = self._merged if lines.merges else None
-        self._chunks = Chunks(self._until(), *([fewer] if fewer is not None else []))
+        self._chunks = Chunks(self._until(), fewer)
         self._leavings = Leavings("live", fewer)
         self._fresh = self._unsaved = self._anew = self._told = False
         self._columns = [FROM, TO, *lines.names]
@@ -266,7 +266,7 @@ class WindowState:
         self._chunks.restore(self.connection, chunks, get, statement)
         owned = held.count(self.connection, "live")
         for chunk in others:
-            held.loaded(self.connection, get(chunk["ref"]), statement)
+            held.chunk_loaded(self.connection, get(chunk["ref"]), statement)
         dealt = held.count(self.connection, "live") - owned
         # Where groups were dealt out otherwise, what is this share's is written down anew with the next checkpoint.
         self._anew = bool(dealt) or owned != self._chunks.rows

@@ -35,10 +35,10 @@ class Table:
         self._key = list(key)
         self._instance = held.Instance(lambda: self._opened(open()), ["rows"])
         self._columns = [quote(n) for n in schema.names]
-        self._chunks = held.Chunks("0", *([self._last_of_each] if key else []))
+        self._chunks = held.Chunks("0", self._last_of_each if key else None)
         self._leavings = held.Leavings("rows")
         self._count = self._taken = 0
-        self._unsent = self._saved_anew = False
+        self._unsent = False
         self._current = duck.CurrentBatch(pa.schema([*schema, *BESIDE]))
 
     @property
