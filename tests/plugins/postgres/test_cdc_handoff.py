@@ -58,12 +58,21 @@ def test_handoff_under_load_with_random_stops(postgres, made, small_chunks, seed
 
 def test_once_ends_at_one_moment_of_all_chunks(postgres, made, small_chunks):
     filled(postgres)
-    # Reading may prune pages, and nobody flushes that to the log of an idle server for up to 15 s: the heartbeat does.
-    engine = made(postgres, ["t"], {"t": ("id",)}, heartbeat=0.2)
+    engine = made(postgres, ["t"], {"t": ("id",)})
     engine.start(engine.build().position())
     engine.step()
     assert len(engine.tables.rows["t"]) == 37
     postgres.execute("UPDATE t SET v = 'new' WHERE id IN (1, 399); DELETE FROM t WHERE id IN (2, 400)")
     while not isinstance(engine.step(), Pause):
         pass
+    assert engine.tables.rows["t"] == oracle(postgres)
+
+
+def test_an_idle_server_is_urged_to_the_end(postgres, made):
+    """What was written but not flushed is not sent: here the end is not even written, and nobody else writes."""
+    filled(postgres)
+    engine = made(postgres, ["t"], {"t": ("id",)})
+    engine.catch_up()
+    goal = engine.build().position()
+    engine.until({**goal, "lsn": goal["lsn"] + 200})
     assert engine.tables.rows["t"] == oracle(postgres)

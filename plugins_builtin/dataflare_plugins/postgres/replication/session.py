@@ -158,9 +158,7 @@ class Session:
         """
         now = time.monotonic()
         if self.options.heartbeat is not None and now - self._beat > self.options.heartbeat:
-            self._beat = now
-            with self.server.explained():
-                self.side().execute("SELECT pg_logical_emit_message(false, 'dataflare', '')")
+            self.beat()
         if now - self._looked < LOOK_EVERY:
             return
         self._looked = now
@@ -174,6 +172,12 @@ class Session:
         limit = self.options.max_slot_lag
         if limit is not None and state.lag > limit:
             raise slots.SLOT_LAG.error(f"the replication slot '{self.slot}' holds back {state.lag} bytes, {limit} are allowed")
+
+    def beat(self) -> None:
+        """Write a message into the log, which makes the server flush it. A standby cannot, and its log is that of its primary."""
+        self._beat = time.monotonic()
+        with self.server.explained():
+            self.side().execute("SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_logical_emit_message(false, 'dataflare', '') END")
 
     def close(self) -> None:
         """Close everything. The slot stays."""

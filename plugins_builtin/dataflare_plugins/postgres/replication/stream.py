@@ -28,6 +28,7 @@ RENAMED = code(
 LINGER = 0.05
 LONGEST = 0.25
 SHORTEST = 0.002
+STILL = 0.5
 PIECE = 1 << 20
 REMEMBERED = 10_000
 
@@ -99,6 +100,7 @@ class Stream:
         self._decoder = ChangeDecoder(self._resolve, text=self._text, max_rows=max_rows, max_bytes=max_bytes)
         self._since: float | None = None
         self._asked = 0.0
+        self._stood: tuple[int | None, float] = None, 0.0
         self._recent: deque[pa.Array] = deque()
         self.until: int | None = None
         self.position = start
@@ -141,6 +143,16 @@ class Stream:
             # An idle server says where it stands when it is asked.
             self._asked = now
             self._feed.status(ask=True)
+        self._urge(now)
+
+    def _urge(self, now: float) -> None:
+        """An end that was written but not flushed is not sent, and an idle server does not flush it for many seconds."""
+        boundary = self.boundary
+        if self.until is None or boundary is None or boundary != self._stood[0]:
+            self._stood = boundary, now
+        elif now - self._stood[1] > STILL:
+            self._stood = boundary, now
+            self._session.beat()
 
     def _patience(self, now: float, deadline: float) -> float:
         """Return how long to wait for more: not at all costs a turn of the loop each time."""
