@@ -33,7 +33,7 @@ class Processor(Protocol):
             `keyed`, `nondeterministic`, `sql` (offers `relation`), `fuses` (`relation` hands on carried columns), `event_time`
             (is asked to `advance` at every barrier), `follows` (gives in `advance` rows of its first input, each batch with the
             partition it came of, so that watermarks pass it), `shares` (works on its groups in as many shares as it is given threads),
-            `ordered` (what it gives depends on the order in which a source gives its rows).
+            `ordered` (what it gives depends on the order in which a source gives its rows), `ahead` (offers `begin`).
         inputs: how many inputs it takes: `(1, 1)`, `(2, 2)`, `(1, None)`.
         changes: `rowwise` or `refuse`: whether change batches may pass it.
         tables: number of an input to the key of its rows (empty: all are kept), of inputs that are tables: rows and changes of
@@ -75,6 +75,14 @@ class Processor(Protocol):
 
         Raises:
             Exception: the batch failed as a whole; the engine then isolates the bad rows.
+        """
+        ...
+
+    def begin(self, batch: Batch, input: str) -> Callable[[], Iterable[tuple[str, Batch]]]:
+        """Begin to process one input batch and return what waits for its outputs; asked of steps with the feature `ahead`.
+
+        It is worked on elsewhere, while the engine reads the next batch and hands on what came of the one before. At most one is
+        begun at a time, and its outputs are fetched before any other method is called; raises as `process`.
         """
         ...
 

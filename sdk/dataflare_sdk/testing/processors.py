@@ -16,7 +16,21 @@ from dataflare_sdk.testing.context import FakeContext
 from dataflare_sdk.testing.suite import Suite, check
 
 FEATURES = frozenset(
-    ["rowwise", "one_to_one", "filters", "whole_input", "keyed", "nondeterministic", "sql", "fuses", "event_time", "shares", "ordered"]
+    [
+        "rowwise",
+        "one_to_one",
+        "filters",
+        "whole_input",
+        "keyed",
+        "nondeterministic",
+        "sql",
+        "fuses",
+        "event_time",
+        "follows",
+        "shares",
+        "ordered",
+        "ahead",
+    ]
 )
 
 
@@ -102,6 +116,24 @@ class ProcessorSuite(Suite):
             found.append(self._rows(self._run(made, self._inputs, rows)))
             made.close()
         assert found[0] == found[1] == found[2], "another chunking gave other rows"
+
+    @check
+    def begins_as_it_processes(self) -> None:
+        """Where it offers `begin`, what is fetched is what `process` gives."""
+        made = self._processor()
+        if "ahead" not in made.features:
+            made.close()
+            return
+        wanted = self._rows(self._run(made, self._inputs, 2))
+        made.close()
+        made = self._processor()
+        outputs: dict[str, list[pa.RecordBatch]] = {name: [] for name in self._schemas}
+        for name, batch in _batches(self._inputs, 2):
+            fetch = made.begin(batch, name)
+            for output, made_batch in fetch():
+                outputs[output].append(made_batch.data)
+        made.close()
+        assert self._rows(outputs) == wanted, "what was begun gave other rows"
 
     @check
     def leaves_its_input_alone(self) -> None:

@@ -78,6 +78,61 @@ def test_one_that_always_fails_is_given_up_and_then_quarantined(build: Build, ac
     made.close()
 
 
+def begun(made: Any) -> Callable[[], Any]:
+    made.output_schemas({"x": ROWS.schema})
+    return made.begin(Batch("x", ROWS, origin=Origin("x", ROWS, {})), "x")  # type: ignore[no-any-return]
+
+
+def test_a_step_without_state_works_while_nobody_waits(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "marks"
+    made = build("connectors:Twice", {"marks": str(folder)}, grants={"fs": [{"path": str(folder), "mode": "rw"}]})
+    assert "ahead" in made.features
+    fetch = begun(made)
+    until = time.monotonic() + 20
+    while not (folder / "twice").exists():  # nobody has fetched it yet
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    ((output, batch),) = fetch()
+    assert (output, batch.data.column(0).to_pylist()) == ("", [0, 2, 4, 6, 8])
+    assert batch.origin.source == "x"
+
+
+def test_another_call_leaves_what_was_begun(build: Build) -> None:
+    made = build("connectors:Twice")
+    fetch = begun(made)
+    assert made.notes() == []
+    assert [b.data.column(0).to_pylist() for _, b in made.process(Batch("x", ROWS.slice(0, 2)), "x")] == [[0, 2]]
+    assert [b.data.column(0).to_pylist() for _, b in fetch()] == [[0, 2, 4, 6, 8]]
+
+
+@pytest.mark.parametrize("when", ["working", "done", "gone"])
+def test_what_was_begun_goes_again_to_a_fresh_worker(build: Build, when: str) -> None:
+    made = build("connectors:Twice", {"wait": 30.0 if when == "working" else 0.0})
+    fetch = begun(made)
+    worker = made._cell._worker
+    if when == "done":
+        assert made.notes() == []
+    if when == "gone":
+        made._cell.lost(EOFError())
+    else:
+        worker.connection.kill()
+    if when == "working":
+        made._cell._build = (*made._cell._build[:1], {"wait": 0.0}, *made._cell._build[2:])
+    assert [b.data.column(0).to_pylist() for _, b in fetch()] == [[0, 2, 4, 6, 8]]
+
+
+def test_an_error_of_what_was_begun_is_raised_where_it_is_fetched(build: Build) -> None:
+    made = build("connectors:Twice", {"refuse": 3})
+    fetch = begun(made)
+    assert made.notes() == []
+    with pytest.raises(ValueError, match="3 is refused"):
+        fetch()
+
+
+def test_a_step_with_state_is_not_begun_ahead(build: Build) -> None:
+    assert "ahead" not in build("processors:Summed").features
+
+
 def numbers(build: Build, folder: Path, **settings: Any) -> tuple[Any, Any]:
     """Return a source in a worker, and a reader of it."""
     grants = {"fs": [{"path": str(folder), "mode": "rw"}]}

@@ -49,6 +49,15 @@ class Doubled(Processor[NoConfig]):
         yield "", kept.with_data(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
+class Ahead(Doubled):
+    """The same, begun before it is waited for."""
+
+    features = frozenset(["rowwise", "filters", "sql", "ahead"])
+
+    def begin(self, batch: Batch, input: str) -> Callable[[], Iterable[tuple[str, Batch]]]:
+        return lambda: list(self.process(batch, input))
+
+
 class Summed(Processor[NoConfig]):
     """The reference of steps with state: the sum of each key, at the end."""
 
@@ -201,6 +210,20 @@ class NeedsMoreThanItSays(Doubled):
         return super().process(batch.filter(batch.data.column("s").is_valid()) if seen else batch, input)
 
 
+class BeginsTheFirst(Ahead):
+    """Fetches for every batch what came of the first."""
+
+    fails = "begins-as-it-processes"
+
+    def __init__(self, config: NoConfig, ctx: Any) -> None:
+        super().__init__(config, ctx)
+        self.first: list[tuple[str, Batch]] = []
+
+    def begin(self, batch: Batch, input: str) -> Callable[[], Iterable[tuple[str, Batch]]]:
+        self.first = self.first or list(self.process(batch, input))
+        return lambda: self.first
+
+
 class SnapshotsNothing(Summed):
     """Says that it has no state, and has."""
 
@@ -231,7 +254,7 @@ class AnswersTwice(Summed):
         return {"v": 1, "answered": False, "sums": [list(item) for item in self.sums.items()]}
 
 
-REFERENCES: Sequence[type[Any]] = (Doubled, Summed)
+REFERENCES: Sequence[type[Any]] = (Doubled, Ahead, Summed)
 
 
 def twins() -> Iterator[type[Any]]:

@@ -18,6 +18,7 @@ from dataflare_sdk import schema as schemas
 from dataflare_sdk.changes import COLUMNS
 from dataflare_sdk.event_time import FOREVER
 from dataflare_sdk.plans import input_schemas, output_schemas, prepared
+from dataflare_sdk.records import record
 
 IDLE = 2.5
 """Seconds a source may be held back before it is asked to keep its connection alive."""
@@ -31,6 +32,21 @@ class Closed(Exception):  # noqa: N818 - not an error: the neighbours have gone,
 
 class Stopped(Exception):  # noqa: N818
     """The run is being stopped."""
+
+
+@record
+class Begun:
+    """A batch that a component works on elsewhere.
+
+    Attributes:
+        batch: as the component got it.
+        name: of the input.
+        outputs: waits for what comes of it.
+    """
+
+    batch: Batch
+    name: str
+    outputs: Callable[[], Iterable[tuple[str, Batch]]]
 
 
 class Operator:
@@ -47,6 +63,8 @@ class Operator:
         self.late_before = self.counts.late  # of an unfinished run's committed epochs; the component counts since it was built
         self.timed = "event_time" in self.component.features
         self.mixes = self.timed or "whole_input" in self.component.features
+        self.ahead = "ahead" in self.component.features
+        self.begun: Begun | None = None
         self.path: ChangePath | None = None
         if node.settings.get("changes"):
             drops = "one_to_one" not in self.component.features
@@ -110,6 +128,12 @@ class Chain:
         counts.rows_in += batch.data.num_rows
         began = perf_counter()
         batch, name = operator.taken(batch, name)
+        if operator.ahead and batch.changes is None:
+            before = self._done(operator)
+            operator.begun = Begun(batch, name, operator.component.begin(batch, name))
+            counts.seconds += perf_counter() - began
+            self._give(operator, *before)
+            return
         if batch.changes is not None and operator.path is not None:
             outputs = operator.path.process(
                 batch, lambda part: self._run(operator, part, name), lambda bad, part: self._handler.reject(node, bad, part, counts)
@@ -117,15 +141,45 @@ class Chain:
         else:
             outputs, _ = self._run(operator, batch, name)
         counts.seconds += perf_counter() - began
+        self._give(operator, batch, outputs)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a batch is being worked on elsewhere."""
+        return any(operator.begun is not None for operator in self.operators.values())
+
+    def settle(self) -> None:
+        """Wait for all batches that are worked on elsewhere, upstream first, and emit what comes of them."""
+        for operator in self.operators.values():
+            began = perf_counter()
+            done = self._done(operator)
+            operator.counts.seconds += perf_counter() - began
+            self._give(operator, *done)
+
+    def _done(self, operator: Operator) -> tuple[Batch | None, list[tuple[str, Batch]]]:
+        """Return the batch that was begun, if any was, and what came of it."""
+        begun, operator.begun = operator.begun, None
+        if begun is None:
+            return None, []
+        outputs, _ = self._run(operator, begun.batch, begun.name, begun.outputs)
+        return begun.batch, outputs
+
+    def _give(self, operator: Operator, batch: Batch | None, outputs: list[tuple[str, Batch]]) -> None:
+        """Emit what came of a batch."""
+        if batch is None:
+            return
+        node = operator.node.id
         for output, made in outputs:
             made.partition = node if operator.mixes and not output else batch.partition
         self._hand_on(operator, outputs)
         self._handler.passed(node, batch.data.num_rows)
 
-    def _run(self, operator: Operator, batch: Batch, name: str) -> tuple[list[tuple[str, Batch]], set[int]]:
-        """Return what the component makes of a batch, and the indices of rows it gave up."""
+    def _run(
+        self, operator: Operator, batch: Batch, name: str, begun: Callable[[], Iterable[tuple[str, Batch]]] | None = None
+    ) -> tuple[list[tuple[str, Batch]], set[int]]:
+        """Return what the component makes of a batch, or made of it since it was begun, and the indices of rows it gave up."""
         try:
-            return list(operator.component.process(batch, name)), set()
+            return list(operator.component.process(batch, name) if begun is None else begun()), set()
         except Exception as error:
             return self._handler.isolate(operator.node.id, operator.component, batch, name, error, operator.counts)
 
@@ -149,6 +203,7 @@ class Chain:
 
     def flush(self) -> None:
         """Every input has ended: let each operator say what is left, upstream first."""
+        self.settle()
         self._flushed = True
         for operator in self.operators.values():
             began = perf_counter()
@@ -167,6 +222,7 @@ class Chain:
         Returns:
             The operators' states.
         """
+        self.settle()
         marks = self._advance(barrier.time, arrived) if self._env.timed else {}
         states = self.snapshot()
         for edge in self.spec.outputs:
@@ -223,6 +279,7 @@ class Chain:
 
     def forward(self, message: End | Pause) -> None:
         """Send a mark on every edge that leaves the task."""
+        self.settle()
         for edge in self.spec.outputs:
             self._send(edge, message, MARK_BYTES)
 

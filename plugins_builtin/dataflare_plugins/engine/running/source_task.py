@@ -182,6 +182,8 @@ class SourceTask:
             else:
                 key, part, _ = self._todo[0]
                 self._reader = self._opened_for(key, part)
+        if self._extract.mode != "full":
+            self._chain.settle()  # the next rows may be long in coming
         self._quiet.reading()
         began = time.perf_counter()
         try:

@@ -50,7 +50,11 @@ class StepTask:
         targets = {edge_key(e): e for e in self.spec.inputs}
         aligned = Aligner(self._env, self.spec)
         while True:
-            name, message = aligned.next()
+            got = aligned.ready() if chain.ahead else aligned.next()
+            if got is None:
+                chain.settle()  # there is nothing else to be done meanwhile
+                continue
+            name, message = got
             if isinstance(message, Barrier):
                 failpoint("task.step.snapshot")
                 states = chain.pass_barrier(message, aligned.watermarks)
@@ -87,10 +91,20 @@ class Aligner:
         Raises:
             Stopped: the inbox was closed.
         """
+        got = self._next(None)
+        if got is None:
+            raise Stopped
+        return got
+
+    def ready(self) -> tuple[str, Any] | None:
+        """Return what `next` would, if it need not wait for it."""
+        return self._next(0.0)
+
+    def _next(self, timeout: float | None) -> tuple[str, Any] | None:
         while True:
-            got = self._inbox.get(self._blocked)
+            got = self._inbox.get(self._blocked, timeout)
             if got is None:
-                raise Stopped
+                return None
             name, message = got
             if isinstance(message, Barrier):
                 self._blocked.add(name)

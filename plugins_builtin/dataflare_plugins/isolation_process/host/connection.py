@@ -123,14 +123,19 @@ class Connection:
         found = list(self._made(target, method, arguments, given, seconds, pieces=False))
         return found[0]
 
-    def ask(self, target: str, method: str, *arguments: Any) -> None:
+    def ask(self, target: str, method: str, *arguments: Any, given: Batch | None = None) -> None:
         """Make a call whose answer `answer` will fetch: the worker works meanwhile, and no other call may be made."""
-        self._begin(target, method, arguments, None)
+        self._until = time.monotonic() + self.deadline
+        self._begin(target, method, arguments, given)
 
-    def answer(self, seconds: float | None = None) -> Any:
-        """Return the answer to what was asked; raises as `call`. The time counts from now: whoever asks ahead comes back when they can."""
+    def answer(self, seconds: float | None = None, *, given: Batch | None = None, pieces: bool = False) -> Any:
+        """Return the answer to what was asked, a list where it comes in pieces; raises as `call`.
+
+        The time counts from now: whoever asks ahead comes back when they can.
+        """
         self._until = time.monotonic() + (seconds or self.deadline)
-        return next(self._answers(None, pieces=False))
+        found = self._answers(given, pieces=pieces)
+        return list(found) if pieces else next(found)
 
     def pieces(self, target: str, method: str, *arguments: Any, given: Batch | None = None) -> Iterator[Any]:
         """Make a call that is answered piece by piece; raises as `call`."""

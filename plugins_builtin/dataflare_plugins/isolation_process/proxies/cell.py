@@ -115,25 +115,36 @@ class Cell:
         self._pieces = self._guarded(connection.pieces("component", method, *arguments, given=given))
         return self._pieces
 
-    def ask_ahead(self, target: str, method: str, *arguments: Any, seconds: float, keep: Callable[[Any], None]) -> None:
+    def ask_ahead(
+        self,
+        target: str,
+        method: str,
+        *arguments: Any,
+        keep: Callable[[Any], None],
+        seconds: float | None = None,
+        given: Batch | None = None,
+        pieces: bool = False,
+    ) -> None:
         """Make a call whose answer is fetched before the next one, by whoever makes it; the worker works meanwhile.
 
         Args:
             target: as `Connection.call` takes it.
             method: what is called.
             arguments: with what.
-            seconds: how long it may take once somebody waits for it.
             keep: is given the answer, or the error it ended with.
+            seconds: how long it may take once somebody waits for it, if not the usual deadline.
+            given: the batch among the arguments whose rows the answer may refer to.
+            pieces: it is answered piece by piece; the answer is a list of them.
         """
         connection = self._alive().connection
         try:
-            connection.ask(target, method, *arguments)
+            connection.ask(target, method, *arguments, given=given)
         except _LOSSES as error:
             raise self.lost(error) from error
 
         def fetch() -> None:
             try:
-                keep(connection.answer(seconds))
+                keep(connection.answer(seconds, given=given, pieces=pieces))
             except _LOSSES as error:
                 keep(self.lost(error))
             except Exception as error:

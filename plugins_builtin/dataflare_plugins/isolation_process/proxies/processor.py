@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflare_plugins.isolation_process.codes import CRASHED
 from dataflare_plugins.isolation_process.proxies.cell import Cell, expected, listed
 from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
 from dataflare_plugins.isolation_process.wire.frames import Garbled
-from dataflare_sdk import Batch, RowRejection
+from dataflare_sdk import Batch, DataflareError, RowRejection
 from dataflare_sdk.schema import cast_batch
 
 __all__ = ["ProcessorProxy"]
@@ -35,6 +36,8 @@ class ProcessorProxy(ComponentProxy):
         self.holds = False
         self.changes = "rowwise" if cell.facts.get("changes") == "rowwise" else "refuse"
         self._stateless = "rowwise" in self.features
+        # What has no state may be asked again, and so may be lost with its worker between the asking and the answer.
+        self.features = self.features - {"ahead"} | ({"ahead"} if self._stateless else set())
         self._announced: Mapping[str, pa.Schema] = {}
 
     def outputs(self) -> tuple[str, ...]:
@@ -87,6 +90,29 @@ class ProcessorProxy(ComponentProxy):
             return self._checked(lambda: self._outputs(found, batch.data.num_rows))
 
         return self._cell.again(act) if self._stateless else act()
+
+    def begin(self, batch: Batch, input: str) -> Callable[[], Outputs]:
+        """Begin to process a batch in the worker, and return what waits for its outputs."""
+        kept: list[Any] = []
+
+        def act() -> None:
+            self._cell.ask_ahead("component", "process", batch, input, keep=kept.append, given=batch, pieces=True)
+
+        def outputs() -> Outputs:
+            self._cell.fetch()
+            found = kept.pop() if kept else None  # nothing was kept where the worker was let go of meanwhile
+            try:
+                if isinstance(found, list):
+                    return self._checked(lambda: self._outputs(found, batch.data.num_rows))
+                if found is not None:
+                    raise found
+            except DataflareError as error:
+                if error.code != CRASHED.name:
+                    raise
+            return list(self.process(batch, input))
+
+        self._cell.again(act)
+        return outputs
 
     def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
         """Process a batch that failed, giving up only its bad rows."""

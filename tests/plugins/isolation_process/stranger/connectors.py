@@ -1,6 +1,7 @@
 """A source of numbers and a step that doubles them, as a stranger would write them."""
 
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,6 +104,8 @@ class TwiceConfig:
 
     column: str = option("The column.", default="n")
     refuse: int = option("A number that fails.", default=-1)
+    marks: str = option("A folder that is told when rows were doubled.", default="")
+    wait: float = option("Seconds that it takes.", default=0.0)
 
 
 class Twice(Processor[TwiceConfig]):
@@ -126,6 +129,9 @@ class Twice(Processor[TwiceConfig]):
         if self.config.refuse in batch.data.column(place).to_pylist():
             raise ValueError(f"{self.config.refuse} is refused")
         self.ctx.metric("doubled", batch.data.num_rows)
+        time.sleep(self.config.wait)
+        if self.config.marks:
+            Path(self.config.marks, "twice").touch()
         return [("", batch.with_data(batch.data.set_column(place, self.config.column, pc.multiply(batch.data.column(place), 2))))]
 
 
