@@ -76,4 +76,4 @@ def test_a_plugin_sees_its_run(build: Callable[..., Any], tmp_path: Path) -> Non
     ctx.run = RunInfo("r", "w", "id", 5)
     made = build("connectors:Twice", ctx=ctx)
     assert made._cell.alive
-    assert json.dumps(sorted(made.features)) == '["one_to_one", "rowwise"]'
+    assert json.dumps(sorted(made.features)) == '["ahead", "one_to_one", "rowwise"]'
