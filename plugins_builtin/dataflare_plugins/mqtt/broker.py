@@ -56,6 +56,7 @@ class Connection:
         self._clean, self._expiry, self._window, self._keepalive = clean, expiry, window, max(1, round(config.keepalive))
         self.session_present = False
         self.connected = False
+        self._welcomed = False
         self.allowed = 20
         """Messages that may be under way to the broker at once; more, and it ends the connection."""
         self.largest = LARGEST
@@ -86,7 +87,7 @@ class Connection:
     # -- coming and going ----------------------------------------------------------------------------------
 
     def connect(self, deadline: float | None = None) -> None:
-        """Connect and wait for the broker's answer.
+        """Connect and wait for the broker's answer; it may end the connection right behind it, see `connected`.
 
         Raises:
             DataflareError: `mqtt.tls`, `mqtt.denied`, `mqtt.refused`; retriable `mqtt.unreachable`.
@@ -95,17 +96,18 @@ class Connection:
         options: dict[str, Any] = {"keepalive": self._keepalive}
         if self._v5:
             options |= {"clean_start": self._clean, "properties": self._properties()}
-        self._refused = None
+        self._refused, self._welcomed = None, False
         try:
             if self._tls is not None and self.client._ssl_context is None:
                 self.client.tls_set_context(_context(self._tls, self._base))
             self.client.connect(self.host, self.port, **options)
         except OSError as error:
             raise of_socket(error, self.place) from error
-        while not self.connected:
+        # One turn of the loop may hear the answer, send what waits for it, and see the broker end the connection over that.
+        while not self._welcomed:
             if self._refused is not None:
                 raise of_connack(self._refused, self.place)
-            if time.monotonic() > end or (not self.loop(0.1) and self._refused is None and not self.connected):
+            if time.monotonic() > end or (not self.loop(0.1) and self._refused is None and not self._welcomed):
                 raise RetriableError(UNREACHABLE.problem(f"{self.place}: it does not answer", path="url"))
 
     def loop(self, seconds: float) -> bool:
@@ -147,7 +149,7 @@ class Connection:
         if reason.is_failure:
             self._refused = reason
             return
-        self.connected, self.session_present = True, bool(flags.session_present)
+        self.connected, self._welcomed, self.session_present = True, True, bool(flags.session_present)
         self.allowed = getattr(properties, "ReceiveMaximum", None) or 20
         self.largest = getattr(properties, "MaximumPacketSize", None) or LARGEST
 
@@ -183,6 +185,15 @@ def _client_class(mqtt: Any) -> Any:
     class Client(mqtt.Client):  # type: ignore[misc,unused-ignore]
         on_publish_two: Callable[[Any], None] | None = None
         on_release: Callable[[int], None] | None = None
+        careful = False  # connected again, it sends one of its messages, and the others when that one is acknowledged
+
+        def _messages_reconnect_reset_out(self) -> None:
+            super()._messages_reconnect_reset_out()
+            if self.careful:
+                with self._out_message_mutex:
+                    again = [m for m in self._out_messages.values() if m.state == mqtt.mqtt_ms_publish]
+                    for message in again[1:]:
+                        message.state = mqtt.mqtt_ms_queued
 
         def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
             # As paho does it, and closed when it fails.

@@ -178,7 +178,7 @@ class MqttDestination(Destination[MqttDestinationConfig]):
         while True:
             while self._under_way and self._arrived(self._under_way[0][0]):
                 self._under_way.popleft()
-                self._ended = 0
+                self._ended, connection.client.careful = 0, False
             if self._refused is not None:
                 raise NOT_ALLOWED.error(f"{connection.place}: it refuses a message: {self._refused}", path="topic")
             if len(self._under_way) <= left:
@@ -209,6 +209,8 @@ class MqttDestination(Destination[MqttDestinationConfig]):
             _, topic, payload = self._under_way[0]
             told = f"it ends every connection at a message of {len(payload or b'')} bytes to '{topic}', which may be too large for it"
             raise RetriableError(REFUSED.problem(f"{connection.place}: {told}"))
+        # One message first: what is sent behind one that the broker will not have meets an end that takes its answer along.
+        connection.client.careful = self._ended > 1
         stop, wait = time.monotonic() + PATIENCE, 0.1
         while True:
             try:

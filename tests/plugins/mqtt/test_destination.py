@@ -153,7 +153,7 @@ def test_what_it_cannot_do_is_refused(own_mosquitto: Callable[..., MosquittoServ
     denied.write(Batch("x", ROWS.slice(0, 3)))
     with pytest.raises(DataflareError) as error:
         denied.prepare(1, final=True)
-    assert error.value.code == "mqtt.not-allowed"
+    assert error.value.code == "mqtt.not-allowed", str(error.value)
     denied.close()
 
 
