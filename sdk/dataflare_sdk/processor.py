@@ -104,6 +104,10 @@ class Processor(Component[C], ABC):
         """
         return None
 
+    def begin(self, batch: Batch, input: str) -> Callable[[], Iterable[tuple[str, Batch]]]:
+        """Begin to process a batch and return what waits for its outputs; asked of steps with the feature `ahead`."""
+        return lambda: self.process(batch, input)
+
     def advance(self, progress: Progress) -> Iterable[tuple[str, Batch]]:  # noqa: ARG002
         """Return what is complete at the end of an epoch; asked of steps with the feature `event_time`."""
         return ()

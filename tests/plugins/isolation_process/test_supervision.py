@@ -121,6 +121,21 @@ def test_what_was_begun_goes_again_to_a_fresh_worker(build: Build, when: str) ->
     assert [b.data.column(0).to_pylist() for _, b in fetch()] == [[0, 2, 4, 6, 8]]
 
 
+def test_what_was_begun_goes_to_two_fresh_workers_at_most(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build("acts:Acts", {"act": "die"})
+    fetch, keeper, started = begun(made), made._cell._keeper, 0
+    start = keeper.start
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal started
+        started += 1
+        return start(*arguments)
+
+    monkeypatch.setattr(keeper, "start", counted)
+    assert failure(fetch).code == "plugin.crashed"
+    assert started == 2
+
+
 def test_an_error_of_what_was_begun_is_raised_where_it_is_fetched(build: Build) -> None:
     made = build("connectors:Twice", {"refuse": 3})
     fetch = begun(made)

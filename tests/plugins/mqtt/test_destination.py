@@ -16,7 +16,9 @@ from tests.servers.mosquitto import PLAIN, MosquittoServer
 from tests.servers.processes import own_folder
 from tests.servers.proxy import Proxy
 
+from dataflare_plugins.mqtt.broker import Connection
 from dataflare_plugins.mqtt.destination import MqttDestination
+from dataflare_plugins.mqtt.errors import client_module
 from dataflare_sdk import Batch, DataflareError, RetriableError, Target, WriteSpec
 from dataflare_sdk.testing.context import FakeContext
 
@@ -155,6 +157,18 @@ def test_what_it_cannot_do_is_refused(own_mosquitto: Callable[..., MosquittoServ
         denied.prepare(1, final=True)
     assert error.value.code == "mqtt.not-allowed", str(error.value)
     denied.close()
+
+
+def test_after_an_ending_one_message_goes_first(tmp_path: Path) -> None:
+    """Its answer is read before anything is written behind it: a write to a connection that has ended loses what came over it."""
+    mqtt = client_module()
+    connection = Connection(MqttDestination.configure({"url": "mqtt://127.0.0.1:1", "topic": "a"}), "me", tmp_path)
+    infos = [connection.client.publish("a", b"x", qos=1) for _ in range(3)]
+    for careful, states in ((False, [mqtt.mqtt_ms_publish] * 3), (True, [mqtt.mqtt_ms_publish, mqtt.mqtt_ms_queued, mqtt.mqtt_ms_queued])):
+        connection.client.careful = careful
+        connection.client._messages_reconnect_reset_out()
+        assert [connection.client._out_messages[i.mid].state for i in infos] == states
+    connection.close()
 
 
 @pytest.mark.parametrize("protocol", ["v5", "v3.1.1"])

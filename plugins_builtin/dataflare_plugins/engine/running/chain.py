@@ -128,12 +128,15 @@ class Chain:
         counts.rows_in += batch.data.num_rows
         began = perf_counter()
         batch, name = operator.taken(batch, name)
+        before = self._fetched(operator)
         if operator.ahead and batch.changes is None:
-            before = self._done(operator)
-            operator.begun = Begun(batch, name, operator.component.begin(batch, name))
+            operator.begun = self._begun(operator, batch, name)
             counts.seconds += perf_counter() - began
-            self._give(operator, *before)
+            if before is not None:
+                self._give(operator, *before)
             return
+        if before is not None:
+            self._give(operator, *before)
         if batch.changes is not None and operator.path is not None:
             outputs = operator.path.process(
                 batch, lambda part: self._run(operator, part, name), lambda bad, part: self._handler.reject(node, bad, part, counts)
@@ -152,22 +155,33 @@ class Chain:
         """Wait for all batches that are worked on elsewhere, upstream first, and emit what comes of them."""
         for operator in self.operators.values():
             began = perf_counter()
-            done = self._done(operator)
-            operator.counts.seconds += perf_counter() - began
-            self._give(operator, *done)
+            done = self._fetched(operator)
+            if done is not None:
+                operator.counts.seconds += perf_counter() - began
+                self._give(operator, *done)
 
-    def _done(self, operator: Operator) -> tuple[Batch | None, list[tuple[str, Batch]]]:
+    def _begun(self, operator: Operator, batch: Batch, name: str) -> Begun:
+        """Begin a batch. What it cannot be begun for is raised where its outputs are fetched, as if it were worked on."""
+        try:
+            return Begun(batch, name, operator.component.begin(batch, name))
+        except Exception as error:
+            failed = error
+
+        def outputs() -> Iterable[tuple[str, Batch]]:
+            raise failed
+
+        return Begun(batch, name, outputs)
+
+    def _fetched(self, operator: Operator) -> tuple[Batch, list[tuple[str, Batch]]] | None:
         """Return the batch that was begun, if any was, and what came of it."""
         begun, operator.begun = operator.begun, None
         if begun is None:
-            return None, []
+            return None
         outputs, _ = self._run(operator, begun.batch, begun.name, begun.outputs)
         return begun.batch, outputs
 
-    def _give(self, operator: Operator, batch: Batch | None, outputs: list[tuple[str, Batch]]) -> None:
+    def _give(self, operator: Operator, batch: Batch, outputs: list[tuple[str, Batch]]) -> None:
         """Emit what came of a batch."""
-        if batch is None:
-            return
         node = operator.node.id
         for output, made in outputs:
             made.partition = node if operator.mixes and not output else batch.partition

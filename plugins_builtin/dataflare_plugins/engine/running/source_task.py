@@ -205,6 +205,7 @@ class SourceTask:
             self._lag.took(message)
             self._took(key, message)
         else:
+            self._chain.settle()
             self._lag.idle()
             self._quiet.caught_up(*([key] if key else [k for k, _, _ in self._todo]))
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflare_plugins.isolation_process.codes import CRASHED
 from dataflare_plugins.isolation_process.proxies.cell import Cell, expected, listed
 from dataflare_plugins.isolation_process.proxies.component import ComponentProxy
 from dataflare_plugins.isolation_process.wire.frames import Garbled
-from dataflare_sdk import Batch, DataflareError, RowRejection
+from dataflare_sdk import Batch, RowRejection
 from dataflare_sdk.schema import cast_batch
 
 __all__ = ["ProcessorProxy"]
@@ -37,7 +36,7 @@ class ProcessorProxy(ComponentProxy):
         self.changes = "rowwise" if cell.facts.get("changes") == "rowwise" else "refuse"
         self._stateless = "rowwise" in self.features
         # What has no state may be asked again, and so may be lost with its worker between the asking and the answer.
-        self.features = self.features - {"ahead"} | ({"ahead"} if self._stateless else set())
+        self.features = self.features | {"ahead"} if self._stateless else self.features - {"ahead"}
         self._announced: Mapping[str, pa.Schema] = {}
 
     def outputs(self) -> tuple[str, ...]:
@@ -86,8 +85,7 @@ class ProcessorProxy(ComponentProxy):
         """Return what the processor makes of a batch; a stateless one is asked again when its worker is lost."""
 
         def act() -> Outputs:
-            found = list(self._cell.pieces("process", batch, input, given=batch))
-            return self._checked(lambda: self._outputs(found, batch.data.num_rows))
+            return self._answered(batch, input, [])
 
         return self._cell.again(act) if self._stateless else act()
 
@@ -98,21 +96,16 @@ class ProcessorProxy(ComponentProxy):
         def act() -> None:
             self._cell.ask_ahead("component", "process", batch, input, keep=kept.append, given=batch, pieces=True)
 
-        def outputs() -> Outputs:
-            self._cell.fetch()
-            found = kept.pop() if kept else None  # nothing was kept where the worker was let go of meanwhile
-            try:
-                if isinstance(found, list):
-                    return self._checked(lambda: self._outputs(found, batch.data.num_rows))
-                if found is not None:
-                    raise found
-            except DataflareError as error:
-                if error.code != CRASHED.name:
-                    raise
-            return list(self.process(batch, input))
-
         self._cell.again(act)
-        return outputs
+        return lambda: self._cell.again(lambda: self._answered(batch, input, kept))
+
+    def _answered(self, batch: Batch, input: str, kept: list[Any]) -> Outputs:
+        """Return what was asked ahead and kept, once; else ask: nothing is kept of a worker that was let go of meanwhile."""
+        self._cell.fetch()
+        found = kept.pop() if kept else list(self._cell.pieces("process", batch, input, given=batch))
+        if isinstance(found, Exception):
+            raise found
+        return self._checked(lambda: self._outputs(found, batch.data.num_rows))
 
     def attempt(self, batch: Batch, input: str) -> tuple[Iterable[tuple[str, Batch]], Sequence[RowRejection]] | None:
         """Process a batch that failed, giving up only its bad rows."""
