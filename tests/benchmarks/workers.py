@@ -2,15 +2,20 @@
 
 What comes back is copied out of shared memory and validated in full. Outputs are compared before anything is timed. One call at a time
 the crossing adds to what the step takes, and that is what the limit is for; in a run the engine reads and writes while the worker works,
-and starts the worker, so whole runs are shown too.
+and starts the worker, so whole runs are shown too. Beside the real transform stands the least that any other process costs: a bare child
+that shares memory, without a message, a sandbox or a look at what it says but for its text.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import mmap
+import os
 import shutil
+import socket
 import statistics
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +30,7 @@ from dataflare.manifest import read
 from dataflare_plugins.isolation_process.loader import ProcessLoader
 from dataflare_sdk import Batch
 from dataflare_sdk.testing import FakeContext
+from dataflare_sdk.untrusted import validate
 
 STRANGERS = Path(__file__).parent / "strangers"
 ROWS = 65_536
@@ -55,6 +61,7 @@ def workers(folder: Path) -> tuple[str, bool]:
         own = importlib.import_module("measured")
         given = rows()
         took = {name: _both(loader, own, name, given, folder) for name in ("Passes", "Copies", "Works")}
+        least, alone = _least(own.Works(None, FakeContext(folder)), given)
         began = _started(loader, folder)
         case = _whole_runs(folder)
     finally:
@@ -73,6 +80,9 @@ def workers(folder: Path) -> tuple[str, bool]:
         lines.append(
             f"| {told[name]} | {isolated * 1e6:.0f} | {ROWS / isolated / 1e6:.0f} | {inside * 1e6:.0f} | {ratio} | {limits[name]} |"
         )
+    lines.append(
+        f"| the real transform in a bare child | {least * 1e6:.0f} | {ROWS / least / 1e6:.0f} | {alone * 1e6:.0f} | {least / alone:.2f} | |"
+    )
     whole = case.ratio()
     lines += [
         "",
@@ -105,6 +115,84 @@ def _both(loader: ProcessLoader, own: Any, name: str, given: Batch, folder: Path
     finally:
         isolated.close()
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _least(own: Any, given: Batch) -> tuple[float, float]:
+    """Return the medians of a step in a bare child that shares memory with us, and in-process, timed in turns.
+
+    The columns are copied in, a byte wakes the child, it reads them where they lie and copies the two that it makes into shared memory,
+    and those are copied out and validated: what no isolation by processes can leave out.
+    """
+    data = given.data
+    area = mmap.mmap(-1, 8 * data.nbytes)
+    view, half = memoryview(area), 4 * data.nbytes
+    places = _laid(data.columns, view, 0)
+    made = _made(own, data)
+    ask, asked = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        there = _columns(data.columns, places, pa.py_buffer(area).slice)
+        shared = pa.RecordBatch.from_arrays(there, schema=data.schema)
+        while asked.recv(1) == b"x":
+            found = _laid(_made(own, shared), view, half)
+            asked.send(struct.pack(f"<{2 * len(found)}q", *(n for place in found for n in place)))
+        os._exit(0)
+
+    def call() -> list[pa.Array]:
+        _laid(data.columns, view, 0)
+        ask.send(b"x")
+        told = struct.unpack(f"<{2 * sum(len(c.buffers()) for c in made)}q", ask.recv(1_000))
+        columns = _columns(made, list(zip(told[::2], told[1::2], strict=True)), lambda at, size: _copied(view[at : at + size]))
+        for column in columns:
+            validate(column)
+        return columns
+
+    try:
+        if call() != made:
+            raise AssertionError("the bare child gives other rows")
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            for found, act in zip(times, (call, lambda: _made(own, data)), strict=True):
+                began = time.perf_counter()
+                act()
+                found.append(time.perf_counter() - began)
+    finally:
+        ask.send(b".")
+        os.waitpid(child, 0)
+        ask.close()
+        asked.close()
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _made(own: Any, data: pa.RecordBatch) -> list[pa.Array]:
+    """Return the columns that a step makes anew."""
+    ((_, batch),) = own.process(Batch("x", data), "x")
+    return [batch.data.column("amount"), batch.data.column("name")]
+
+
+def _laid(columns: list[pa.Array], view: memoryview, at: int) -> list[tuple[int, int]]:
+    """Copy the buffers of columns and return where each lies and how long it is; a buffer that is not there is 0 long."""
+    places = []
+    for buffer in (b for column in columns for b in column.buffers()):
+        size = 0 if buffer is None else buffer.size
+        if buffer is not None:
+            view[at : at + size] = memoryview(buffer).cast("B")
+        places.append((at, size))
+        at += (size + 63) & ~63
+    return places
+
+
+def _columns(like: list[pa.Array], places: list[tuple[int, int]], buffer: Callable[[int, int], pa.Buffer]) -> list[pa.Array]:
+    """Return columns of the types and lengths of others, made of buffers that lie elsewhere."""
+    rest = iter(places)
+    found = [[buffer(at, size) if size else None for at, size in (next(rest) for _ in column.buffers())] for column in like]
+    return [pa.Array.from_buffers(c.type, len(c), buffers) for c, buffers in zip(like, found, strict=True)]
+
+
+def _copied(part: memoryview) -> pa.Buffer:
+    made = pa.allocate_buffer(len(part))
+    memoryview(made).cast("B")[:] = part
+    return made
 
 
 def _whole_runs(folder: Path) -> Case:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import commands
+
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "dead-letters.md"
 
 
@@ -20,7 +22,7 @@ def test_the_commands_of_the_guide(tmp_path: Path) -> None:
         for begin, end in zip(at, [*at[1:], len(lines)], strict=True):
             words = shlex.split(lines[begin].removeprefix("$ "))
             assert words[0] == "dataflare"
-            done = subprocess.run(
+            done = commands.run(
                 [sys.executable, "-m", "dataflare", *words[1:]],
                 cwd=tmp_path,
                 capture_output=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from tests import commands
 
 WORKFLOW = """
 name: last
@@ -27,7 +28,7 @@ state: {checkpoint: {every: 1h, rows: 300}}
 
 
 def run(folder: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return commands.run(
         [sys.executable, "-m", "dataflare", "run", "last.yaml", "--json"],
         cwd=folder,
         env={**os.environ, "DATAFLARE_FAILPOINT": failpoint, "DATAFLARE_FAILPOINT_HITS": str(folder / "hits")},

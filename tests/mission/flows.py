@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests import commands
+
 import dataflare
 
 Document = dict[str, Any]
@@ -18,7 +20,7 @@ Document = dict[str, Any]
 def cli(folder: Path, *args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a verb as a person does."""
     command = [sys.executable, "-m", "dataflare", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, input=stdin, env={**os.environ, **env})
+    return commands.run(command, cwd=folder, capture_output=True, text=True, check=False, input=stdin, env={**os.environ, **env})
 
 
 def told(folder: Path, *args: str, code: int = 0, **env: str) -> Document:

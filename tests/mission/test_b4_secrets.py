@@ -1,11 +1,11 @@
 """B4: a canary that stands for a secret appears in no output, no state, no error, no plan."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests import commands
 
 CANARY = "canary-7c1f2a9e"
 WORKFLOW = """
@@ -30,9 +30,7 @@ def test_a_secret_stays_secret(reference: str, tmp_path: Path) -> None:
     for args in (["validate"], ["plan", "--json"], ["run", "-v", "--events", "events.jsonl"], ["run", "--json", "--lane", "streaming"],
                  ["preview", "w.yaml", "m"], ["dlq", "show"], ["config", "explain"], ["status"], ["doctor"]):  # fmt: skip
         call = args if "w.yaml" in args else [*args, "w.yaml"]
-        done = subprocess.run(
-            [sys.executable, "-m", "dataflare", *call], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-        )
+        done = commands.run([sys.executable, "-m", "dataflare", *call], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (args, done.stderr)
         said += done.stdout + done.stderr
     assert CANARY not in said
@@ -49,7 +47,7 @@ def test_a_secret_stays_secret(reference: str, tmp_path: Path) -> None:
 def test_a_missing_secret_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(WORKFLOW)
     env = {k: v for k, v in os.environ.items() if k != "SALT"}
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-m", "dataflare", "run", "w.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode in (3, 4)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dataflare.errors import exit_code
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty import FAULTS, workflow
+from tests import commands
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "faults.md"
 
@@ -59,9 +59,7 @@ def test_a_dead_letter_says_where_the_row_stood(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     dataflare.run(workflow("csv", FAULTS["ragged rows", "csv"](tmp_path), "dead_letter", "auto"), check=True)
     (tmp_path / "w.json").write_text(json.dumps(workflow("csv", "in.csv", "dead_letter", "auto")))
-    done = subprocess.run(
-        [sys.executable, "-m", "dataflare", "dlq", "show", "w.json", "--json"], capture_output=True, text=True, check=True
-    )
+    done = commands.run([sys.executable, "-m", "dataflare", "dlq", "show", "w.json", "--json"], capture_output=True, text=True, check=True)
     letters = json.loads(done.stdout)["dead_letters"]
     assert [(one["position"], one["raw"], one["code"], one["step"]) for one in letters] == [
         ({"file": "in.csv", "line": 3}, "2,b", "data.ragged-row", "in"),
@@ -128,7 +126,7 @@ def test_a_target_that_cannot_be_written(destination: dict, code: str, lane: str
 @pytest.mark.parametrize("use", ["csv", "parquet", "sqlite", "duckdb"])
 def test_a_full_disk(use: str, lane: str, tmp_path: Path) -> None:
     """On a small disk of its own, in a private mount namespace; what was there stays, and a larger disk finishes it."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+    if shutil.which("unshare") is None or commands.run(["unshare", "-rm", "true"], check=False).returncode:
         if os.environ.get("CI") == "true":
             pytest.fail("private mount namespaces are not available")
         pytest.skip("private mount namespaces are not available")
@@ -138,11 +136,11 @@ def test_a_full_disk(use: str, lane: str, tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(json.dumps(document))
     (tmp_path / "out").mkdir()
     script = f"mount -t tmpfs -o size=1m tmpfs out && {sys.executable} -m dataflare run w.json --json; code=$?; ls -A out >&2; exit $code"
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = commands.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     report = json.loads(done.stdout)
     assert (done.returncode, report["error"]["code"]) == (4, "world.disk-full"), report["error"]
     assert f"o.{use}" not in done.stderr or use in ("sqlite", "duckdb"), "half a file stands under the final name"
-    again = subprocess.run(
+    again = commands.run(
         [sys.executable, "-m", "dataflare", "run", "w.json", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert json.loads(again.stdout)["rows"]["written"] == 200_000

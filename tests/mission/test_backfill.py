@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 
 from dataflare.errors import DataflareError
 from dataflare_plugins.commands.backfill import Range
@@ -87,7 +87,7 @@ def any_shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
 
 def run(folder: Path | Shop, *words: str, **env: str) -> tuple[int, Any]:
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **env})
+    done = commands.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, **env})
     return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
 
 
@@ -97,7 +97,7 @@ def ids(folder: Path | Shop) -> list[int]:
 
 
 def cursor(folder: Path | Shop) -> Any:
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-m", "dataflare", "state", "show", "w.json", "--json"], cwd=folder, capture_output=True, check=True
     )
     return json.loads(done.stdout)["streams"]["orders"]["offset"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import duckdb
 import pytest
+from tests import commands
 
 import dataflare
 from dataflare.lifecycle import Runtime
@@ -100,9 +100,9 @@ def test_killed_and_run_again_every_row_is_there_once(table, tmp_path, failpoint
     (tmp_path / "slow.py").write_text("import time\ndef slow(batch):\n    time.sleep(0.03)\n    return batch\n")
     (tmp_path / "w.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
-    killed = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, "DATAFLARE_FAILPOINT": failpoint})
+    killed = commands.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, "DATAFLARE_FAILPOINT": failpoint})
     assert killed.returncode == -9, killed.stderr
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = commands.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["resumed"] is True
     equal(table)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 
 ROWS = 500
 
@@ -44,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def run(folder: Path, failpoint: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
     env = {**os.environ, "DATAFLARE_FAILPOINT": failpoint}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return commands.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
 def rows(folder: Path, name: str) -> list[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.servers.mariadb import MariadbDatabase
 
 ROWS = 300
@@ -57,7 +58,7 @@ class Shop:
     def run(self, *flags: str, failpoint: str | None = None) -> subprocess.Popen[str]:
         env = {**os.environ, **({"DATAFLARE_FAILPOINT": failpoint} if failpoint else {})}
         command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json", *flags]
-        return subprocess.Popen(command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return commands.Command(command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def killed_at(self, failpoint: str) -> None:
         """Run until it dies, writing to the table meanwhile."""

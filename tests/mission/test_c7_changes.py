@@ -21,6 +21,7 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests import commands
 
 from dataflare.contracts import RunOptions
 from dataflare.lifecycle import Runtime
@@ -339,9 +340,9 @@ def test_killed_anywhere_nothing_is_lost_or_doubled(site: Path, tmp_path: Path) 
         "job.epoch.committed:1",
         "job.epoch.done:1",
     ):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**env, "DATAFLARE_FAILPOINT": point}, check=False)
+        done = commands.run(command, cwd=tmp_path, capture_output=True, text=True, env={**env, "DATAFLARE_FAILPOINT": point}, check=False)
         kills += done.returncode == -signal.SIGKILL
-    last = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, check=False)
+    last = commands.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, check=False)
     assert last.returncode == 0, last.stdout + last.stderr
     assert kills >= 5
     wanted = sorted((t * 10 + c, "u" if c == 1 else "x", c) for t in range(12) for c in range(1, 7))
@@ -360,7 +361,7 @@ def test_a_run_that_is_stopped_within_a_transaction_gives_it_up(site: Path, tmp_
     sinks = {"o": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}}}
     (tmp_path / "w.json").write_text(json.dumps({**document([], sinks), "state": {"checkpoint": {"every": "100ms"}}}))
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, stdout=subprocess.PIPE, text=True)
+    process = commands.Command(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "acks.txt").exists():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -379,6 +380,6 @@ def test_the_first_epoch_of_a_run_is_read_again_from_where_the_last_run_ended(si
     (tmp_path / "script.json").write_text(json.dumps({"columns": COLUMNS, "key": ["id"], "transactions": more}))
     env = {**os.environ, "PYTHONPATH": str(site), "DATAFLARE_FAILPOINT": "sqlite.commit.applied:1"}
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--once"]
-    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert commands.run(command, cwd=tmp_path, env=env, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert play(tmp_path, more, made)["resumed"]
     assert read_sqlite(tmp_path, "t", "id, _op") == [(1, "c"), (1, "d"), (2, "c")]

@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from tests import commands
 
 import dataflare
 from dataflare.errors import exit_code
@@ -21,7 +22,7 @@ from dataflare.errors import exit_code
 
 def cli(folder: Path, *args: str, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dataflare", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=check, env={**os.environ, **env})
+    return commands.run(command, cwd=folder, capture_output=True, text=True, check=check, env={**os.environ, **env})
 
 
 def write(folder: Path, document: dict[str, Any]) -> Path:
@@ -58,7 +59,7 @@ SLOW = "import time\ndef slow(batch):\n    time.sleep(0.02)\n    return batch\n"
 
 
 def started(folder: Path, table: str = "t") -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+    process = commands.Command(
         [sys.executable, "-m", "dataflare", "run", "w.json", "--json"],
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -306,7 +307,7 @@ def test_readers_of_an_overwritten_table_see_the_old_rows_or_the_new(tmp_path: P
     write(tmp_path, {"sources": {"in": generate(30_000, id="i")}, "runtime": {"batch": {"rows": 1000}}, "state": {"checkpoint": {"every": "10ms"}},
                      "destinations": {"out": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}}}})  # fmt: skip
     assert cli(tmp_path, "run", "w.json").returncode == 0
-    process = subprocess.Popen([sys.executable, "-m", "dataflare", "run", "w.json", "-q"], cwd=tmp_path)
+    process = commands.Command([sys.executable, "-m", "dataflare", "run", "w.json", "-q"], cwd=tmp_path)
     seen = set()
     while process.poll() is None:
         seen.add(sqlite_rows(tmp_path / "o.db", "SELECT count(*) FROM t")[0][0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from tests import commands
 
 from dataflare_plugins.engine.running.lag import Lag
 from dataflare_sdk import Batch
@@ -60,7 +60,7 @@ def test_a_run_that_has_only_just_taken_the_lock(tmp_path: Path) -> None:
         workflow = runtime.parse(tmp_path / "w.json")
         with opened(runtime.host, workflow) as store:
             store.acquire("w")
-            done = subprocess.run([sys.executable, "-m", "dataflare", "status", "w.json", "--json"], cwd=tmp_path, capture_output=True)
+            done = commands.run([sys.executable, "-m", "dataflare", "status", "w.json", "--json"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)["status"] == "running"
 
@@ -89,7 +89,7 @@ def test_a_run_that_has_caught_up(request: pytest.FixtureRequest, tmp_path: Path
     (tmp_path / "w.json").write_text(json.dumps(document))
 
     def lag() -> dict[str, Any]:
-        done = subprocess.run([*command, "status", "w.json", "--json"], cwd=tmp_path, capture_output=True, check=True)
+        done = commands.run([*command, "status", "w.json", "--json"], cwd=tmp_path, capture_output=True, check=True)
         return dict(json.loads(done.stdout).get("sources", {}).get("s", {}).get("lag", {}))
 
     def arrived() -> bool:
@@ -102,7 +102,7 @@ def test_a_run_that_has_caught_up(request: pytest.FixtureRequest, tmp_path: Path
                 return False
 
     command = [sys.executable, "-m", "dataflare"]
-    run = subprocess.Popen([*command, "run", "w.json", "-q"], cwd=tmp_path)
+    run = commands.Command([*command, "run", "w.json", "-q"], cwd=tmp_path)
     try:
         wait(lambda: lag().get("bytes") is not None)
         server.execute("INSERT INTO t VALUES " + ", ".join(f"({i})" for i in range(100)))

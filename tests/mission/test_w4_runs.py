@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from tests import commands
 
 from dataflare_plugins.commands.run import run
 from dataflare_plugins.commands.runs import runs
@@ -42,7 +43,7 @@ class Watching:
 
     def __init__(self, file: Path, *options: str) -> None:
         command = [sys.executable, "-m", "dataflare", "run", str(file), "--watch", "--json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = commands.Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._new = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
@@ -134,7 +135,7 @@ def test_runs_are_remembered_with_counts_errors_events_and_log(tmp_path: Path) -
 def test_a_run_that_was_killed_is_unfinished_and_goes_on_under_its_id(tmp_path: Path) -> None:
     file = written(tmp_path, state={"checkpoint": {"rows": 1}})
     env = {**os.environ, "DATAFLARE_FAILPOINT": "job.epoch.logged:1"}
-    killed = subprocess.run([sys.executable, "-m", "dataflare", "run", str(file)], env=env, capture_output=True, check=False)
+    killed = commands.run([sys.executable, "-m", "dataflare", "run", str(file)], env=env, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     [unfinished] = asked(runs, "list", str(file))[1]["runs"]
     assert (unfinished["status"], unfinished["ended_at"]) == ("unfinished", None)

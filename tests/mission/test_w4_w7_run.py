@@ -19,6 +19,7 @@ from dataflare_plugins.engine.running.resources import ResourceManager
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import flow, generate, saved, step, told
+from tests import commands
 
 
 def test_status_counts_what_happened(tmp_path: Path) -> None:
@@ -44,8 +45,8 @@ def test_status_watches_a_run_to_its_end(tmp_path: Path) -> None:
     settings = {"runtime": {"lane": "streaming", "batch": {"rows": 10}}, "state": {"checkpoint": {"every": "200ms"}}}
     saved(tmp_path, flow({"s": generate(200)}, step("p", "python", file="slow.py", function="slowly"), **settings))
     dataflare_ = [sys.executable, "-m", "dataflare"]
-    run = subprocess.Popen([*dataflare_, "run", "w.json", "-q"], cwd=tmp_path)
-    watch = subprocess.Popen([*dataflare_, "status", "w.json", "-w", "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    run = commands.Command([*dataflare_, "run", "w.json", "-q"], cwd=tmp_path)
+    watch = commands.Command([*dataflare_, "status", "w.json", "-w", "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     seen = []
     try:
         assert watch.stdout is not None

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from dataflare_plugins.commands.dlq import dlq
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import Document, flow, saved, sqlite_rows, step, told
+from tests import commands
 
 GOLDEN = Path(__file__).parent / "golden" / "letters-2026-11-27.db"
 COLUMNS = {"id": "BIGINT", "amount": "VARCHAR", "kind": "VARCHAR"}
@@ -649,7 +649,7 @@ def test_an_offset_that_a_person_set_outlives_a_replay() -> None:
 def killed(*args: str, at: str, cwd: Path | None = None, **env: str) -> int:
     """Run a verb that is killed at a failpoint; returns the exit code."""
     command = [sys.executable, "-m", "dataflare", *args, "--json"]
-    return subprocess.run(
+    return commands.run(
         command, capture_output=True, check=False, timeout=60, cwd=cwd, env={**os.environ, "DATAFLARE_FAILPOINT": at, **env}
     ).returncode
 

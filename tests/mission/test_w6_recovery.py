@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flows import flow, generate, saved, sqlite_rows, step, told
+from tests import commands
 
 ROWS = 10_000
 OUT = {"out": {"use": "sqlite", "with": {"path": "o.db", "table": "t"}, "write": {"mode": "append"}}}
@@ -25,7 +25,7 @@ def killed(folder: Path, failpoint: str) -> None:
     slow = step("slow", "python", file="slow.py", function="slow")
     saved(folder, flow({"s": generate(ROWS)}, slow, out=OUT, runtime={"batch": {"rows": 100}}, state={"checkpoint": {"rows": 500}}))
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "-q"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "DATAFLARE_FAILPOINT": failpoint}, capture_output=True, check=False)
+    done = commands.run(command, cwd=folder, env={**os.environ, "DATAFLARE_FAILPOINT": failpoint}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -46,7 +46,7 @@ def test_a_resumed_run_has_its_columns_in_the_order_they_were_written(kept: str,
     saved(
         tmp_path, flow({"s": generate(ROWS)}, slow, named, out=OUT, runtime={"batch": {"rows": 100}}, state={"checkpoint": {"rows": 500}})
     )
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-m", "dataflare", "run", "w.json", "-q"],
         cwd=tmp_path, env={**os.environ, "DATAFLARE_FAILPOINT": "job.epoch.done:3"}, capture_output=True, check=False,
     )  # fmt: skip

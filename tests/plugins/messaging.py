@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import commands
+
 from dataflare_sdk import Batch, ExtractSpec, Pause
 from dataflare_sdk.testing.context import FakeContext
 
@@ -69,7 +71,7 @@ class Flow:
 
     def run(self, *arguments: str, failpoint: str | None = None, expect: int = 0) -> dict[str, Any]:
         """Run it to its end, or to the failpoint that kills it, and return what it prints."""
-        done = subprocess.run(
+        done = commands.run(
             [*COMMAND, "run", "w.json", "--json", *self.once, *arguments],
             cwd=self.folder, env=_environment(failpoint), capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
@@ -81,7 +83,7 @@ class Flow:
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[str]]:
         """Run it without an end meanwhile; afterwards it is interrupted, and has to drain."""
-        process = subprocess.Popen(
+        process = commands.Command(
             [*COMMAND, "run", "w.json", "--json"],
             cwd=self.folder, env=_environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -117,7 +119,7 @@ class Flow:
 
     def letters(self) -> list[dict[str, Any]]:
         """Return the dead letters."""
-        done = subprocess.run([*COMMAND, "dlq", "show", "w.json", "--json"], cwd=self.folder, capture_output=True, text=True, check=True)
+        done = commands.run([*COMMAND, "dlq", "show", "w.json", "--json"], cwd=self.folder, capture_output=True, text=True, check=True)
         found: list[dict[str, Any]] = json.loads(done.stdout)["dead_letters"]
         return found
 

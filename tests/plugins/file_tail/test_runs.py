@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.plugins.file_tail.driver import append, lines
 
 WORKFLOW = """
@@ -55,7 +56,7 @@ def _ended() -> Iterator[None]:
 def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dataflare", "run", "w.yaml", "--json", *words]
     STARTED.append(
-        subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
+        commands.Command(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
     )
     return STARTED[-1]
 
@@ -155,7 +156,7 @@ def test_once_runs_go_on_from_each_other(tmp_path: Path) -> None:
     assert once(tmp_path)["rows"]["written"] == 2
     assert once(tmp_path)["rows"]["written"] == 0
     assert arrived(tmp_path) == list(range(102))
-    shown = subprocess.run(
+    shown = commands.run(
         [sys.executable, "-m", "dataflare", "dlq", "show", "w.yaml", "--json"], cwd=tmp_path, capture_output=True, text=True
     )
     [letter] = json.loads(shown.stdout)["dead_letters"]

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.plugins.http.receiver import Receiver
 from tests.servers.tls import certificate
 
@@ -48,7 +48,7 @@ def prepare(folder: Path, receiver: Receiver, rows: int = 100, policy: str = "fa
 
 def run(folder: Path, *words: str, **env: str) -> tuple[int, dict[str, Any], str]:
     command = [sys.executable, "-m", "dataflare", *(words or ("run", "w.yaml")), "--json"]
-    done = subprocess.run(command, cwd=folder, text=True, capture_output=True, env={**os.environ, **env}, timeout=120)
+    done = commands.run(command, cwd=folder, text=True, capture_output=True, env={**os.environ, **env}, timeout=120)
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.mission.flows import cli, told
 from tests.servers.processes import wait_until
 from tests.servers.proxy import Proxy
@@ -118,7 +119,7 @@ def finish(folder: Path) -> None:
 @contextlib.contextmanager
 def running(folder: Path, *args: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """A run in the background; it is interrupted at the end, and has to end well."""
-    process = subprocess.Popen(
+    process = commands.Command(
         [sys.executable, "-m", "dataflare", "run", "w.json", "--json", *args],
         cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -236,9 +237,9 @@ def test_what_is_wrong_is_seen_without_the_library_and_without_a_broker(tmp_path
     # A module of None cannot be imported: what validation needs of the library would be seen.
     script = "import sys; sys.modules['confluent_kafka'] = None; from dataflare.process import entry; entry()"
     command = [sys.executable, "-c", script]
-    valid = subprocess.run([*command, "validate", "w.json", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    valid = commands.run([*command, "validate", "w.json", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert json.loads(valid.stdout)["guarantee"] == {"copy": "exactly_once", "kept": "exactly_once"}, (valid.stdout, valid.stderr)
-    missing = subprocess.run([*command, "run", "w.json", "--once", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    missing = commands.run([*command, "run", "w.json", "--once", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     problem = json.loads(missing.stdout)["problems"][0]
     assert (missing.returncode, problem["code"], problem["fix"]) == (4, "kafka.no-driver", "pip install 'dataflare[kafka]'"), missing.stdout
     del document["destinations"]["copy"]["write"]

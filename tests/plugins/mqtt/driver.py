@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import commands
+
 from dataflare_plugins.mqtt.source import MqttSource
 from dataflare_sdk import Batch, ExtractSpec, Partition, Pause
 from dataflare_sdk.testing.context import FakeContext
@@ -47,7 +49,7 @@ class Flow:
     def start(self, *options: str, failpoint: str | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         armed = {} if failpoint is None else {"DATAFLARE_FAILPOINT": failpoint}
         command = [sys.executable, "-m", "dataflare", "run", str(self.file), "--json", *options]
-        return subprocess.Popen(
+        return commands.Command(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **armed, **(env or {})}
         )
 

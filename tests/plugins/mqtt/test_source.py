@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.plugins.mqtt.driver import Flow, Reading, ended, texts
 from tests.servers.mosquitto import PASSWORDS, PLAIN, MosquittoServer
 from tests.servers.processes import free_port, own_folder, wait_until
@@ -134,7 +134,7 @@ def test_bad_messages_become_dead_letters_and_the_run_goes_on(mosquitto: Mosquit
     mosquitto.publish("t/good", texts(2, 2))
     said = flow.once()
     assert (said["status"], said["rows"]["dead_lettered"], flow.rows()) == ("done", 5, [0, 1, 2, 3])
-    shown = subprocess.run(
+    shown = commands.run(
         [sys.executable, "-m", "dataflare", "dlq", "show", str(flow.file), "--json"], capture_output=True, text=True, check=True
     )
     letters = json.loads(shown.stdout)["dead_letters"]
@@ -163,7 +163,7 @@ def secured(own_mosquitto: Callable[..., MosquittoServer], folder: Path) -> Mosq
     """Start a broker with TLS that knows one user."""
     place = own_folder("mq-tls")
     shutil.copy(certificate(folder), place / "server.pem")
-    subprocess.run([str(PASSWORDS), "-b", "-c", str(place / "users"), "ada", "right-one"], check=True, capture_output=True)
+    commands.run([str(PASSWORDS), "-b", "-c", str(place / "users"), "ada", "right-one"], check=True, capture_output=True)
     for file in place.iterdir():
         file.chmod(0o644)
     try:
@@ -185,7 +185,7 @@ def without_paho(tmp_path: Path) -> dict[str, str]:
 
 def validated(flow: Flow, env: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "dataflare", "validate", str(flow.file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
+    done = commands.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

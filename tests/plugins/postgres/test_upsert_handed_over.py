@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests import commands
 
 import dataflare
 
@@ -102,11 +102,11 @@ def test_columns_that_do_not_come_stay(shop, tmp_path):
 def test_killed_it_is_there_whole_or_not_at_all(shop, tmp_path, point):
     (tmp_path / "w.json").write_text(json.dumps(document(shop, "SELECT * FROM s", "t")))
     command = [sys.executable, "-m", "dataflare", "run", "w.json", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "DATAFLARE_FAILPOINT": point}, capture_output=True, check=False)
+    done = commands.run(command, cwd=tmp_path, env={**os.environ, "DATAFLARE_FAILPOINT": point}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     told = "6000\t1000\t6000\t0\n" if point == "postgres.commit.done:1" else "2001\t2001\t2001\t1001\n"
     assert shop.psql(EXPECTED) == told
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    again = commands.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert again.returncode == 0, again.stdout
     assert shop.psql(EXPECTED) == "6000\t1000\t6000\t0\n"
 

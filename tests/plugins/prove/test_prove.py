@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.servers.fixtures import missing
 from tests.servers.mariadb import installed as mariadb_installed
 
@@ -34,7 +34,7 @@ INSERT INTO orders SELECT i, 'order ' || i, i * 1.5, '2026-01-01 00:00:00' FROM 
 def prove(file: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Run the verb with --json in a process of its own."""
     command = [sys.executable, "-m", "dataflare", "prove", str(file), "--json", *arguments]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=SLOW)
+    done = commands.run(command, cwd=file.parent, capture_output=True, text=True, timeout=SLOW)
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
@@ -123,7 +123,7 @@ def test_mariadb_into_mariadb_and_sqlite(tmp_path: Path, mode: str) -> None:
 @pytest.mark.timeout(SLOW + 60)
 @pytest.mark.parametrize("name", ["offset_outside_the_transaction", pytest.param("another_boundary_on_replay", marks=pytest.mark.soak)])
 def test_mutants_are_caught(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.mutants", name], cwd=ROOT, capture_output=True, text=True, timeout=SLOW)
+    done = commands.run([sys.executable, "-m", "tests.mutants", name], cwd=ROOT, capture_output=True, text=True, timeout=SLOW)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("caught"), done.stdout
 

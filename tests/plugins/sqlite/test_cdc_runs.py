@@ -18,6 +18,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from tests import commands
 
 WORKFLOW = """
 name: copy
@@ -81,7 +82,7 @@ def writing(folder: Path, seed: int) -> Iterator[None]:
 
 def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dataflare", "run", "w.yaml", "--json", *words]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
+    return commands.Command(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
 
 
 def finish(folder: Path) -> dict[str, Any]:
@@ -196,21 +197,21 @@ def test_one_stream_is_read_anew_while_it_runs(tmp_path: Path) -> None:
         db.commit()
     process = start(tmp_path)
     command = [sys.executable, "-m", "dataflare", "state", "reset", "w.yaml", "--stream", "shop.lines", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = commands.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["forgotten"] == 1, done.stderr
     wait(lambda: rows(out, "SELECT count(*) FROM lines") == [(900,)])
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert rows(out, "SELECT count(*) FROM orders") == [(0,)], "the other stream was read anew too"
     command[command.index("shop.lines")] = "shop"  # all of them, by the next run
-    assert json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)["forgotten"] == 2
+    assert json.loads(commands.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)["forgotten"] == 2
     finish(tmp_path)
     assert rows(out, "SELECT count(*) FROM orders") == [(500,)]
 
 
 def status(folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "dataflare", "status", "w.yaml", "--json"]
-    found: dict[str, Any] = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    found: dict[str, Any] = json.loads(commands.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.servers.processes import wait_until
 
 import dataflare
@@ -43,7 +44,7 @@ def folder(tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def command(*words: str, **env: str) -> tuple[int, Any]:
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-m", "dataflare", *words, "--json"], capture_output=True, text=True, env={**os.environ, **env}, check=False
     )
     return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
@@ -161,7 +162,7 @@ def test_the_server_dies_in_mid_run_and_comes_back(tmp_path: Path, own_postgres:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dataflare.yaml").write_text(WORKFLOW.replace("attempts: 3, initial: 1ms", "attempts: 30, initial: 200ms, max: 1s"))
     (tmp_path / "slow.py").write_text("import time\ndef slow(batch):\n    time.sleep(0.1)\n    return batch\n")
-    process = subprocess.Popen(
+    process = commands.Command(
         [sys.executable, "-m", "dataflare", "run", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: (tmp_path / "o.db").exists() and len(table_of()) > 500, lambda: "no epoch was committed")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import commands
 from tests.plugins.webhook.driver import COLUMNS, HOOK, post
 from tests.servers.processes import free_port
 
@@ -60,7 +61,7 @@ def prepare(folder: Path, **with_: Any) -> int:
 def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dataflare", *(words or ("run", "w.yaml")), "--json"]
     STARTED.append(
-        subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
+        commands.Command(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **env})
     )
     return STARTED[-1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from tests import commands
 
 import dataflare
 from dataflare.contracts import RunOptions
@@ -169,7 +169,7 @@ def test_asking_for_an_epoch_commits_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["windows", "postgres-cdc", "flights"])
 def test_the_tests_of_the_examples_pass(name: str) -> None:
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-m", "dataflare", "test", "--json", str(EXAMPLES / name)], capture_output=True, text=True, check=False
     )
     document = json.loads(done.stdout)
