@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.warm import LENGTH, exactly
+from tests.warm import LENGTH, PATH, exactly
 
 DATAFLARE = [sys.executable, "-m", "dataflare"]
 _PLAIN = {"cwd", "env", "stdin", "stdout", "stderr", "text", "encoding", "errors", "bufsize"}
@@ -75,7 +75,8 @@ _server = Server()
 
 
 def _early(env: dict[str, str]) -> dict[str, str]:
-    return {k: v for k, v in env.items() if k.startswith(_READ_AT_START)}
+    """Return what is read before a command begins; a search path counts for what is imported after that, too."""
+    return {k: v for k, v in env.items() if k.startswith(_READ_AT_START) and (k != PATH or PATH in _server.env)}
 
 
 class Command(subprocess.Popen[Any]):

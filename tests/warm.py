@@ -19,6 +19,7 @@ import types
 from collections.abc import Iterable, Sequence
 
 LENGTH = struct.Struct("!I")
+PATH = "PYTHONPATH"
 PACKAGES = ("dataflare", "dataflare_sdk", "dataflare_plugins.engine", "dataflare_plugins.files")
 MODULES = (
     "duckdb",
@@ -99,11 +100,12 @@ def become(order: Order) -> None:
 
     arguments, folder, env = order
     os.chdir(folder)
+    failpoints.arm(env.get("DATAFLARE_FAILPOINT"), env.get("DATAFLARE_FAILPOINT_HITS"))
+    more = [os.path.abspath(p) for p in env.get(PATH, "").split(os.pathsep) if p and PATH not in os.environ]
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
-    failpoints.arm(env.get("DATAFLARE_FAILPOINT"), env.get("DATAFLARE_FAILPOINT_HITS"))
-    sys.path[0] = folder  # as `-m` does
+    sys.path[:1] = [folder, *more]  # as `-m` does
     main, sys.modules["warm"] = types.ModuleType("__main__"), sys.modules["__main__"]
     main.__spec__ = importlib.util.find_spec("dataflare.__main__")  # what it starts by `multiprocessing` looks for it
     assert main.__spec__ is not None

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests import commands
 
 PACKAGES = Path(__file__).parent / "packages"
 
@@ -30,7 +30,7 @@ class Said(NamedTuple):
 def run(command: list[str], folder: Path, env: dict[str, str]) -> Said:
     """Run a command to its end, with nothing of the caller's environment that decides which plugins there are."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DATAFLARE_", "XDG_", "PYTHON", "PIP_"))}
-    done = subprocess.run(command, cwd=folder, env={**kept, **env}, capture_output=True, text=True, timeout=240, check=False)
+    done = commands.run(command, cwd=folder, env={**kept, **env}, capture_output=True, text=True, timeout=240, check=False)
     return Said(done.returncode, done.stdout, done.stderr)
 
 

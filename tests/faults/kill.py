@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -30,6 +31,7 @@ from dataflare_plugins.prove.child import Order
 from dataflare_plugins.prove.nursery import Nursery
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # it is run as a file, too
+from tests import commands
 from tests.faults.kill_lanes import BULK, MADE, STATES, STREAMING, WINDOWS, WORKFLOWS, Tally, compare
 
 PASSED = {
@@ -65,9 +67,9 @@ def failpoints(lane: str) -> list[str]:
     return sorted(n for n in NAMES if n.startswith(PASSED[lane]))
 
 
-def launch(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+def launch(folder: Path, env: dict[str, str], start: Callable[..., subprocess.Popen[str]] = subprocess.Popen) -> subprocess.Popen[str]:
     """Start one run of the workflow."""
-    return subprocess.Popen(
+    return start(
         [sys.executable, "-m", "dataflare", "run", "faults.yaml", "--json"],
         cwd=folder,
         env={**os.environ, **env, "DATAFLARE_FAILPOINT_HITS": str(folder / "hits.txt")},
@@ -88,6 +90,10 @@ class Killer:
             process.send_signal(signal.SIGKILL)
         process.communicate(timeout=120)
         return process.returncode == -signal.SIGKILL
+
+    def finish(self, folder: Path) -> tuple[str, str]:
+        """Run to the end and return what is said."""
+        return launch(folder, {}).communicate(timeout=120)
 
     def close(self) -> None:
         """End what was started."""
@@ -112,6 +118,9 @@ class ForkingKiller(Killer):
         killed = run.killed if ended else run.kill()
         assert killed or run.document, f"a run died without a word: {run.said()}"
         return killed
+
+    def finish(self, folder: Path) -> tuple[str, str]:
+        return launch(folder, {}, commands.Command).communicate(timeout=120)
 
     def close(self) -> None:
         self._nursery.close()
@@ -146,7 +155,7 @@ def trial(
             break  # it came through: the next run would begin anew and append once more
     else:
         killed = False
-        out, err = launch(folder, {}).communicate(timeout=120)
+        out, err = killer.finish(folder)
         report = json.loads(out) if out.strip() else {"status": "no output", "error": err[-2000:]}
         tally.resumed += bool(report.get("resumed"))
         if (report["status"], report.get("lane")) != ("done", BULK if lane == BULK else STREAMING):
