@@ -34,7 +34,7 @@ kafka:  ## fetch a Kafka broker with Maven, for the tests that only a broker can
 	./tests/servers/kafka.sh
 
 unit: .venv/.made  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" --durations 30 --durations-min 5
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak" --durations 30 --durations-min 5
 
 pythons: .venv/.made  ## the kernel and the main path on every other CPython that is here
 	./tests/pythons.sh
@@ -61,7 +61,7 @@ bench: .venv/.made  ## measure side by side and write docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks
 
 soak: .venv/.made  ## the long runs: 5 M and 50 M rows, 200 kills, on databases 2,600 and 700 other disturbances, an hour of messages
-	$(BIN)/python -m pytest -m soak --timeout 7200
+	DATAFLARE_TESTS_COLD=1 $(BIN)/python -m pytest -m soak --timeout 7200
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 7
 	$(BIN)/python tests/faults/kill.py --kills 200 --seed 5 --lanes windows
 	$(BIN)/python -m tests.faults.changes --kills 2600 --each 50 --seed 7

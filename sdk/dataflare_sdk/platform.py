@@ -29,6 +29,25 @@ def lock_file(file: IO[Any]) -> bool:
     return True
 
 
+def lock_folder(path: str | Path) -> int | None:
+    """Open a folder and take an exclusive lock on it without waiting; closing the descriptor, or death, lets go of it.
+
+    Returns:
+        The descriptor, or -1 where folders cannot be locked (Windows, some network file systems); None: it is held.
+    """
+    if not POSIX:
+        return -1  # pragma: no cover - Windows only
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        return None if isinstance(error, BlockingIOError) else -1
+    return handle
+
+
 def fsync_file(path: str | Path) -> None:
     """Make a file's content durable."""
     flags = os.O_RDWR if not POSIX else os.O_RDONLY

@@ -65,6 +65,7 @@ class FileDestination(Destination[C]):
         self._staging = Path(ctx.staging_dir)
         self._record: dict[str, Any] = {}
         self._note_of_whole: dict[str, Any] = {}
+        self._again = False
         self._pieces: Pieces | None = None
         self._writer: Writer | None = None
         self._buffer: list[pa.RecordBatch] = []
@@ -375,7 +376,9 @@ class FileDestination(Destination[C]):
         if not self._append:
             self._record["pieces"] = [*self._record["pieces"], *pieces.names]
         if self._append and self.layout.single:
-            self._record["length"] = append_bytes(pieces, target, int(self._record.get("length", 0)))
+            again, self._again = self._again, True  # what fails half-way is done again
+            self._record["length"] = append_bytes(pieces, target, int(self._record.get("length", 0)), again=again)
+            self._again = False
         elif self._append:
             self._parts().add(epoch)
         elif final and self.layout.single:
@@ -401,7 +404,7 @@ class FileDestination(Destination[C]):
             for name in note["pieces"]:
                 if not (pieces.folder / name).exists() and (visible is None or not (target / visible(name)).exists()):
                     return False
-        pieces.names, self._note_of_whole = list(note["pieces"]), note
+        pieces.names, self._note_of_whole, self._again = list(note["pieces"]), note, True
         return True
 
     def abort(self) -> None:

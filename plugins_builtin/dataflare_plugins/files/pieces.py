@@ -2,7 +2,7 @@
 
 The folder is claimed (`dataflare_sdk.claim`): a newer run takes it over with what lies in it, and whatever an older,
 stopped one still does in it goes nowhere. Everything that becomes visible is renamed out of it; only appending to a file
-cannot be one rename, and is done under a lock.
+cannot be one rename, and is done under a lock, and so is the manifest of a folder, which several workflows may share.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dataflare_sdk import atomic, code, platform
 from dataflare_sdk.claim import claim, leave
@@ -23,12 +23,13 @@ from dataflare_sdk.formats import Writer
 HELD = code(
     "files.held",
     4,
-    "An older run of the workflow still stands in the middle of appending to the file.",
+    "Another run stands in the middle of appending to the file or the folder.",
     "End that process, then run again.",
 )
 PATIENCE = 10.0
-"""Seconds to wait for an older run that is appending: it ends, or it is stopped."""
+"""Seconds to wait for another run that is appending: it ends, or it is stopped."""
 WHOLE, FIRST, LOCK = "whole", "first", "held"
+_Lock = TypeVar("_Lock")
 
 
 class Pieces:
@@ -146,8 +147,37 @@ class Pieces:
         except FileNotFoundError:
             return
         with file:
-            give_up = time.monotonic() + PATIENCE
-            while not platform.lock_file(file):
-                if time.monotonic() > give_up:
-                    raise HELD.error(f"a process that was taken over still holds '{file.name}' and has not ended its write")
-                time.sleep(0.05)
+            patiently(lambda: platform.lock_file(file) or None, f"a process that was taken over still holds '{file.name}'")
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Hold a folder that several workflows may append to, while what they all write in it is read and written anew.
+
+    Raises:
+        DataflareError: `files.held`: another process holds it and does not go on.
+    """
+    handle = patiently(lambda: platform.lock_folder(folder), f"another process holds '{folder}'")
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def patiently(lock: Callable[[], _Lock | None], who: str) -> _Lock:
+    """Take a lock, waiting for whoever has it.
+
+    Args:
+        lock: tries once; None: somebody has it.
+        who: has it, in words.
+
+    Raises:
+        DataflareError: `files.held`.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while (taken := lock()) is None:
+        if time.monotonic() > give_up:
+            raise HELD.error(f"{who} and has not ended its write")
+        time.sleep(0.01)
+    return taken

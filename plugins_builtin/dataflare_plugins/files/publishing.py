@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dataflare_plugins.files.layout import Layout
-from dataflare_plugins.files.pieces import Pieces
+from dataflare_plugins.files.pieces import Pieces, patiently, sole
 from dataflare_sdk import atomic, code, platform
 from dataflare_sdk.formats import append_file
 
@@ -17,6 +17,12 @@ LOST = code(
     4,
     "Something that was written and not yet visible is gone.",
     "Do not remove hidden files beside a target while a run is unfinished; start over with `dataflare state reset`.",
+)
+NOT_OURS = code(
+    "files.not-ours",
+    4,
+    "A run was killed while it appended to a file, and somebody else has appended to the file since.",
+    "Look at the end of the file, mend it by hand, then start over with `dataflare state reset`; many may append to a folder of parts.",
 )
 MANIFEST = "_dataflare_manifest.json"
 """Names the parts that are committed (`parts`), and the files that name earlier ones (`earlier`)."""
@@ -45,23 +51,52 @@ def is_whole(path: Path, note: Mapping[str, Any]) -> bool:
     return (status.st_ino, status.st_size) == (note["inode"], note["size"])
 
 
-def append_bytes(pieces: Pieces, target: Path, length: int) -> int:
-    """Append the epoch's pieces to what is committed and return the new length.
+def append_bytes(pieces: Pieces, target: Path, length: int, *, again: bool) -> int:
+    """Append the epoch's pieces and return the new length; what others append to the file meanwhile stays.
 
-    A crash in the middle leaves bytes behind `length`: they are cut off, and it is done again.
+    Args:
+        pieces: what is appended.
+        target: the file.
+        length: bytes of it when the last epoch was committed.
+        again: a crash may have left the beginning of the pieces behind `length`: it is cut off, and all is appended anew.
+
+    Raises:
+        DataflareError: `files.not-ours`, `files.held`, `state.fenced`.
     """
-    with pieces.alone():
-        if target.exists():
+    paths = [pieces.folder / name for name in pieces.names]
+    with pieces.alone(), target.open("a+b") as out:
+        patiently(lambda: platform.lock_file(out) or None, f"another process holds '{target}'")
+        size = os.fstat(out.fileno()).st_size
+        if again and size > length and not _all_there(out, length, paths, target):
             atomic.cut(target, length)
-        with target.open("ab") as out:
-            for name in pieces.names:
-                with (pieces.folder / name).open("rb") as part:
-                    append_file(part, out)
-            out.flush()
-            os.fsync(out.fileno())
-            length = os.fstat(out.fileno()).st_size
+        elif again and size > length:
+            paths = []
+        for path in paths:
+            with path.open("rb") as part:
+                append_file(part, out)
+        out.flush()
+        os.fsync(out.fileno())
+        length = os.fstat(out.fileno()).st_size
         platform.fsync_dir(target.parent)
     return length
+
+
+def _all_there(out: BinaryIO, length: int, paths: Sequence[Path], target: Path) -> bool:
+    """Whether what lies behind `length` begins with all pieces; else it is the beginning of them, and nobody else's.
+
+    Raises:
+        DataflareError: `files.not-ours`: it may be the beginning of them with something behind it, and cannot be told from it.
+    """
+    out.seek(length)
+    for path in paths:
+        with path.open("rb") as part:
+            while mine := part.read(1 << 20):
+                found = out.read(len(mine))
+                if not mine.startswith(found):
+                    raise NOT_OURS.error(f"'{target}' has bytes behind its first {length} that this run did not write")
+                if len(found) < len(mine):
+                    return False
+    return True
 
 
 class Parts:
@@ -89,7 +124,8 @@ class Parts:
                 (self._pieces.folder / name).rename(final)
         for place in folders:
             platform.fsync_dir(place)
-        self._tell(epoch)
+        with sole(target):
+            self._tell(epoch)
 
     def _tell(self, epoch: int) -> None:
         """Write down which parts are committed, for readers that want a whole epoch or none of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def opened(kind: str, folder: Path, fence: int, run: str = "run-1") -> FileDesti
     context.staging_dir = claim(context.staging_dir.parent, fence) / "o"
     made = factory(factory.configure({"path": path}), context)
     made.open(Target("workflow-1", "o", run, fence, SCHEMA, WriteSpec(mode=mode), "hash"))
+    return made
+
+
+def other(folder: Path, kind: str = "parts") -> FileDestination[Any]:
+    """Return what another workflow appends to the same place with."""
+    factory, path, _ = PLACES[kind]
+    context = FakeContext(folder, "o")
+    context.staging_dir = folder / ".dataflare" / "other"
+    made = factory(factory.configure({"path": path}), context)
+    made.open(Target("workflow-2", "o", "run-9", 8, SCHEMA, WriteSpec(mode="append"), "hash"))
     return made
 
 
@@ -177,13 +188,86 @@ def test_an_abandoned_run_of_another_workflow_keeps_its_pieces(tmp_path: Path) -
     """Two workflows may append to one folder at the same time: neither sweeps the other."""
     one = opened("parts", tmp_path, 1)
     write(one, 1, [1], final=False)
-    context = FakeContext(tmp_path, "o")
-    context.staging_dir = tmp_path / ".dataflare" / "other"
-    two = ParquetDestination(ParquetDestination.configure({"path": "o/"}), context)
-    two.open(Target("workflow-2", "o", "run-9", 8, SCHEMA, WriteSpec(mode="append"), "hash"))
+    two = other(tmp_path)
     write(two, 1, [2], final=True)
     two.commit(1, {}, True)
     two.close()
     one.commit(1, {}, True)
     one.close()
     assert rows("parts", tmp_path) == [1, 2]
+
+
+def test_two_workflows_that_append_at_once_are_both_told_of(tmp_path: Path, monkeypatch) -> None:
+    """One has read the manifest and not yet written it when the other comes."""
+    one, two = opened("parts", tmp_path, 1), other(tmp_path)
+    for made, row in ((one, 1), (two, 2)):
+        write(made, 1, [row], final=True)
+    beside = threading.Thread(target=two.commit, args=(1, {}, True))
+    real = atomic.write_record
+
+    def slowly(path: Path, *arguments: Any, **named: Any) -> None:
+        if path.name == publishing.MANIFEST and beside.ident is None:
+            beside.start()
+            beside.join(0.5)
+        real(path, *arguments, **named)
+
+    monkeypatch.setattr(atomic, "write_record", slowly)
+    one.commit(1, {}, True)
+    beside.join()
+    for made in (one, two):
+        made.close()
+    assert rows("parts", tmp_path) == [1, 2]
+    assert sorted(told_by(tmp_path / "o")[0]) == sorted(p.name for p in (tmp_path / "o").glob("*.parquet"))
+
+
+def test_two_that_append_to_one_file_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "o.csv").write_text("id\n0\n")
+    one, two = opened("appended", tmp_path, 1), other(tmp_path, "appended")
+    for epoch in range(1, 4):
+        for made, row in ((one, epoch), (two, 10 + epoch)):
+            write(made, epoch, [row], final=epoch == 3)
+            made.commit(epoch, {}, epoch == 3)
+        with (tmp_path / "o.csv").open("a") as by_hand:
+            by_hand.write(f"{20 + epoch}\n")
+    one.close()
+    two.close()
+    assert (tmp_path / "o.csv").read_text().split() == ["id", *map(str, (0, 1, 11, 21, 2, 12, 22, 3, 13, 23))]
+
+
+class Dies(BaseException):
+    """Ends a process in the middle of a write, as far as the file can tell."""
+
+
+@pytest.mark.parametrize("behind", ["", "7\n"])
+@pytest.mark.parametrize("written", [0, 1, 4, 6])
+def test_what_is_found_behind_a_killed_append(written: int, behind: str, tmp_path: Path, monkeypatch) -> None:
+    """Its own bytes are cut off and written again; what may be somebody else's is not."""
+    first = opened("appended", tmp_path, 1)
+    write(first, 1, [1], final=False)
+    first.commit(1, {}, False)
+    write(first, 2, [21, 22], final=True)
+
+    def dies(part: Any, out: Any) -> None:
+        out.write(part.read()[:written])
+        out.flush()
+        raise Dies
+
+    monkeypatch.setattr(publishing, "append_file", dies)
+    with pytest.raises(Dies):
+        first.commit(2, {}, True)
+    monkeypatch.undo()
+    file = tmp_path / "o.csv"
+    file.write_text(file.read_text() + behind)
+    there = file.read_text()
+    assert there == "id\n1\n" + "21\n22\n"[:written] + behind
+    heir = opened("appended", tmp_path, 2)
+    assert heir.recover(2, True)
+    if behind and written < 6:
+        with pytest.raises(DataflareError) as error:
+            heir.commit(2, {}, True)
+        assert error.value.code == "files.not-ours"
+        assert file.read_text() == there
+    else:
+        heir.commit(2, {}, True)
+        assert file.read_text() == "id\n1\n21\n22\n" + behind
+    heir.close()
