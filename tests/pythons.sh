@@ -19,7 +19,7 @@ for version in 3.11 3.12 3.13; do
     environment=.venv-$version
     if [ ! -e "$environment/.made" ] || [ pyproject.toml -nt "$environment/.made" ]; then
         "$python" -m venv "$environment"
-        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[all,test]'
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[kafka,postgres]' hypothesis pytest pytest-timeout pytest-xdist
         touch "$environment/.made"
     fi
     echo "python $version:"

@@ -189,9 +189,9 @@ def _has_float(kind: pa.DataType) -> bool:
 
 
 def append_file(part: Any, out: Any) -> None:
-    """Append one open file to another, in the kernel where it can."""
+    """Append what is left of one open file to another, in the kernel where it can."""
     copy = getattr(os, "copy_file_range", None)
-    left = os.fstat(part.fileno()).st_size
+    left = os.fstat(part.fileno()).st_size - part.tell()
     while copy is not None and left:
         try:
             # An explicit offset: the target is open for appending, which this call refuses otherwise.

@@ -377,7 +377,7 @@ class FileDestination(Destination[C]):
             self._record["pieces"] = [*self._record["pieces"], *pieces.names]
         if self._append and self.layout.single:
             again, self._again = self._again, True  # what fails half-way is done again
-            self._record["length"] = append_bytes(pieces, target, int(self._record.get("length", 0)), again=again)
+            self._record["length"] = append_bytes(pieces, target, int(self._record.get("length", 0)), again=again, header=self._header_size)
             self._again = False
         elif self._append:
             self._parts().add(epoch)
@@ -385,6 +385,14 @@ class FileDestination(Destination[C]):
             put_whole(pieces, target, self._note_of_whole)
         elif final:
             self._parts().swap(self._record["pieces"])
+
+    def _header_size(self) -> int:
+        """Return how long the header is, of a file that somebody else has begun: with the same columns, or that is an error."""
+        assert self._writer is not None
+        self._check_columns(self.layout.target)
+        path = self._mine.folder / "header"
+        self._writer.write(self._schema.empty_table(), path, first=True)
+        return path.stat().st_size
 
     def _parts(self) -> Parts:
         about = {"workflow_id": self._target.workflow_id, "node": self._target.node}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +51,7 @@ def is_whole(path: Path, note: Mapping[str, Any]) -> bool:
     return (status.st_ino, status.st_size) == (note["inode"], note["size"])
 
 
-def append_bytes(pieces: Pieces, target: Path, length: int, *, again: bool) -> int:
+def append_bytes(pieces: Pieces, target: Path, length: int, *, again: bool, header: Callable[[], int]) -> int:
     """Append the epoch's pieces and return the new length; what others append to the file meanwhile stays.
 
     Args:
@@ -59,6 +59,7 @@ def append_bytes(pieces: Pieces, target: Path, length: int, *, again: bool) -> i
         target: the file.
         length: bytes of it when the last epoch was committed.
         again: a crash may have left the beginning of the pieces behind `length`: it is cut off, and all is appended anew.
+        header: how many bytes the pieces begin with that a file has once, asked when somebody else has begun the file meanwhile.
 
     Raises:
         DataflareError: `files.not-ours`, `files.held`, `state.fenced`.
@@ -71,9 +72,12 @@ def append_bytes(pieces: Pieces, target: Path, length: int, *, again: bool) -> i
             atomic.cut(target, length)
         elif again and size > length:
             paths = []
+        begun = 0 if again or length or not size else header()
         for path in paths:
             with path.open("rb") as part:
+                part.seek(begun)
                 append_file(part, out)
+            begun = 0
         out.flush()
         os.fsync(out.fileno())
         length = os.fstat(out.fileno()).st_size

@@ -220,8 +220,9 @@ def test_two_workflows_that_append_at_once_are_both_told_of(tmp_path: Path, monk
     assert sorted(told_by(tmp_path / "o")[0]) == sorted(p.name for p in (tmp_path / "o").glob("*.parquet"))
 
 
-def test_two_that_append_to_one_file_lose_nothing(tmp_path: Path) -> None:
-    (tmp_path / "o.csv").write_text("id\n0\n")
+@pytest.mark.parametrize("began", ["", "id\n0\n"])
+def test_two_that_append_to_one_file_lose_nothing(began: str, tmp_path: Path) -> None:
+    (tmp_path / "o.csv").write_text(began)
     one, two = opened("appended", tmp_path, 1), other(tmp_path, "appended")
     for epoch in range(1, 4):
         for made, row in ((one, epoch), (two, 10 + epoch)):
@@ -231,7 +232,17 @@ def test_two_that_append_to_one_file_lose_nothing(tmp_path: Path) -> None:
             by_hand.write(f"{20 + epoch}\n")
     one.close()
     two.close()
-    assert (tmp_path / "o.csv").read_text().split() == ["id", *map(str, (0, 1, 11, 21, 2, 12, 22, 3, 13, 23))]
+    assert (tmp_path / "o.csv").read_text().split() == [*(began.split() or ["id"]), *map(str, (1, 11, 21, 2, 12, 22, 3, 13, 23))]
+
+
+def test_a_file_that_another_began_with_other_columns_is_let_be(tmp_path: Path) -> None:
+    made = opened("appended", tmp_path, 1)
+    write(made, 1, [1], final=True)
+    (tmp_path / "o.csv").write_text("other\n0\n")
+    with pytest.raises(DataflareError) as error:
+        made.commit(1, {}, True)
+    assert error.value.code == "files.columns-differ"
+    assert (tmp_path / "o.csv").read_text() == "other\n0\n"
 
 
 class Dies(BaseException):
