@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,7 +153,7 @@ def judged(error: Exception, otherwise: ErrorCode, message: str) -> DataflareErr
 
 
 class CurrentBatch:
-    """Serves whatever batch is current; registered once.
+    """Serves whatever batches are current; registered once.
 
     A batch that is registered anew under the same name is not seen by a prepared statement: it would give the old
     rows, silently.
@@ -161,10 +161,19 @@ class CurrentBatch:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self.batch: pa.RecordBatch = pa.RecordBatch.from_pylist([], schema=schema)
+        self.batches: Sequence[pa.RecordBatch] = ()
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """The first of them; setting it makes it the only one."""
+        return self.batches[0]
+
+    @batch.setter
+    def batch(self, batch: pa.RecordBatch) -> None:
+        self.batches = (batch,)
 
     def __arrow_c_schema__(self) -> object:
         return self._schema.__arrow_c_schema__()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        return pa.RecordBatchReader.from_batches(self._schema, [self.batch]).__arrow_c_stream__(requested_schema)
+        return pa.RecordBatchReader.from_batches(self._schema, self.batches).__arrow_c_stream__(requested_schema)

@@ -118,11 +118,13 @@ class Split:
         parts: what to compute of some of the rows, one aggregate each.
         merges: for each part the aggregate that makes one of several of its kind, `{}` standing for its column.
         whole: what makes the answer of the parts of all; a number between NUL characters stands for the column of a part.
+        never_fails: no value of a row makes a part fail, so that rows may be kept a while before it is computed.
     """
 
     parts: tuple[str, ...]
     merges: tuple[str, ...]
     whole: str
+    never_fails: bool = False
 
     def over(self, columns: Sequence[str]) -> str:
         """Return what makes the answer of the parts, which stand in these columns (quoted)."""

@@ -12,6 +12,9 @@ from dataflare_plugins.aggregate.window_state import ENDS, OPENS, WindowState
 from dataflare_sdk import held
 from dataflare_sdk.schema import quote
 
+GATHERED_ROWS, GATHERED_BYTES = 65_536, 8 << 20
+"""Rows and bytes that wait at most: a statement costs as much as some 5,000 rows, and of more rows more share a line."""
+
 
 class Shards:
     """Hands every batch to all shares; each takes the rows of its groups.
@@ -23,10 +26,14 @@ class Shards:
         make: makes the state of share i of n.
         count: how many shares.
         names: columns of the answer.
+        gathers: rows may wait for more of their epoch, as none of them can be refused.
     """
 
-    def __init__(self, make: Callable[[tuple[int, int]], WindowState], count: int, names: Sequence[str]) -> None:
+    def __init__(self, make: Callable[[tuple[int, int]], WindowState], count: int, names: Sequence[str], *, gathers: bool = False) -> None:
         self._names = names
+        self._gathers = gathers
+        self._gathered: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
         self._states = [make((i, count)) for i in range(count)]
         self._threads = [ThreadPoolExecutor(1, f"dataflare-share-{i}") for i in range(count)] if count > 1 else []
 
@@ -46,16 +53,30 @@ class Shards:
         Raises:
             DataflareError: `data.expression`: a value made an expression fail; `world.out-of-memory`, `world.io`.
         """
+        self._gathered.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if not self._gathers or self._rows >= GATHERED_ROWS or self._bytes >= GATHERED_BYTES:
+            self._take_gathered()
+
+    def _take_gathered(self) -> None:
+        batches, self._gathered, self._rows, self._bytes = self._gathered, [], 0, 0
+        if not batches:
+            return
         try:
             with held.guarded():
-                self._each(lambda state: state.take(batch))
-        except Exception:
+                self._each(lambda state: state.take(batches))
+        except Exception as error:
             self._each(lambda state: state.keep(False))
+            if self._gathers and getattr(error, "exit_code", None) == 1:
+                # The batch in hand would be judged for rows of others: better no answer than one without them.
+                raise RuntimeError(f"a value made an expression fail that no value can: {error}") from error
             raise
         self._each(lambda state: state.keep(True))
 
     def fold(self) -> None:
         """Move what came in this epoch to what came before."""
+        self._take_gathered()
         with held.guarded():
             self._each(WindowState.fold)
 

@@ -36,6 +36,7 @@ class Lines:
         merges: what makes one line's value of several, `{}` standing for the column; empty: each row has its own line.
         schema: of the answer, in order: name to the SQL that gives it over lines of one window.
         result: the Arrow schema of the answer.
+        never_fail: no value of a row makes a key or a value fail.
     """
 
     keys: tuple[str, ...]
@@ -43,6 +44,7 @@ class Lines:
     merges: tuple[str, ...]
     schema: Mapping[str, str]
     result: pa.Schema
+    never_fail: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -118,16 +120,17 @@ class WindowState:
         number, shards = self._shard
         return "" if shards == 1 else f" WHERE hash({', '.join(f'({k})' for k in keys)}) % {shards} = {number}"
 
-    def take(self, batch: pa.RecordBatch) -> None:
+    def take(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Take rows; the last column is their event time. With several shards nothing is kept before `keep`.
 
         Raises:
-            duckdb.Error: a value made an expression fail; nothing of the batch was taken.
+            duckdb.Error: a value made an expression fail; nothing of the batches was taken.
         """
-        self._current.batch = batch
+        self._current.batches = batches
         if self._shard[1] > 1:
             self.connection.execute("BEGIN")
         self.connection.execute("EXECUTE take")
+        self._current.batches = ()
 
     def keep(self, kept: bool) -> None:
         """Keep what was taken, or give it up: some other shard could not take its rows."""

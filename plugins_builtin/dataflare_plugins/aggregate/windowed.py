@@ -72,6 +72,7 @@ class Windowed:
                 ),
                 count,
                 self._lines.result.names,
+                gathers=self._lines.never_fail,
             )
         return self._state
 
@@ -177,7 +178,10 @@ def _lines(by: Mapping[str, str], select: Mapping[str, str], schema: pa.Schema, 
     stands = dict(zip(keys, (quote(f"\x1fkey {i}") for i in range(len(keys))), strict=True))
     spoken = {n: f"{_maker(result.field(n).type)}({MOMENTS[which]})" for n, which in moments(by).items()}
     order = {n: spoken.get(n) or stands.get(n) or answers[n] for n in result.names}
-    return Lines(texts, values, merges, order, result)
+    sure = all(e in {quote(n) for n in schema.names} for e in texts) and (
+        all(s.never_fails for s in splits.values() if s is not None) if whole else True
+    )
+    return Lines(texts, values, merges, order, result, sure)
 
 
 def _maker(kind: pa.DataType) -> str:

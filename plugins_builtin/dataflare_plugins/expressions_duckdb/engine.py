@@ -157,7 +157,7 @@ class DuckdbExpressions(Component[EngineConfig]):
     def split(self, text: str, schema: pa.Schema) -> Split | None:
         """Return an expression over aggregates in parts; see the contract."""
         whole = self.expression_text(text)
-        made = split(self._connection, text, self._started, self._aggregate_names())
+        made = split(self._connection, text, self._started, self._aggregate_names(), schema)
         return made if made is not None and self._says_the_same(whole, made, schema) else None
 
     def _says_the_same(self, whole: str, made: Split, schema: pa.Schema) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from dataflare_plugins.expressions_duckdb.gate import Parsed, parse_expression
 from dataflare_sdk.expressions import Split
 
@@ -28,7 +30,7 @@ _COUNTS = {"count": "BIGINT", "count_star": "BIGINT", "count_if": "HUGEINT", "co
 _MEANS = frozenset(["avg", "mean"])
 
 
-def split(connection: Any, text: str, started: str, aggregates: Collection[str]) -> Split | None:
+def split(connection: Any, text: str, started: str, aggregates: Collection[str], schema: pa.Schema) -> Split | None:
     """Return an expression over aggregates in parts; None: some aggregate needs every row.
 
     Args:
@@ -36,6 +38,7 @@ def split(connection: Any, text: str, started: str, aggregates: Collection[str])
         text: the expression, which has passed the gate.
         started: what `now()` means.
         aggregates: names of all aggregate functions, lower case.
+        schema: of the rows.
     """
     parsed = parse_expression(connection, text, started)
     parsed = parse_expression(connection, parsed.text, started)  # places in the text with the clock in it
@@ -53,7 +56,9 @@ def split(connection: Any, text: str, started: str, aggregates: Collection[str])
         parts += own
         whole += raw[end:start] + merged.encode()
         end = stop
-    return Split(tuple(p for p, _ in parts), tuple(m for _, m in parts), (whole + raw[end:]).decode())
+    types = {f.name.lower(): f.type for f in schema}
+    sure = all(_never_fails(call, types) for call in calls)
+    return Split(tuple(p for p, _ in parts), tuple(m for _, m in parts), (whole + raw[end:]).decode(), sure)
 
 
 def _parts(name: str, call: str, first: int) -> tuple[list[tuple[str, str]], str]:
@@ -71,6 +76,21 @@ def _parts(name: str, call: str, first: int) -> tuple[list[tuple[str, str]], str
 def _splits(call: Mapping[str, Any]) -> bool:
     plain = not call.get("distinct") and not (call.get("order_bys") or {}).get("orders")
     return plain and call["function_name"].lower() in _MERGES.keys() | _MEANS and bool(call.get("query_location_length"))
+
+
+def _never_fails(call: Mapping[str, Any], types: Mapping[str, pa.DataType]) -> bool:
+    """Return whether it is an aggregate of a column as it is, of a type whose values it takes all.
+
+    A sum of whole numbers of 64 bits has 128; one of decimals or of wider numbers can run over.
+    """
+    arguments = [a["expression"] for a in call["arguments"]]
+    if call["filter"] is not None or any(a["class"] != "COLUMN_REF" or len(a["column_names"]) != 1 for a in arguments):
+        return False
+    name = call["function_name"].lower()
+    if name in ("count", "count_star", "min", "max"):
+        return True
+    read = [types.get(a["column_names"][0].lower()) for a in arguments]
+    return name in _MEANS | {"sum"} and all(t is not None and (pa.types.is_integer(t) or t in (pa.float32(), pa.float64())) for t in read)
 
 
 def _calls(parsed: Parsed, aggregates: Collection[str]) -> Iterator[Mapping[str, Any]]:

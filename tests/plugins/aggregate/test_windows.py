@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 import dataflare
 from dataflare.lifecycle import Runtime
+from dataflare_plugins.aggregate import shards
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
 
-pytestmark = pytest.mark.usefixtures("small_state")
+pytestmark = pytest.mark.usefixtures("small_state", "as_gathered")
 
 ORIGIN = 946_857_600_000_000
 START = datetime.datetime(2026, 3, 28, 23, 30)
@@ -31,6 +32,10 @@ IN_PARTS = {"n": "count(*)", "m": "count(v) + 1", "total": "sum(v)", "mean": "av
             "some": "sum(v) FILTER (WHERE v > 3)", "share": "round(sum(v) / nullif(count(*), 0), 3)"}  # fmt: skip
 WHOLE = {"n": "count(*)", "kinds": "count(DISTINCT v)", "middle": "quantile_cont(v, 0.5)", "seen": "list(id ORDER BY id)",
          "first": "first(name ORDER BY id)", "most": "max(v)"}  # fmt: skip
+SURE = {"n": "count(*)", "total": "sum(v)", "mean": "avg(v)", "low": "min(v)", "high": "max(name)"}
+"""In parts that no value makes fail."""
+selects = st.sampled_from([IN_PARTS, WHOLE, SURE])
+gathered = st.sampled_from([1, 4, 65_536])
 
 
 def rows(drawn: list[tuple[int, int, int | None, int | None]], first: int, zone: str | None) -> pa.Table:
@@ -105,13 +110,20 @@ shapes = st.one_of(
 )
 
 
+@pytest.fixture
+def as_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back how many rows are gathered: every example says it anew."""
+    monkeypatch.setattr(shards, "GATHERED_ROWS", shards.GATHERED_ROWS)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(row, max_size=60),
     second=st.lists(row, max_size=40),
     shape=shapes,
     lateness=st.sampled_from([0, 60, 300, 3600]),
-    whole=st.booleans(),
+    select=selects,
+    gathered=gathered,
     zone=st.sampled_from([None, "UTC"]),
     batch=st.sampled_from([1, 3, 7, 1000]),
     epoch=st.sampled_from([1, 5, 50, 1000]),
@@ -121,14 +133,15 @@ def test_windows_equal_one_query(
     second: Any,
     shape: Any,
     lateness: int,
-    whole: bool,
+    select: dict[str, str],
+    gathered: int,
     zone: str | None,
     batch: int,
     epoch: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     kind, size, every = shape
-    select = WHOLE if whole else IN_PARTS
+    shards.GATHERED_ROWS = gathered
     tables = [rows(first, 0, zone), rows(second, 1000, zone)]
     window = {kind: f"{size}s", "on": "seen", "lateness": f"{lateness}s", **({"every": f"{every}s"} if every else {})}
     run = dataflare.run(
@@ -174,7 +187,8 @@ deeds = st.lists(
     second=st.lists(row, max_size=40),
     shape=shapes,
     lateness=st.sampled_from([0, 60, 300, 3600]),
-    whole=st.booleans(),
+    select=selects,
+    gathered=gathered,
     deeds=deeds,
     shares=st.sampled_from([(1,), (2,), (2, 3), (3, 1, 2)]),
 )
@@ -183,14 +197,15 @@ def test_epochs_and_crashes_change_nothing(
     second: Any,
     shape: Any,
     lateness: int,
-    whole: bool,
+    select: dict[str, str],
+    gathered: int,
     deeds: list[Any],
     shares: tuple[int, ...],
     runtime: Runtime,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     kind, size, every = shape
-    select = WHOLE if whole else IN_PARTS
+    shards.GATHERED_ROWS = gathered
     tables = [rows(first, 0, None), rows(second, 1000, None)]
     window = {kind: f"{size}s", "on": "seen", "lateness": f"{lateness}s", **({"every": f"{every}s"} if every else {})}
     bench = Bench(

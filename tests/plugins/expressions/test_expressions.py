@@ -170,3 +170,25 @@ def test_a_query_over_whole_inputs_is_cast_to_the_plan(engine: DuckdbExpressions
     found = engine.query("SELECT a, sum(a) AS t FROM o GROUP BY a ORDER BY a", {"o": table}, bound.schema).read_all()
     assert found.schema == bound.schema
     assert found.to_pylist() == [{"a": 1, "t": 1}, {"a": 2, "t": 4}]
+
+
+@pytest.mark.parametrize(
+    ("text", "sure"),
+    [
+        ("count(*)", True),
+        ("count(s)", True),
+        ("sum(a)", True),
+        ("round(avg(a) / nullif(count(*), 0), 2)", True),
+        ("max(s) || min(s)", True),
+        ("sum(Tot)", False),
+        ("sum(a * 2)", False),
+        ("count(s::INTEGER)", False),
+        ("sum(a) FILTER (WHERE s::INTEGER > 1)", False),
+        ("max(a) + min(s::INTEGER)", False),
+        ("bool_or(a > 1)", False),
+    ],
+)
+def test_aggregates_of_plain_columns_never_fail(engine: DuckdbExpressions, text: str, sure: bool) -> None:
+    made = engine.split(text, SCHEMA)
+    assert made is not None
+    assert made.never_fails is sure
