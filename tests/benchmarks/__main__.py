@@ -21,11 +21,10 @@ from tests.benchmarks.lookups import lookups
 from tests.benchmarks.measure import Case, instructions, python, table
 from tests.benchmarks.messages import NATS, REDIS, brokers
 from tests.benchmarks.microbatch import microbatch
-from tests.benchmarks.monitors import monitored
+from tests.benchmarks.monitors import monitors
 from tests.benchmarks.wasm import wasm
 from tests.benchmarks.windows import windows
 from tests.benchmarks.workers import workers
-from tests.servers.receiver import Receiver
 
 HEAD = """# Benchmarks
 
@@ -38,8 +37,8 @@ in the PostgreSQL table that is copied. Ratios travel between machines, absolute
 """
 
 
-WITHIN = {"lookups": lookups, "wasm": wasm, "workers": workers, "windows": windows}
-"""What is measured by itself: lookups, plugins at the levels of isolation, windows; each can be chosen by `--only`."""
+WITHIN = {"lookups": lookups, "wasm": wasm, "workers": workers, "windows": windows, "monitors": monitors}
+"""What is measured by itself: lookups, plugins at the levels of isolation, windows, monitors; each can be chosen by `--only`."""
 
 
 def main() -> int:
@@ -62,11 +61,6 @@ def main() -> int:
         cases = [c for c in all_cases(data, folder) if chosen.only in c.name]
         for case in cases:
             _timed(case, chosen.rounds)
-        with Receiver() as receiver:
-            for case in monitored(data, folder, receiver):
-                if chosen.only in case.name:
-                    _timed(case, chosen.rounds)
-                    cases.append(case)
         with bench(chosen.database_rows, folder) as databases:
             for kind in (copying, loading, to_parquet, capturing):
                 if any(chosen.only in name for name in NAMES[kind.__name__]):
