@@ -125,6 +125,8 @@ class Job:
         self._refs: dict[str, ActorRef] = {}
         self._sources = {t.id for t in self._plan.tasks if self._env.plan.node(t.nodes[0]).kind == "source"}
         self._sinks = {t.id for t in self._plan.tasks if self._env.plan.node(t.nodes[-1]).kind == "destination"}
+        self._whole = all(t.lane == "bulk" for t in self._plan.tasks)
+        self._gone: set[str] = set()
         self._exhausted: set[str] = set()
         self._epoch: Epoch | None = None
         self._next = 1
@@ -261,6 +263,9 @@ class Job:
             event = self._take(self._patience())
             if isinstance(event, Exhausted):
                 self._exhausted.add(event.task)
+            elif isinstance(event, Exited):
+                self._gone.add(event.task)
+                self._need_all()
             elif isinstance(event, Abandoned):
                 self._turn_to_newer()
                 return "interrupted"
@@ -305,7 +310,7 @@ class Job:
             if everything_read:
                 self._trigger(final=self._replaying.final, replay=True)
             return
-        if self._drained:
+        if self._drained and not self._whole:
             if everything_read:
                 self._trigger(final=False, last=True)
         elif self._reshaped:
@@ -342,6 +347,8 @@ class Job:
             raise PluginsRenewed
 
     def _due(self) -> bool:
+        if self._whole:
+            return False  # a statement has one epoch, the final one: what it wrote is not to be had in parts
         if self._asked or time.monotonic() - self._cut_at >= self._every:
             return True
         if self._rows is None:
@@ -362,7 +369,20 @@ class Job:
         if replay and self._replaying is not None:
             now = int(self._replaying.extra.get("time", now))
         self._epoch.time = now
+        self._need_all()
         self._tell(self._sources, Trigger(self._epoch.number, final, replay, now))
+
+    def _need_all(self) -> None:
+        """Make sure that nobody has left whom the epoch under way waits for: it would wait for ever.
+
+        Raises:
+            RuntimeError: somebody has.
+        """
+        if self._epoch is None:
+            return
+        waiting = {t for t in self._refs if t not in self._epoch.passed} | (self._sinks - self._epoch.committed)
+        if waiting & self._gone:
+            raise RuntimeError(f"epoch {self._epoch.number} waits for tasks that have ended: {', '.join(sorted(waiting & self._gone))}")
 
     def _log(self) -> None:
         """Every task has passed the barrier: write the epoch down, then let the destinations commit it."""
