@@ -26,6 +26,9 @@ NO_PUSHDOWN = "SET disabled_optimizers='filter_pushdown,filter_pullup'"
 """For a statement where a step that drops rows follows an expression that can fail: DuckDB must not drop the
 failing rows first (with pushdown on, failures silently became filtered rows)."""
 
+LEAST_FOR_SESSIONS = 80 << 20
+"""Bytes: DuckDB reads JSON in two buffers of 32 MiB, however short the file."""
+
 
 def connect(
     *,
@@ -117,9 +120,9 @@ def _limit(memory: int) -> str:
 
 
 def bound_sessions(memory: int) -> None:
-    """Bound what all sessions of the process use together, in bytes."""
+    """Bound what all sessions of the process use together, in bytes; they are left what one look at a file of JSON takes."""
     with session() as connection:
-        connection.execute(f"SET memory_limit='{_limit(memory)}'")
+        connection.execute(f"SET memory_limit='{_limit(max(memory, LEAST_FOR_SESSIONS))}'")
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, paths: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
