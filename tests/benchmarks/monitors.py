@@ -33,7 +33,7 @@ def monitors(folder: Path) -> tuple[str, bool]:
     """Return the table, and whether everything is within its limit.
 
     Two runs of one job differ by more than monitors cost, so what they cost is seen in a run that lasts as long and mostly waits:
-    events, checkpoints, scrapes and posts are as many there.
+    events, checkpoints and posts are as many there.
     """
     with Receiver() as receiver:
         watched = _every(receiver.url)

@@ -13,7 +13,7 @@ from dataflare_sdk import held
 from dataflare_sdk.schema import quote
 
 GATHERED_ROWS, GATHERED_BYTES = 65_536, 8 << 20
-"""Rows and bytes that wait at most: a statement costs as much as some 5,000 rows, and of more rows more share a line."""
+"""Rows and bytes that wait at most: a statement has a cost of its own, and of more rows more share a line."""
 
 
 class Shards:

@@ -178,9 +178,8 @@ def _lines(by: Mapping[str, str], select: Mapping[str, str], schema: pa.Schema, 
     stands = dict(zip(keys, (quote(f"\x1fkey {i}") for i in range(len(keys))), strict=True))
     spoken = {n: f"{_maker(result.field(n).type)}({MOMENTS[which]})" for n, which in moments(by).items()}
     order = {n: spoken.get(n) or stands.get(n) or answers[n] for n in result.names}
-    sure = all(e in {quote(n) for n in schema.names} for e in texts) and (
-        all(s.never_fails for s in splits.values() if s is not None) if whole else True
-    )
+    plain = {quote(n) for n in schema.names}
+    sure = plain.issuperset(texts) and (not whole or all(s is not None and s.never_fails for s in splits.values()))
     return Lines(texts, values, merges, order, result, sure)
 
 

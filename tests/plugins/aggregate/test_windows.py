@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import dataflare
 from dataflare.lifecycle import Runtime
 from dataflare_plugins.aggregate import shards
+from dataflare_sdk import DataflareError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from stepping import Bench
@@ -232,3 +233,30 @@ def test_epochs_and_crashes_change_nothing(
     assert counted(bench.table()) == expected
     assert counted(bench.table("late")) == late
     assert bench.late == late.total()
+
+
+class Refusing:
+    """A share that cannot take what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[bool] = []
+
+    def take(self, batches: Any) -> None:
+        raise duckdb.ConversionException("no")
+
+    def keep(self, kept: bool) -> None:
+        self.kept.append(kept)
+
+
+@pytest.mark.parametrize(("gathers", "raised"), [(True, RuntimeError), (False, DataflareError)])
+def test_gathered_rows_that_fail_after_all_are_not_laid_on_the_batch_in_hand(gathers: bool, raised: type[Exception]) -> None:
+    """A `DataflareError` of the data would have the rows of that batch alone judged again, and those before it lost."""
+    share: Any = Refusing()
+    made = shards.Shards(lambda _: share, 1, ["n"], gathers=gathers)
+    batch = pa.RecordBatch.from_pydict({"n": pa.array([1, 2, 3], pa.int64())})
+    shards.GATHERED_ROWS = 4
+    if gathers:
+        made.take(batch)
+    with pytest.raises(raised):
+        made.take(batch)
+    assert share.kept == [False]

@@ -297,8 +297,8 @@ class Job:
             self._env.store.put_value(f"live:{self._plan.workflow}", "gauges", json.dumps(live).encode())
 
     def _patience(self) -> float:
-        if self._epoch is not None:
-            return 0.2
+        if self._epoch is not None or self._whole:
+            return 0.2  # no epoch is due
         if self._rows is not None:
             return 0.02  # rows have no clock
         return max(0.01, min(0.5, self._cut_at + self._every - time.monotonic()))
